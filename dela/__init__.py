@@ -1,0 +1,2 @@
+"""DeLA v2 point-cloud networks."""
+__version__ = "0.1.0"

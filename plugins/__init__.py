@@ -1,0 +1,1 @@
+"""Native kernels of dela: one shared library, reached through ctypes or ONNX Runtime."""

@@ -1,0 +1,88 @@
+"""Finds and loads the native library; the ctypes signatures live beside their callers."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import sys
+from pathlib import Path
+
+ABI_VERSION = 1
+ISA_NAMES = ("portable", "v2", "v3", "v4")
+_FILE_NAME = "libdela.dylib" if sys.platform == "darwin" else "libdela.so"
+
+
+class NativeLibraryError(RuntimeError):
+    """The native library is missing, of another version, or refused a call."""
+
+
+def library_path() -> Path:
+    """Path of the shared library, for ctypes and for ONNX Runtime's custom-op loader.
+
+    ``DELA_LIBRARY`` names another build (a sanitizer build, for example).
+
+    Raises:
+        NativeLibraryError: no such file beside this package.
+    """
+    override = os.environ.get("DELA_LIBRARY")
+    if override:
+        candidates = [Path(override)]
+    else:
+        # An editable install keeps the built library in site-packages and the sources in the
+        # checkout; both are on the package's search path.
+        package = sys.modules[__package__]
+        candidates = [Path(folder) / _FILE_NAME for folder in package.__path__]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise NativeLibraryError(
+        f"native library {_FILE_NAME} not found in {', '.join(str(c.parent) for c in candidates)}; "
+        "reinstall dela (pip install --force-reinstall dela)"
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL:
+    """The loaded library; every call returns the same object.
+
+    When torch is already imported its OpenMP runtime is reused, so both share one thread pool.
+    """
+    path = library_path()
+    try:
+        loaded = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise NativeLibraryError(f"{path} does not load: {error}") from error
+    loaded.dela_abi_version.restype = ctypes.c_int32
+    version = loaded.dela_abi_version()
+    if version != ABI_VERSION:
+        raise NativeLibraryError(
+            f"{path} has ABI version {version}, this dela needs {ABI_VERSION}; reinstall dela"
+        )
+    loaded.dela_isa.restype = ctypes.c_char_p
+    loaded.dela_set_isa.restype = ctypes.c_int32
+    loaded.dela_set_isa.argtypes = [ctypes.c_char_p]
+    return loaded
+
+
+def active_isa() -> str:
+    """Instruction set in use: ``v2``, ``v3``, ``v4`` (x86-64 levels) or ``portable``."""
+    return library().dela_isa().decode()
+
+
+def set_isa(name: str) -> None:
+    """Forces an instruction set, or the best one with ``auto``; for tests and benchmarks."""
+    if library().dela_set_isa(name.encode()) != 0:
+        raise NativeLibraryError(
+            f"instruction set {name!r} is not available here; choose 'auto' or one of "
+            f"{', '.join(ISA_NAMES)} that this processor has"
+        )
+
+
+def check(status: int, what: str) -> None:
+    """Turns a status code of the C ABI into an exception that names the call."""
+    if status == 0:
+        return
+    if status == 1:
+        raise MemoryError(f"{what}: out of memory")
+    raise NativeLibraryError(f"{what}: the native library refused its arguments (code {status})")

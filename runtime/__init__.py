@@ -1,0 +1,1 @@
+"""dela.runtime"""
