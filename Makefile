@@ -1,0 +1,31 @@
+# Two commands: `make demo` runs the main job, `make test` passes the tests.
+# Both create .venv themselves.
+VENV ?= .venv
+PYTHON ?= python3
+NATIVE := $(shell find plugins -name '*.cpp' -o -name '*.h')
+
+.PHONY: demo test lint bench clean
+
+$(VENV)/.installed: pyproject.toml CMakeLists.txt constraints.txt $(NATIVE)
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/dela demo -o demo --overwrite
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy -p dela
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/python benchmarks/operators.py
+	$(VENV)/bin/python benchmarks/preprocessing.py
+	$(VENV)/bin/python benchmarks/network.py
+
+clean:
+	rm -rf $(VENV) build dist demo

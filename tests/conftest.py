@@ -1,0 +1,27 @@
+"""Fixtures every test may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def lidar_dir() -> Path:
+    """Folder of six airborne lidar tiles (IGN - LiDAR HD); the test is skipped where it is absent."""
+    folder = SHARED_DATA / "ign_lidar_hd"
+    if not folder.is_dir():
+        pytest.skip(f"no lidar tiles at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_shapes_dir() -> Path:
+    """Folder with the tensor shapes of the published checkpoints; skipped where it is absent."""
+    folder = SHARED_DATA / "reference_checkpoints"
+    if not folder.is_dir():
+        pytest.skip(f"no reference checkpoint shapes at {folder}")
+    return folder
