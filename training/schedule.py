@@ -1,0 +1,25 @@
+"""Learning rate and coordinate-loss weight as plain functions of the step."""
+
+from __future__ import annotations
+
+import math
+
+
+def learning_rate(
+    step: int, total_steps: int, warmup_steps: int, peak: float, final: float = 0.0
+) -> float:
+    """Linear warm-up from 0 to ``peak``, then half a cosine down to ``final``.
+
+    Args:
+        step: the step about to be taken, 0 .. total_steps - 1. Step 0 of a warm-up already moves
+            (``peak / warmup_steps``); the last warm-up step reaches ``peak``.
+    """
+    if step < warmup_steps:
+        return peak * (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def coordinate_weight(step: int, total_steps: int, start: float, decay: float = 0.003) -> float:
+    """lambda(t) = start * decay^t, with t = step / total_steps (DESIGN 4.5: 0.25 * 0.003^t)."""
+    return start * decay ** (step / max(1, total_steps))
