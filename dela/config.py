@@ -97,19 +97,34 @@ class ModelConfig:
             if dim < 4 or dim % 4:
                 raise ConfigError(f"dims holds {dim}; every dimension must be a multiple of 4")
         if any(a >= b for a, b in zip(self.grid, self.grid[1:], strict=False)):
-            raise ConfigError(f"grid is {list(self.grid)}; each stage must be coarser than the last")
+            raise ConfigError(
+                f"grid is {list(self.grid)}; each stage must be coarser than the last"
+            )
         if any(a < b for a, b in zip(self.points, self.points[1:], strict=False)):
-            raise ConfigError(f"points is {list(self.points)}; a stage keeps at most the last one's")
+            raise ConfigError(
+                f"points is {list(self.points)}; a stage keeps at most the last one's"
+            )
         if self.task == "segmentation" and self.head_dim < 1:
             raise ConfigError(f"head_dim is {self.head_dim}; segmentation needs at least 1")
         if self.task == "classification" and (self.attributes or self.directions):
-            raise ConfigError("classification takes coordinates alone; remove attributes/directions")
+            raise ConfigError(
+                "classification takes coordinates alone; remove attributes/directions"
+            )
         if not self.classes:
             raise ConfigError("classes is empty; name at least one")
         if len({info.code for info in self.classes}) != len(self.classes):
             raise ConfigError("two classes share a label code; give each its own")
         if not self.coordinate_scale > 0:
             raise ConfigError(f"coordinate_scale is {self.coordinate_scale}; it must be above 0")
+        for name in ("drop_path", "head_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
+        if not 0 < self.bn_momentum <= 1:
+            raise ConfigError(f"bn_momentum is {self.bn_momentum}; it must be in (0, 1]")
+        if not self.mlp_ratio > 0:
+            raise ConfigError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0")
+        if self.epsilon is not None and not self.epsilon >= 0:
+            raise ConfigError(f"epsilon is {self.epsilon}; it must not be negative")
         for info in (*self.attributes, *self.directions):
             if not math.isfinite(info.scale) or info.scale == 0:
                 raise ConfigError(f"attribute {info.name}: scale {info.scale} is not usable")
@@ -147,7 +162,9 @@ class ModelConfig:
         known = {field.name for field in dataclasses.fields(cls)}
         unknown = sorted(set(values) - known)
         if unknown:
-            raise ConfigError(f"unknown model key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"unknown model key {unknown[0]!r}; known: {', '.join(sorted(known))}"
+            )
         converted = dict(values)
         try:
             converted["classes"] = tuple(
@@ -195,9 +212,7 @@ PALETTE = (
     (82, 84, 163),
 )
 
-S3DIS_CLASSES = (
-    "ceiling floor wall beam column window door table chair sofa bookcase board clutter"
-)
+S3DIS_CLASSES = "ceiling floor wall beam column window door table chair sofa bookcase board clutter"
 SCANNET_CLASSES = (
     "wall floor cabinet bed chair sofa table door window bookshelf picture counter desk curtain "
     "refrigerator shower_curtain toilet sink bathtub otherfurniture"
@@ -253,3 +268,40 @@ PRESETS: dict[str, ModelConfig] = {
         bn_momentum=0.1,
     ),
 }
+
+
+def generic_classes(count: int) -> tuple[ClassInfo, ...]:
+    """Classes ``class_0`` .. with codes 0 .. and the palette's colours."""
+    return tuple(
+        ClassInfo(f"class_{code}", code, PALETTE[code % len(PALETTE)]) for code in range(count)
+    )
+
+
+def resolve_config(preset: str | ModelConfig, **overrides: Any) -> ModelConfig:
+    """A preset or configuration with some fields replaced.
+
+    Args:
+        preset: a name in :data:`PRESETS` or a configuration.
+        overrides: fields of :class:`ModelConfig` (lists are fine for tuples), or ``num_classes``,
+            which replaces the classes by generic ones unless their number already fits.
+
+    Raises:
+        ConfigError: an unknown preset or field, or a value out of range.
+    """
+    if isinstance(preset, str):
+        if preset not in PRESETS:
+            raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+        preset = PRESETS[preset]
+    values = dict(overrides)
+    count = values.pop("num_classes", None)
+    if count is not None:
+        if "classes" in values:
+            raise ConfigError("give classes or num_classes, not both")
+        if count != preset.num_classes:
+            values["classes"] = generic_classes(count)
+    known = {field.name for field in dataclasses.fields(ModelConfig)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(f"unknown model key {unknown[0]!r}; known: {', '.join(sorted(known))}")
+    values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    return dataclasses.replace(preset, **values)
