@@ -15,7 +15,7 @@ from dela.errors import ConfigError
 
 Task = Literal["segmentation", "classification"]
 
-# SPSE adds this under its square root; with directions their term can reach -1 (REFERENCE: 1 + 1e-4).
+# SPSE adds this under its square root; with directions, whose term can reach -1, more.
 EPSILON = 1e-8
 EPSILON_WITH_DIRECTIONS = 1.0 + 1e-4
 

@@ -194,14 +194,13 @@ def _read_config(
 ) -> ModelConfig:
     """The preset with everything that shapes tell, then with the overrides."""
     shapes = _Shapes(tensors)
-    stages = max(
-        (name.count("sub_stage.") + 1 for name in tensors if name[:6] == "stage."), default=0
-    )
-    if not stages:
+    nesting = [name.count("sub_stage.") for name in tensors if name.startswith("stage.")]
+    if not nesting:
         raise CheckpointError(
-            f"{_SOURCE} has no name that begins with 'stage.' (it has {', '.join(list(tensors)[:4])}"
-            " ...); it is no DeLA v2 network"
+            f"{_SOURCE} has no name that begins with 'stage.', but {', '.join(list(tensors)[:4])} "
+            "...; it is no DeLA v2 network"
         )
+    stages = 1 + max(nesting)
     task = "segmentation" if any(".postproj." in name for name in tensors) else "classification"
     if task != preset.task:
         raise CheckpointError(
@@ -278,7 +277,7 @@ def _directions(
 def _named(
     count: int, known: tuple[AttributeInfo, ...], usual: tuple[AttributeInfo, ...], word: str
 ) -> tuple[AttributeInfo, ...]:
-    """``count`` columns: the preset's if their number fits, else the usual ones, else numbered."""
+    """``count`` columns: the preset's if their number fits, else the usual, else numbered."""
     for candidate in (known, usual):
         if len(candidate) == count:
             return candidate

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from dela.config import ModelConfig, resolve_config
+from dela.network.frozen import FrozenNetwork, freeze
 from dela.network.initialise import (
     default_neighbor_distances,
     initialise,
@@ -16,9 +17,11 @@ from dela.network.initialise import (
 from dela.network.model import Network
 
 __all__ = [
+    "FrozenNetwork",
     "Network",
     "create_model",
     "default_neighbor_distances",
+    "freeze",
     "initialise",
     "measure_neighbor_distances",
 ]

@@ -19,6 +19,9 @@ class Ellipsoids(nn.Module):
     - ``directions`` [L C]: L rows, each channel's column normalised before use, absent when L = 0.
     """
 
+    attributes: nn.Parameter | None
+    directions: nn.Parameter | None
+
     def __init__(self, channels: int, attributes: int = 0, directions: int = 0) -> None:
         super().__init__()
         self.channels = channels

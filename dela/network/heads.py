@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dela.config import ModelConfig
-from dela.network.layers import BatchNorm, drop_rows
+from dela.network.layers import BatchNorm, drop_rows, module_list
 
 
 def pool_clouds(features: Tensor, points_per_cloud: int) -> Tensor:
@@ -42,7 +42,7 @@ class SegmentationHead(nn.Module):
         super().__init__()
         momentum = config.bn_momentum
         self.drop_rates = np.linspace(0, config.head_drop, config.stages).tolist()
-        self.projections = nn.ModuleList(
+        self.projections = module_list(
             StageProjection(dim, config.head_dim, momentum) for dim in config.dims
         )
         self.norm = BatchNorm(config.head_dim, momentum=momentum)

@@ -129,10 +129,10 @@ def initialise(
     tables = neighbor_distances or default_neighbor_distances(config)
     if len(tables) != 2:
         raise InputError(f"neighbor_distances holds {len(tables)} tables; give two, stage 0 and 1")
-    for stage, table in enumerate(tables):
+    for which, table in enumerate(tables):
         values = np.asarray(table)
         if values.size == 0 or not np.isfinite(values).all() or (values < 0).any():
-            raise InputError(f"neighbor_distances[{stage}] is empty, negative or not finite")
+            raise InputError(f"neighbor_distances[{which}] is empty, negative or not finite")
 
     for module in model.modules():
         if isinstance(module, nn.Linear):

@@ -6,13 +6,21 @@ follow DeLA v2 (Chen et al., "Decoupled Local Aggregation for Point Cloud Learni
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dela import ops
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def module_list(modules: Iterable[M]) -> Sequence[M]:
+    """``nn.ModuleList`` whose members keep their type for the type checker."""
+    return cast("Sequence[M]", nn.ModuleList(modules))
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -83,7 +91,7 @@ class LocalAggregation(nn.Module):
     def forward(
         self, x: Tensor, points: Tensor, neighbors: Tensor, rows: Tensor | None = None
     ) -> Tensor:
-        """Features [N, dim_in] to [M, dim]; row m of ``neighbors`` [M, k] belongs to ``rows[m]``."""
+        """Features [N, dim_in] to [M, dim]; row m of ``neighbors`` [M, k] is about ``rows[m]``."""
         return self.norm(ops.spamp(self.project(x), points, neighbors, self.weight(), rows))
 
 
@@ -92,10 +100,8 @@ class Block(nn.Module):
 
     def __init__(self, dim: int, depth: int, hidden: int, momentum: float) -> None:
         super().__init__()
-        self.mlps = nn.ModuleList(Mlp(dim, hidden, momentum) for _ in range(1 + depth // 2))
-        self.aggregations = nn.ModuleList(
-            LocalAggregation(dim, dim, momentum) for _ in range(depth)
-        )
+        self.mlps = module_list(Mlp(dim, hidden, momentum) for _ in range(1 + depth // 2))
+        self.aggregations = module_list(LocalAggregation(dim, dim, momentum) for _ in range(depth))
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from dela.config import ModelConfig
 from dela.errors import InputError
 from dela.network.embedding import Ellipsoids, SpatialEncoding
 from dela.network.heads import ClassificationHead, CoordinateHead, SegmentationHead
-from dela.network.layers import Block, Downsample
+from dela.network.layers import Block, Downsample, module_list
 from dela.pyramid import Pyramid
 
 
@@ -33,7 +33,7 @@ class Stage(nn.Module):
 
 
 class PyramidModule(nn.Module):
-    """Takes a packed :class:`~dela.pyramid.Pyramid`, checks that it fits and hands on its tensors."""
+    """Takes a packed :class:`~dela.pyramid.Pyramid`, checks that it fits, hands on its tensors."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -99,6 +99,36 @@ class PyramidModule(nn.Module):
             indices(pyramid.nearest),
         )
 
+    def forward(self, pyramid: Pyramid) -> Any:
+        """Logits float32 [N_0, classes], or [B, classes] for classification.
+
+        Args:
+            pyramid: packed clouds, numpy or tensors.
+
+        Raises:
+            InputError: the pyramid does not fit the network.
+        """
+        return self.forward_inputs(*self.tensors(pyramid))
+
+    def forward_inputs(
+        self,
+        points: Tensor,
+        attributes: Tensor | None,
+        neighbors: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        nearest: Sequence[Tensor],
+    ) -> Tensor:
+        """Logits from the flat inputs of an exported graph (evaluation mode).
+
+        Args:
+            points: [N_0, 3] float32, metres.
+            attributes: [N_0, F] float32, or None when the network takes none.
+            neighbors: [N_d, k_d] int32 per stage.
+            kept: [N_d] int32 per stage from the second on.
+            nearest: [N_0] int32 per stage from the second on; empty for classification.
+        """
+        raise NotImplementedError
+
 
 class Network(PyramidModule):
     """A DeLA v2 network; make one with :func:`dela.network.create_model`.
@@ -113,22 +143,22 @@ class Network(PyramidModule):
         super().__init__(config)
         own = 1 if config.task == "classification" else min(2, config.stages)
         scalars, directions = len(config.attributes), len(config.directions)
-        self.ellipsoids = nn.ModuleList(
+        self.ellipsoids = module_list(
             Ellipsoids(config.dims[0], *((scalars, directions) if i == 0 else ()))
             for i in range(own)
         )
         rates = np.linspace(0, config.drop_path, sum(config.depths)).tolist()
         ends = np.cumsum(config.depths).tolist()
-        self.stages = nn.ModuleList(
+        self.stages = module_list(
             Stage(config, stage, rates[end - depth : end])
             for stage, (depth, end) in enumerate(zip(config.depths, ends, strict=True))
         )
-        self.head: nn.Module = (
+        self.head = (
             ClassificationHead(config)
             if config.task == "classification"
             else SegmentationHead(config)
         )
-        self.coordinate_heads = nn.ModuleList(
+        self.coordinate_heads = module_list(
             CoordinateHead(dim, config.bn_momentum)
             for dim in (config.dims if config.coordinate_loss else ())
         )
@@ -167,15 +197,7 @@ class Network(PyramidModule):
         kept: Sequence[Tensor],
         nearest: Sequence[Tensor],
     ) -> Tensor:
-        """Logits from the flat inputs of an exported graph (evaluation mode).
-
-        Args:
-            points: [N_0, 3] metres.
-            attributes: [N_0, F], or None when the network takes none.
-            neighbors: [N_d, k_d] int32 per stage.
-            kept: [N_d] int32 per stage from the second on.
-            nearest: [N_0] int32 per stage from the second on; empty for classification.
-        """
+        """See :meth:`PyramidModule.forward_inputs`."""
         features, _ = self._encode(points, attributes, neighbors, kept, None)
         return self.head(features, nearest)
 
