@@ -1,0 +1,180 @@
+"""What the formats share: canonical column names, colour scales, lossless casts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from dela.errors import InputError
+
+COLORS = ("red", "green", "blue")
+NORMALS = ("normal_x", "normal_y", "normal_z")
+AXES = ("x", "y", "z")
+
+_SPELLINGS = {
+    "red": ("r", "diffuse_red"),
+    "green": ("g", "diffuse_green"),
+    "blue": ("b", "diffuse_blue"),
+    "intensity": ("i",),
+    "return_number": ("returnnumber", "return_num"),
+    "number_of_returns": ("numberofreturns", "num_returns"),
+    "classification": ("class",),
+    "label": ("labels",),
+    "normal_x": ("nx", "normalx", "n_x"),
+    "normal_y": ("ny", "normaly", "n_y"),
+    "normal_z": ("nz", "normalz", "n_z"),
+}
+_CANONICAL = {spelling: name for name, more in _SPELLINGS.items() for spelling in (name, *more)}
+_INTEGERS = (*COLORS, "classification", "label", "return_number", "number_of_returns")
+
+
+def column_names(names: Iterable[str]) -> dict[str, str]:
+    """Name in the file -> name of the column, in the file's order.
+
+    Known spellings become the canonical names (``nx`` -> ``normal_x``, CloudCompare's
+    ``scalar_Intensity`` -> ``intensity``); the others, and second claims to a name, stay.
+    """
+    names = list(names)
+    taken = set(names)
+    result = {}
+    for name in names:
+        plain = re.sub(r"[^a-z0-9]+", "_", name.lower()).removeprefix("scalar_")
+        known = _CANONICAL.get(plain, name)
+        result[name] = name if known in taken else known
+        taken.add(result[name])
+    return result
+
+
+def axis_names(names: Sequence[str], path: object, what: str) -> tuple[str, str, str]:
+    """The names of x, y and z as the file spells them.
+
+    Raises:
+        InputError: one is missing; names those present.
+    """
+    lower = {name.lower(): name for name in reversed(names)}
+    missing = [axis for axis in AXES if axis not in lower]
+    if missing:
+        present = ", ".join(names) or "none"
+        raise InputError(f"{path} has no {what} {', '.join(missing)}; present: {present}")
+    return lower["x"], lower["y"], lower["z"]
+
+
+def unique_name(name: str, taken: Iterable[str]) -> str:
+    """``name``, with underscores behind it while it is taken."""
+    taken = set(taken)
+    while name in taken:
+        name += "_"
+    return name
+
+
+def native(array: np.ndarray) -> np.ndarray:
+    """A contiguous copy or view in the machine's byte order."""
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+
+
+def positional_names(values: np.ndarray) -> list[str]:
+    """Names for the columns of a table [N, C >= 3] that carries none.
+
+    x y z, then by width: 4 intensity; 6 colours, or normals where the values are unit vectors or
+    negative; 7 colours and label (S3DIS rooms); 9 colours and normals; else ``column_3`` ...
+    """
+    width = values.shape[1]
+    names = [*AXES, *(f"column_{index}" for index in range(3, width))]
+    if width == 4:
+        names[3:] = ["intensity"]
+    elif width == 6:
+        length = np.linalg.norm(values[:, 3:].astype(np.float64), axis=1)
+        unit = np.abs(length - 1) < 0.02
+        normals = bool(values[:, 3:].min(initial=0) < 0) or (len(unit) > 0 and unit.mean() > 0.9)
+        names[3:] = NORMALS if normals else COLORS
+    elif width == 7:
+        names[3:] = [*COLORS, "label"]
+    elif width == 9:
+        names[3:] = [*COLORS, *NORMALS]
+    return names
+
+
+def integers_where_whole(columns: dict[str, np.ndarray]) -> None:
+    """Colours, labels and return counts that a table held as whole floats become integers."""
+    for name in _INTEGERS:
+        column = columns.get(name)
+        if column is None or column.dtype.kind != "f" or len(column) == 0:
+            continue
+        if not np.isfinite(column).all() or np.abs(column).max() > 2**31 - 1:
+            continue
+        whole = column.astype(np.int32)
+        if (whole == column).all():
+            columns[name] = whole
+
+
+def colors_to_255(columns: dict[str, np.ndarray]) -> float:
+    """Brings ``red``, ``green``, ``blue`` to 0-255, in place.
+
+    Integers up to 255 are 8-bit values (whatever the type that holds them). Larger ones are 16-bit:
+    multiples of 257 or of 256 were widened from 8 bits and become those, the rest is divided by
+    257. Floats within 0..1 are multiplied by 255. A 16-bit scan darker than 256/65535 throughout
+    cannot be told from an 8-bit one.
+
+    Returns:
+        The factor that leads back: ``raw = column * factor``.
+    """
+    if any(name not in columns or len(columns[name]) == 0 for name in COLORS):
+        return 1.0
+    raw = [columns[name] for name in COLORS]
+    kinds = {channel.dtype.kind for channel in raw}
+    low = min(channel.min() for channel in raw)
+    high = max(channel.max() for channel in raw)
+    if kinds == {"f"} and low >= 0 and 0 < high <= 1:
+        for name, channel in zip(COLORS, raw, strict=True):
+            columns[name] = channel.astype(np.float64) * 255.0
+        return 1.0 / 255.0
+    if not kinds <= {"u", "i"} or low < 0 or high > 65535:
+        return 1.0
+    raw = [channel.astype(np.uint16) for channel in raw]
+    steps = (1,) if high <= 255 else (257, 256)
+    for step in steps:
+        if all(not (channel % step).any() for channel in raw):
+            for name, channel in zip(COLORS, raw, strict=True):
+                columns[name] = (channel // step).astype(np.uint8)
+            return float(step)
+    for name, channel in zip(COLORS, raw, strict=True):
+        columns[name] = channel.astype(np.float32) / np.float32(257.0)
+    return 257.0
+
+
+def colors_from_255(column: np.ndarray, factor: float, dtype: np.dtype) -> np.ndarray:
+    """A colour column back on the file's scale, rounded and cut where ``dtype`` is integer."""
+    if factor == 1.0 and column.dtype == dtype:
+        return column
+    raw = column.astype(np.float64) * factor
+    if dtype.kind in "ui":
+        limits = np.iinfo(dtype)
+        raw = np.clip(np.rint(np.nan_to_num(raw)), limits.min, limits.max)
+    return raw.astype(dtype)
+
+
+def lossless(column: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
+    """``column`` as ``dtype``, or None where a value would change; floats keep NaN."""
+    if column.dtype == dtype:
+        return column
+    if column.dtype.kind == "f" and dtype.kind in "uib":
+        if not np.isfinite(column).all():
+            return None
+        limits = np.iinfo(dtype) if dtype.kind != "b" else None
+        low, high = (limits.min, limits.max) if limits is not None else (0, 1)
+        if len(column) and (column.min() < low or column.max() > high):
+            return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = column.astype(dtype)
+        back = cast.astype(column.dtype)
+    if column.dtype.kind == "f":
+        return cast if np.array_equal(back, column, equal_nan=True) else None
+    same_sign = dtype.kind == "f" or not ((column < 0) != (cast < 0)).any()
+    return cast if same_sign and np.array_equal(back, column) else None
+
+
+def color_property(column: np.ndarray) -> np.ndarray:
+    """Colours as the 8-bit values that viewers expect."""
+    return colors_from_255(column, 1.0, np.dtype(np.uint8))
