@@ -1,0 +1,227 @@
+"""SPSE, Specialized Point Set Embedding: distance to the nearest neighbor in C learned metrics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dela.errors import InputError
+from dela.ops import _native, reference, select
+
+
+def spse(
+    points: Tensor, neighbors: Tensor, weight: Tensor, epsilon: float, directions: int = 0
+) -> Tensor:
+    """Distance from every point to its nearest neighbor, in C learned metrics.
+
+    ``out[n, c] = sqrt(min over j in neighbors[n] of epsilon + |W_c^T (x_j - x_n - p_c)|^2
+    + sum_e (a_je - q_ce)^2 + sum_l d_jl w_cl)``, as in DeLA v2 but with the root inside. The first
+    of equally near neighbors wins, gradients flow through the winner to ``weight`` only.
+
+    Args:
+        points: [N, 3 + E + L] float32: coordinates, E attributes, L direction components.
+        neighbors: [N, k] int32 rows of ``points``, 1 <= k <= 65535.
+        weight: [12 + E + L, C] float32: rows 0-8 ``W`` row major (row ``3a + b`` maps coordinate a
+            to axis b), 9-11 ``p``, then ``q``, then ``w``.
+        epsilon: added under the root; above 1 with directions, whose term can reach -1.
+        directions: L.
+
+    Returns:
+        [N, C] float32. NaN where no neighbor has a finite distance.
+
+    Raises:
+        InputError: a shape, a dtype or a neighbor index that does not fit.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            "dela::SPSE",
+            (points, neighbors, weight),
+            {
+                "epsilon": float(epsilon),
+                "directions": int(directions),
+                "plugin_namespace": "dela",
+            },
+            dtype=torch.float32,
+            shape=(neighbors.shape[0], weight.shape[1]),
+            version=1,
+        )
+    if select.current() == "reference":
+        _check(points, neighbors, weight, directions, points.dtype)
+        return reference.spse(points, neighbors, weight, epsilon, directions)
+    _native.check_device("spse", points)
+    if torch.is_grad_enabled() and weight.requires_grad:
+        return torch.ops.dela.spse_training(points, neighbors, weight, epsilon, directions)[0]
+    return torch.ops.dela.spse(points, neighbors, weight, epsilon, directions)
+
+
+def _check(
+    points: Tensor, neighbors: Tensor, weight: Tensor, directions: int, dtype: torch.dtype
+) -> None:
+    _native.check_matrix("points", points, dtype, "[N, 3 + attributes + directions]")
+    _native.check_matrix("weight", weight, dtype, "[12 + attributes + directions, C]")
+    _native.check_neighbors(neighbors)
+    if directions < 0 or points.shape[1] < 3 + directions:
+        raise InputError(
+            f"points has shape {_native.shape(points)}, with {directions} directions; expected at "
+            f"least {3 + max(directions, 0)} columns"
+        )
+    if weight.shape[0] != points.shape[1] + 9:
+        raise InputError(
+            f"weight has shape {_native.shape(weight)}; points of {points.shape[1]} columns need "
+            f"[{points.shape[1] + 9}, C]"
+        )
+    if neighbors.shape[0] != points.shape[0]:
+        raise InputError(
+            f"neighbors has shape {_native.shape(neighbors)}; expected one row for each of the "
+            f"{points.shape[0]} points"
+        )
+
+
+def _forward(
+    points: Tensor,
+    neighbors: Tensor,
+    weight: Tensor,
+    epsilon: float,
+    directions: int,
+    winner: Tensor | None,
+) -> Tensor:
+    _native.check_indices("neighbors", neighbors, points.shape[0])
+    out = points.new_empty(points.shape[0], weight.shape[1])
+    _native.call(
+        "dela_spse_forward",
+        points.data_ptr(),
+        points.stride(0),
+        neighbors.data_ptr(),
+        weight.data_ptr(),
+        *_sizes(points, neighbors, weight, directions),
+        epsilon,
+        out.data_ptr(),
+        None if winner is None else winner.data_ptr(),
+    )
+    return out
+
+
+def _sizes(points: Tensor, neighbors: Tensor, weight: Tensor, directions: int) -> tuple[int, ...]:
+    attributes = points.shape[1] - 3 - directions
+    return points.shape[0], neighbors.shape[1], weight.shape[1], attributes, directions
+
+
+@torch.library.custom_op("dela::spse", mutates_args=(), device_types="cpu")
+def _spse(
+    points: Tensor, neighbors: Tensor, weight: Tensor, epsilon: float, directions: int = 0
+) -> Tensor:
+    _check(points, neighbors, weight, directions, torch.float32)
+    points, neighbors, weight = (
+        _native.as_rows(points),
+        neighbors.contiguous(),
+        weight.contiguous(),
+    )
+    return _forward(points, neighbors, weight, epsilon, directions, None)
+
+
+@_spse.register_fake
+def _(points, neighbors, weight, epsilon, directions=0):
+    _check(points, neighbors, weight, directions, torch.float32)
+    return points.new_empty(points.shape[0], weight.shape[1])
+
+
+@torch.library.custom_op("dela::spse_training", mutates_args=(), device_types="cpu")
+def _spse_training(
+    points: Tensor, neighbors: Tensor, weight: Tensor, epsilon: float, directions: int = 0
+) -> tuple[Tensor, Tensor]:
+    """The output and, for the backward pass, the winner's slot of each."""
+    _check(points, neighbors, weight, directions, torch.float32)
+    points, neighbors, weight = (
+        _native.as_rows(points),
+        neighbors.contiguous(),
+        weight.contiguous(),
+    )
+    winner = torch.empty(points.shape[0], weight.shape[1], dtype=_native.winner_dtype(neighbors))
+    return _forward(points, neighbors, weight, epsilon, directions, winner), winner
+
+
+@_spse_training.register_fake
+def _(points, neighbors, weight, epsilon, directions=0):
+    _check(points, neighbors, weight, directions, torch.float32)
+    out = points.new_empty(points.shape[0], weight.shape[1])
+    return out, torch.empty_like(out, dtype=_native.winner_dtype(neighbors))
+
+
+@torch.library.custom_op("dela::spse_backward", mutates_args=(), device_types="cpu")
+def _spse_backward(
+    gradient: Tensor,
+    points: Tensor,
+    neighbors: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    winner: Tensor,
+    directions: int,
+) -> Tensor:
+    points, neighbors, weight = (
+        _native.as_rows(points),
+        neighbors.contiguous(),
+        weight.contiguous(),
+    )
+    gradient, out, winner = gradient.contiguous(), out.contiguous(), winner.contiguous()
+    weight_gradient = torch.empty_like(weight)
+    _native.call(
+        "dela_spse_backward",
+        points.data_ptr(),
+        points.stride(0),
+        neighbors.data_ptr(),
+        weight.data_ptr(),
+        *_sizes(points, neighbors, weight, directions),
+        out.data_ptr(),
+        gradient.data_ptr(),
+        winner.data_ptr(),
+        weight_gradient.data_ptr(),
+    )
+    return weight_gradient
+
+
+@_spse_backward.register_fake
+def _(gradient, points, neighbors, weight, out, winner, directions):
+    return torch.empty_like(weight, memory_format=torch.contiguous_format)
+
+
+def _save(ctx, inputs, output) -> None:
+    points, neighbors, weight, epsilon, directions = inputs
+    out, winner = output
+    ctx.mark_non_differentiable(winner)
+    ctx.save_for_backward(points, neighbors, weight, out, winner)
+    ctx.directions = directions
+
+
+def _backward(ctx, gradient, _winner_gradient):
+    points, neighbors, weight, out, winner = ctx.saved_tensors
+    weight_gradient = None
+    if ctx.needs_input_grad[2]:
+        weight_gradient = torch.ops.dela.spse_backward(
+            gradient, points, neighbors, weight, out, winner, ctx.directions
+        )
+    return None, None, weight_gradient, None, None
+
+
+_spse_training.register_autograd(_backward, setup_context=_save)
+
+
+def _save_inputs(ctx, inputs, output) -> None:
+    points, neighbors, weight, ctx.epsilon, ctx.directions = inputs
+    ctx.save_for_backward(points, neighbors, weight)
+
+
+def _backward_again(ctx, gradient):
+    """For callers of ``torch.ops.dela.spse`` itself, which keeps no winners: finds them again."""
+    points, neighbors, weight = ctx.saved_tensors
+    weight_gradient = None
+    if ctx.needs_input_grad[2]:
+        out, winner = torch.ops.dela.spse_training(
+            points, neighbors, weight, ctx.epsilon, ctx.directions
+        )
+        weight_gradient = torch.ops.dela.spse_backward(
+            gradient, points, neighbors, weight, out, winner, ctx.directions
+        )
+    return None, None, weight_gradient, None, None
+
+
+_spse.register_autograd(_backward_again, setup_context=_save_inputs)
