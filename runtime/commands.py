@@ -1,0 +1,119 @@
+"""The commands ``dela verify``, ``dela info`` and ``dela doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dela.errors import DelaError, ParityError
+from dela.formats import read_cloud
+from dela.runtime import report
+from dela.runtime.backends import Backend, load_backend
+from dela.runtime.options import DropInvalid, Json, MaxPoints, Threads
+from dela.runtime.predictor import MAX_POINTS
+
+
+def verify(
+    model: Annotated[Path, typer.Argument(help="Exported network (.onnx).")],
+    checkpoint: Annotated[Path, typer.Option(help="The checkpoint it was exported from.")],
+    scan: Annotated[Path, typer.Option("-i", "--input", help="A scan to compare on.")],
+    no_kernels: Annotated[
+        bool, typer.Option("--no-kernels", help="Check the function bodies alone.")
+    ] = False,
+    tolerance: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Largest error as a share of the largest logit; by dtype else."),
+    ] = None,
+    max_points: MaxPoints = MAX_POINTS,
+    drop_invalid: DropInvalid = False,
+    threads: Threads = None,
+    json: Json = False,
+) -> list[dict[str, Any]]:
+    """Run PyTorch and an exported network on the same input and compare their logits.
+
+    ONNX Runtime runs twice: with this package's kernels, and with the function bodies that the
+    file carries. fp32 passes with errors up to 1e-4 of the largest logit and 99.99 % equal labels;
+    fp16 with 2e-2 and 99 %, bf16 with 1e-1 and 95 %. A miss ends with exit code 1.
+    """
+    from dela.runtime.verify import Tolerance, tolerance_of
+    from dela.runtime.verify import verify as compare
+
+    cloud = read_cloud(scan)
+    candidates: dict[str, Backend] = {}
+    if not no_kernels:
+        candidates["our kernels"] = load_backend(model, "onnxruntime", threads=threads)
+    candidates["function bodies"] = load_backend(
+        model, "onnxruntime", kernels=False, threads=threads
+    )
+    reference = load_backend(checkpoint, "torch", threads=threads)
+    exported = candidates["function bodies"]
+    if exported.sha256 and exported.sha256 != reference.sha256:
+        report.warn(
+            f"{model} was exported from another checkpoint ({exported.sha256[:12]}) than "
+            f"{checkpoint} ({reference.sha256[:12]}); the numbers decide"
+        )
+    limits = None
+    if tolerance is not None:
+        limits = Tolerance(tolerance, tolerance_of(exported).agreement)
+    with report.progress_bar("verify") as update:
+        reports = compare(
+            reference,
+            candidates,
+            cloud,
+            max_points=max_points,
+            tolerance=limits,
+            drop_invalid=drop_invalid,
+            progress=update,
+        )
+    if json:
+        report.print_json(
+            {
+                "model": str(model),
+                "checkpoint": str(checkpoint),
+                "input": str(scan),
+                "passed": all(item.passed for item in reports),
+                "reports": [item.to_dict() for item in reports],
+            }
+        )
+    else:
+        report.console().print(report.parity_table(reports))
+    missed = [item for item in reports if not item.passed]
+    if missed:
+        worst = max(missed, key=lambda item: item.max_relative)
+        raise ParityError(
+            f"{model} does not give PyTorch's answer with {', '.join(r.name for r in missed)}: "
+            f"error {worst.max_relative:.2e} of the largest logit (allowed "
+            f"{worst.tolerance.error:.0e}), labels agree on {100 * worst.agreement:.3f} %"
+        )
+    return [item.to_dict() for item in reports]
+
+
+def info(
+    file: Annotated[Path, typer.Argument(help="Checkpoint, exported network or scan.")],
+    json: Json = False,
+) -> dict[str, Any]:
+    """Describe a checkpoint, an exported network or a scan."""
+    from dela.runtime.info import describe
+
+    values = describe(file)
+    if json:
+        report.print_json(values)
+    else:
+        report.console().print(report.info_table(values))
+    return values
+
+
+def doctor(json: Json = False) -> None:
+    """Check this installation: native library, backends, optional packages."""
+    from dela.runtime.doctor import BROKEN, examine
+
+    findings = examine()
+    if json:
+        report.print_json([vars(finding) for finding in findings])
+    else:
+        report.console().print(report.findings_table(findings))
+    broken = [finding.subject for finding in findings if finding.status == BROKEN]
+    if broken:
+        raise DelaError(f"broken: {', '.join(broken)}; see the report for how to mend it")

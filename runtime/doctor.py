@@ -1,0 +1,196 @@
+"""Looks over an installation: what is there, what is missing, how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from dela import __version__
+from dela.plugins import native
+
+OK, NOTE, WARNING, BROKEN = "ok", "note", "warning", "broken"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; ``mend`` says what to do about it."""
+
+    subject: str
+    status: str
+    detail: str
+    mend: str = ""
+
+
+def examine() -> list[Finding]:
+    """Every finding, in reading order. Never raises: what breaks is a finding."""
+    findings = [
+        Finding("dela", OK, __version__),
+        Finding("python", OK, f"{platform.python_version()} on {platform.platform()}"),
+    ]
+    checks: tuple[Callable[[], Iterator[Finding]], ...] = (
+        _native_library,
+        _threads,
+        _formats,
+        _torch,
+        _onnxruntime,
+        _export,
+        _tensorrt,
+        _pillow,
+    )
+    for check in checks:
+        try:
+            findings += check()
+        except Exception as error:
+            subject = check.__name__.strip("_").replace("_", " ")
+            findings.append(Finding(subject, BROKEN, f"{type(error).__name__}: {error}"))
+    return findings
+
+
+def _native_library() -> Iterator[Finding]:
+    try:
+        path = native.library_path()
+        isa = native.active_isa()
+    except native.NativeLibraryError as error:
+        yield Finding("native library", BROKEN, str(error), "pip install --force-reinstall dela")
+        return
+    yield Finding("native library", OK, f"{path}, instruction set {isa}")
+    from dela.geometry import knn
+
+    line = np.zeros((3, 3), dtype=np.float32)
+    line[:, 0] = (0.0, 1.0, 3.0)
+    if knn(line, 2).tolist() != [[0, 1], [1, 0], [2, 1]]:
+        yield Finding(
+            "native kernels",
+            BROKEN,
+            "neighbour search gives a wrong answer",
+            "reinstall dela; if it stays, report this processor",
+        )
+
+
+def _threads() -> Iterator[Finding]:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    limit = os.environ.get("OMP_NUM_THREADS")
+    detail = f"{cores} cores usable"
+    yield Finding("threads", OK, detail + (f", OMP_NUM_THREADS={limit}" if limit else ""))
+
+
+def _formats() -> Iterator[Finding]:
+    laspy = _version("laspy")
+    if laspy is None:
+        yield Finding("LAS", BROKEN, "laspy is missing", "pip install laspy lazrs")
+        return
+    packed = next((name for name in ("lazrs", "laszip") if _version(name)), None)
+    if packed is None:
+        yield Finding("LAZ", BROKEN, "no LAZ decoder", "pip install lazrs")
+        return
+    yield Finding("LAS/LAZ", OK, f"laspy {laspy}, {packed} {_version(packed)}")
+
+
+def _torch() -> Iterator[Finding]:
+    version = _version("torch")
+    if version is None:
+        yield Finding(
+            "torch",
+            NOTE,
+            "not installed; exported networks run without it",
+            "pip install 'dela[train]' to train, export and verify",
+        )
+        return
+    import torch
+
+    device = torch.cuda.get_device_name(0) if torch.cuda.is_available() else "CPU only"
+    yield Finding("torch", OK, f"{torch.__version__}, {torch.get_num_threads()} threads, {device}")
+    import dela.ops  # noqa: F401  (registers the operators)
+
+    missing = [name for name in ("spse", "spamp") if not hasattr(torch.ops.dela, name)]
+    if missing:
+        yield Finding(
+            "torch operators", BROKEN, f"{', '.join(missing)} not registered", "reinstall dela"
+        )
+
+
+def _onnxruntime() -> Iterator[Finding]:
+    cpu, gpu = _version("onnxruntime"), _version("onnxruntime-gpu")
+    if cpu and gpu:
+        yield Finding(
+            "onnxruntime",
+            WARNING,
+            f"onnxruntime {cpu} and onnxruntime-gpu {gpu} are both installed: they overwrite each "
+            "other's files",
+            "pip uninstall -y onnxruntime onnxruntime-gpu, then install only one of the extras "
+            "dela[onnxruntime] and dela[onnxruntime-gpu]",
+        )
+    if importlib.util.find_spec("onnxruntime") is None:
+        yield Finding(
+            "onnxruntime",
+            NOTE,
+            "not installed; needed to run exported networks",
+            "pip install 'dela[onnxruntime]'",
+        )
+        return
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    try:
+        options.register_custom_ops_library(str(native.library_path()))
+    except Exception as error:
+        yield Finding(
+            "onnxruntime",
+            BROKEN,
+            f"{onnxruntime.__version__} does not take our kernels: {str(error).splitlines()[0]}",
+            "pip install -U onnxruntime, or predict with --no-kernels",
+        )
+        return
+    providers = ", ".join(
+        name.removesuffix("ExecutionProvider") for name in onnxruntime.get_available_providers()
+    )
+    yield Finding("onnxruntime", OK, f"{onnxruntime.__version__} ({providers}), our kernels load")
+
+
+def _export() -> Iterator[Finding]:
+    versions = {name: _version(name) for name in ("onnx", "onnxscript")}
+    missing = [name for name, version in versions.items() if version is None]
+    if missing:
+        yield Finding(
+            "export", NOTE, f"{', '.join(missing)} not installed", "pip install 'dela[train]'"
+        )
+    else:
+        yield Finding("export", OK, ", ".join(f"{name} {versions[name]}" for name in versions))
+
+
+def _tensorrt() -> Iterator[Finding]:
+    for name, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
+        if importlib.util.find_spec(name) is None:
+            detail = "not installed; no backend of this version needs it"
+            yield Finding(extra, NOTE, detail, f"pip install 'dela[{extra}]'")
+        else:
+            yield Finding(extra, OK, _version(name) or _version(f"{extra}-cu13-bindings") or "?")
+
+
+def _pillow() -> Iterator[Finding]:
+    version = _version("pillow")
+    if version is None:
+        yield Finding(
+            "pictures", NOTE, "Pillow is not installed", "pip install 'dela[view]' for dela view"
+        )
+    else:
+        yield Finding("pictures", OK, f"Pillow {version}")
+
+
+def _version(distribution: str) -> str | None:
+    """Version of an installed distribution that can also be imported; None without it."""
+    module = {"pillow": "PIL", "onnxruntime-gpu": "onnxruntime"}.get(distribution, distribution)
+    # A module blocked in sys.modules (None) cannot be imported, whatever is on the disk.
+    if module in sys.modules and sys.modules[module] is None:
+        return None
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

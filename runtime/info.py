@@ -1,0 +1,117 @@
+"""What a file is: a checkpoint, an exported network or a scan, as a dictionary of plain types."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dela.config import ModelConfig
+from dela.errors import InputError
+from dela.formats import SUFFIXES, read_cloud
+from dela.runtime.backends import BACKENDS, OnnxRuntimeBackend
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What ``dela info`` shows; the key ``kind`` is ``checkpoint``, ``onnx`` or ``scan``.
+
+    Raises:
+        DelaError: a missing file, an unknown suffix, or a file that cannot be read.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    suffix = path.suffix.lower()
+    common = {"file": str(path), "bytes": path.stat().st_size}
+    if suffix in BACKENDS["onnxruntime"]:
+        return {"kind": "onnx", **common, **_exported(path)}
+    if suffix in BACKENDS["torch"]:
+        return {"kind": "checkpoint", **common, **_checkpoint(path)}
+    if suffix in SUFFIXES:
+        return {"kind": "scan", **common, **_scan(path)}
+    known = sorted({*SUFFIXES, *(s for suffixes in BACKENDS.values() for s in suffixes)})
+    raise InputError(f"{path}: unknown suffix {suffix!r}; dela info reads {', '.join(known)}")
+
+
+def _network(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "task": config.task,
+        "stages": config.stages,
+        "dims": list(config.dims),
+        "depths": list(config.depths),
+        "neighbors": list(config.neighbors),
+        **({"grid": list(config.grid)} if config.grid else {"points": list(config.points)}),
+        "spread": list(config.spread),
+        "coordinate_scale": config.coordinate_scale,
+        "attributes": [
+            {"name": info.name, "scale": info.scale, "offset": info.offset}
+            for info in config.input_columns
+        ],
+        "classes": [
+            {"name": info.name, "code": info.code, "color": list(info.color)}
+            for info in config.classes
+        ],
+    }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    from dela.checkpoint import load_checkpoint
+
+    checkpoint = load_checkpoint(path)
+    extra = checkpoint.extra or {}
+    return {
+        "sha256": checkpoint.sha256,
+        "parameters": sum(weight.numel() for weight in checkpoint.model.parameters()),
+        **_network(checkpoint.config),
+        "training": {key: value for key, value in extra.items() if _is_plain(value)},
+    }
+
+
+def _exported(path: Path) -> dict[str, Any]:
+    backend = OnnxRuntimeBackend(path)
+    metadata = backend.metadata
+    return {
+        "dtype": metadata.dtype,
+        "format_version": metadata.format_version,
+        "dela_version": metadata.dela_version,
+        "checkpoint_sha256": metadata.checkpoint_sha256,
+        "inputs": [
+            {"name": name, "type": kind, "shape": [str(size) for size in shape]}
+            for name, (kind, shape) in backend.inputs.items()
+        ],
+        "stage_ratios": list(metadata.stage_ratios),
+        **_network(backend.config),
+    }
+
+
+def _scan(path: Path) -> dict[str, Any]:
+    cloud = read_cloud(path)
+    finite = np.isfinite(cloud.points).all(axis=1)
+    inside = cloud.points[finite]
+    result: dict[str, Any] = {"points": len(cloud), "not_finite": int((~finite).sum())}
+    if len(inside):
+        low, high = inside.min(axis=0), inside.max(axis=0)
+        result["lowest"] = [round(float(value), 3) for value in low]
+        result["highest"] = [round(float(value), 3) for value in high]
+        area = float(np.prod(np.maximum((high - low)[:2], 1e-9)))
+        result["points_per_square_metre"] = round(len(inside) / area, 2)
+    result["columns"] = {
+        name: {
+            "dtype": str(column.dtype),
+            "least": _number(column, np.min),
+            "most": _number(column, np.max),
+        }
+        for name, column in cloud.columns.items()
+    }
+    return result
+
+
+def _number(column: np.ndarray, pick: Any) -> float | int | None:
+    values = column[np.isfinite(column)] if column.dtype.kind == "f" else column
+    return pick(values).item() if len(values) else None
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float | bool | type(None))

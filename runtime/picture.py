@@ -1,0 +1,357 @@
+"""Draws labelled clouds as a PNG: a small software renderer, numpy and Pillow only.
+
+Points become round splats in a depth buffer; eye-dome lighting (Boucheny, 2009) darkens what lies
+behind a depth edge, which gives unlit points their shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dela.config import ClassInfo
+from dela.errors import InputError
+from dela.files import atomic_path
+
+BACKGROUND = (250, 250, 252)
+INK = (38, 42, 51)
+FAINT_INK = (112, 118, 130)
+UNLABELLED_COLOR = (176, 180, 188)
+RIGHT_COLOR = (206, 210, 217)
+WRONG_COLOR = (222, 45, 38)
+
+_SUPERSAMPLING = 2
+_MAX_DRAWN = 3_000_000
+_LARGEST_SPLAT = 9
+# Low to high, for scans without colour: dark blue, teal, green, sand.
+_RAMP = np.array(
+    [(64, 82, 150), (47, 118, 152), (53, 156, 135), (139, 195, 92), (245, 222, 120)], np.float64
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One view of the cloud: a title, perhaps a remark beside it, and a colour per point."""
+
+    title: str
+    colors: np.ndarray
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class Camera:
+    """Looks at the middle of the scene; degrees."""
+
+    azimuth: float = -62.0
+    elevation: float = 40.0
+
+
+def class_colors(classes: np.ndarray, infos: Sequence[ClassInfo]) -> np.ndarray:
+    """[N, 3] uint8 colours of class indices [N]; a negative index is drawn as unlabelled."""
+    table = np.array([*(info.color for info in infos), UNLABELLED_COLOR], dtype=np.uint8)
+    return table[np.where(classes < 0, len(infos), classes)]
+
+
+def error_colors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """[N, 3] uint8: red where two class indices differ, pale where they agree or truth is < 0."""
+    wrong = (truth != predicted) & (truth >= 0)
+    return np.where(wrong[:, None], WRONG_COLOR, RIGHT_COLOR).astype(np.uint8)
+
+
+def natural_colors(points: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
+    """[N, 3] uint8: the scan's own colour; without one, height as a ramp, shaded by intensity."""
+    if all(name in columns for name in ("red", "green", "blue")):
+        rgb = np.stack([columns[name] for name in ("red", "green", "blue")], axis=1)
+        return np.clip(rgb, 0, 255).astype(np.uint8)
+    colors = _ramp(_unit_range(points[:, 2], 0.01, 0.99))
+    if "intensity" in columns:
+        light = 0.6 + 0.5 * _unit_range(columns["intensity"].astype(np.float64), 0.02, 0.98)
+        colors = colors * light[:, None]
+    return np.clip(colors, 0, 255).astype(np.uint8)
+
+
+def cut_away(points: np.ndarray, camera: Camera) -> np.ndarray:
+    """Boolean mask [N] of the points to draw so that one sees into a room.
+
+    A scene closed at the top (a slab of a ceiling's thickness holds many of its points) loses its
+    ceiling and, above knee height, the walls on the camera's side; any other scene stays whole.
+    """
+    keep = np.ones(len(points), dtype=bool)
+    if len(points) == 0:
+        return keep
+    low, high = np.percentile(points, [0.2, 99.8], axis=0)
+    height = high[2] - low[2]
+    ceiling = points[:, 2] > high[2] - max(0.12, 0.1 * height)
+    if not 1.5 < height < 12.0 or ceiling.mean() < 0.08:
+        return keep
+    keep &= ~ceiling
+    toward = _view_axes(camera)[2]
+    knee = points[:, 2] > low[2] + 0.12 * height
+    for axis in (0, 1):
+        near = points[:, axis] < low[axis] + 0.2
+        if toward[axis] > 0:
+            near = points[:, axis] > high[axis] - 0.2
+        keep &= ~(near & knee)
+    return keep
+
+
+def draw_panels(
+    path: Path,
+    points: np.ndarray,
+    panels: Sequence[Panel],
+    legend: Sequence[ClassInfo] = (),
+    *,
+    title: str = "",
+    subtitle: str = "",
+    width: int = 1600,
+    camera: Camera | None = None,
+    whole: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Writes a PNG of one cloud in several colourings, from one viewpoint.
+
+    Args:
+        points: [N, 3] metres; rows that are not finite are left out.
+        panels: one to four colourings; three stand in a row, four in a square.
+        legend: classes named under the panels.
+        width: of the picture, pixels.
+        whole: draw ceilings and near walls too (see :func:`cut_away`).
+
+    Raises:
+        InputError: no point to draw, or the file cannot be written.
+        MissingDependencyError: Pillow is not installed.
+    """
+    from PIL import Image, ImageDraw
+
+    camera = camera or Camera()
+    rows = np.flatnonzero(np.isfinite(points).all(axis=1))
+    if len(rows) == 0:
+        raise InputError(f"{path}: nothing to draw, the cloud has no finite point")
+    if not whole:
+        rows = rows[cut_away(points[rows], camera)]
+    rows = rows[:: math.ceil(len(rows) / _MAX_DRAWN)]
+
+    margin = round(width * 0.025)
+    columns = len(panels) if len(panels) <= 3 else 2
+    panel_width = (width - margin * (columns + 1)) // columns
+    view = _project(points[rows], camera)
+    panel_height = int(np.clip(panel_width * view.aspect, 0.45 * panel_width, 0.85 * panel_width))
+    if len(panels) == 1:
+        panel_height = min(panel_height, round(0.62 * width))
+
+    heading = round(width * (0.018 if len(panels) <= 2 else 0.0165))
+    small = round(heading * 0.82)
+    caption_height = round(heading * 1.9)
+    title_height = round(heading * (2.0 if title else 0) + small * (1.7 if subtitle else 0))
+    grid_rows = math.ceil(len(panels) / columns)
+    legend_lines = _legend_lines(legend, small, width - 2 * margin)
+    legend_height = round(len(legend_lines) * small * 2.0)
+    height = (
+        margin
+        + title_height
+        + grid_rows * (panel_height + caption_height)
+        + (grid_rows - 1) * (margin // 2)
+        + (margin // 2 + legend_height if legend_lines else 0)
+        + margin // 2
+    )
+    picture = Image.new("RGB", (width, height), BACKGROUND)
+    pen = ImageDraw.Draw(picture)
+    top = margin
+    if title:
+        pen.text((margin, top), title, fill=INK, font=_font(round(heading * 1.3)))
+        top += round(heading * 2.0)
+    if subtitle:
+        pen.text((margin, top - heading // 4), subtitle, fill=FAINT_INK, font=_font(small))
+        top += round(small * 1.7)
+    splats = _splats(view, points[rows], panel_width, panel_height)
+    for number, panel in enumerate(panels):
+        left = margin + (number % columns) * (panel_width + margin)
+        down = top + (number // columns) * (panel_height + caption_height + margin // 2)
+        pen.text((left, down), panel.title, fill=INK, font=_font(heading))
+        if panel.remark:
+            offset = _font(heading).getlength(panel.title) + heading * 0.7
+            pen.text(
+                (left + offset, down + heading * 0.16),
+                panel.remark,
+                fill=FAINT_INK,
+                font=_font(small),
+            )
+        image = splats.paint(panel.colors[rows])
+        picture.paste(Image.fromarray(image), (left, down + caption_height))
+    _draw_legend(pen, legend_lines, margin, height - margin // 2 - legend_height, small)
+    with atomic_path(path, overwrite) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
+
+
+@dataclass(frozen=True)
+class _View:
+    """Points seen by the camera: screen x, y (any unit), distance along the view axis."""
+
+    x: np.ndarray
+    y: np.ndarray
+    depth: np.ndarray
+    aspect: float
+
+
+def _view_axes(camera: Camera) -> np.ndarray:
+    """Rows: right, up, and the direction from the scene to the camera."""
+    azimuth, elevation = math.radians(camera.azimuth), math.radians(camera.elevation)
+    toward = np.array(
+        [
+            math.cos(elevation) * math.cos(azimuth),
+            math.cos(elevation) * math.sin(azimuth),
+            math.sin(elevation),
+        ]
+    )
+    right = np.array([-math.sin(azimuth), math.cos(azimuth), 0.0])
+    return np.stack([right, np.cross(toward, right), toward])
+
+
+def _project(points: np.ndarray, camera: Camera) -> _View:
+    low, high = np.percentile(points, [0.5, 99.5], axis=0)
+    radius = max(float(np.linalg.norm(high - low)) / 2, 1e-6)
+    seen = (points - (low + high) / 2) @ _view_axes(camera).T
+    # A long lens: near enough to parallel that rooms stay square, with a hint of perspective.
+    distance = 5.0 * radius
+    depth = np.maximum(distance - seen[:, 2], 0.05 * radius)
+    x, y = seen[:, 0] * distance / depth, seen[:, 1] * distance / depth
+    span_x, span_y = np.ptp(np.percentile(x, [0.1, 99.9])), np.ptp(np.percentile(y, [0.1, 99.9]))
+    return _View(x, y, depth, float(span_y / max(span_x, 1e-9)))
+
+
+@dataclass(frozen=True)
+class _Splats:
+    """Which point every pixel of a panel shows (-1: none), and how light it is there."""
+
+    winner: np.ndarray
+    light: np.ndarray
+
+    def paint(self, colors: np.ndarray) -> np.ndarray:
+        """[height, width, 3] uint8 for one colouring of the points."""
+        table = np.concatenate([colors, [BACKGROUND]]).astype(np.float32)
+        image = table[self.winner]
+        image *= self.light[..., None]
+        step = _SUPERSAMPLING
+        rows, columns = image.shape[0] // step, image.shape[1] // step
+        image = image.reshape(rows, step, columns, step, 3).mean(axis=(1, 3))
+        return np.clip(image + 0.5, 0, 255).astype(np.uint8)
+
+
+def _splats(view: _View, points: np.ndarray, width: int, height: int) -> _Splats:
+    width, height = width * _SUPERSAMPLING, height * _SUPERSAMPLING
+    left, right = np.percentile(view.x, [0.02, 99.98])
+    low, high = np.percentile(view.y, [0.02, 99.98])
+    scale = 0.97 * min(width / max(right - left, 1e-9), height / max(high - low, 1e-9))
+    if not math.isfinite(scale) or scale > 1e8:
+        scale = 1.0
+    column = (width / 2 + (view.x - (left + right) / 2) * scale).astype(np.int64)
+    row = (height / 2 - (view.y - (low + high) / 2) * scale).astype(np.int64)
+
+    spacing = _point_spacing(points)
+    reach = int(np.clip(round(0.75 * spacing * scale), 1, _LARGEST_SPLAT * _SUPERSAMPLING))
+    depth = view.depth.astype(np.float32)
+    buffer = np.full(width * height, np.inf, dtype=np.float32)
+    winner = np.full(width * height, -1, dtype=np.int64)
+    # Two passes over a disc of pixels per point: the nearest depth first, then its owner. The
+    # disc bulges toward the camera, so neighbouring splats meet halfway between their centres.
+    bulge = np.float32(0.75 * spacing)
+    for claim in (False, True):
+        for dy in range(-reach, reach + 1):
+            for dx in range(-reach, reach + 1):
+                if dx * dx + dy * dy > reach * (reach + 0.5):
+                    continue
+                x, y = column + dx, row + dy
+                inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+                cell = (y * width + x)[inside]
+                value = depth[inside] + bulge * np.float32((dx * dx + dy * dy) / reach**2)
+                if not claim:
+                    np.minimum.at(buffer, cell, value)
+                else:
+                    owner = np.flatnonzero(inside)
+                    first = buffer[cell] == value
+                    winner[cell[first]] = owner[first]
+    return _Splats(winner.reshape(height, width), _eye_dome(buffer.reshape(height, width)))
+
+
+def _point_spacing(points: np.ndarray) -> float:
+    """Typical distance to the fourth neighbour; metres."""
+    from dela.geometry import knn
+
+    if len(points) < 8:
+        return 0.05
+    local = (points - points.mean(axis=0)).astype(np.float32)
+    queries = local[:: max(1, len(local) // 5000)]
+    table = knn(local, 5, queries=queries)
+    return float(np.median(np.linalg.norm(local[table[:, -1]] - queries, axis=1)))
+
+
+def _eye_dome(depth: np.ndarray) -> np.ndarray:
+    """[H, W] factor 0..1: darker where a neighbouring pixel lies nearer to the camera."""
+    empty = ~np.isfinite(depth)
+    far = depth[~empty].max() if not empty.all() else 1.0
+    span = max(float(far - depth[~empty].min()), 1e-6) if not empty.all() else 1.0
+    filled = np.where(empty, far + 0.02 * span, depth) / span
+    shade = np.zeros_like(filled)
+    offsets = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
+    for reach, weight in ((_SUPERSAMPLING, 0.5), (3 * _SUPERSAMPLING, 0.5)):
+        padded = np.pad(filled, reach, mode="edge")
+        height, width = filled.shape
+        for dy, dx in offsets:
+            y, x = reach * (1 + dy), reach * (1 + dx)
+            neighbour = padded[y : y + height, x : x + width]
+            shade += weight * np.clip(filled - neighbour, 0.0, 0.03)
+    light = np.exp(-9.0 * shade).astype(np.float32)
+    light[empty] = 1.0
+    return light
+
+
+def _legend_lines(
+    legend: Sequence[ClassInfo], size: int, width: int
+) -> list[list[tuple[ClassInfo, float]]]:
+    """Classes broken into lines, each with its offset from the left."""
+    lines: list[list[tuple[ClassInfo, float]]] = []
+    offset = math.inf
+    for info in legend:
+        needed = size * 1.5 + _font(size).getlength(info.name) + size * 1.6
+        if offset + needed > width + size * 1.6:
+            lines.append([])
+            offset = 0.0
+        lines[-1].append((info, offset))
+        offset += needed
+    return lines
+
+
+def _draw_legend(
+    pen: Any, lines: list[list[tuple[ClassInfo, float]]], left: int, top: int, size: int
+) -> None:
+    for number, line in enumerate(lines):
+        y = top + number * size * 2.0
+        for info, offset in line:
+            x = left + offset
+            pen.rounded_rectangle(
+                (x, y + size * 0.1, x + size, y + size * 1.1), radius=size * 0.28, fill=info.color
+            )
+            pen.text((x + size * 1.5, y), info.name, fill=INK, font=_font(size))
+
+
+def _font(size: int) -> Any:
+    from PIL import ImageFont
+
+    return ImageFont.load_default(max(size, 8))
+
+
+def _ramp(values: np.ndarray) -> np.ndarray:
+    place = np.clip(values, 0, 1) * (len(_RAMP) - 1)
+    lower = np.minimum(place.astype(np.int64), len(_RAMP) - 2)
+    part = (place - lower)[:, None]
+    return _RAMP[lower] * (1 - part) + _RAMP[lower + 1] * part
+
+
+def _unit_range(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    bottom, top = np.quantile(values[np.isfinite(values)], [low, high])
+    return np.clip((values - bottom) / max(top - bottom, 1e-9), 0.0, 1.0)
