@@ -1,0 +1,104 @@
+"""Float64 numpy references of both operators and one-node ONNX models, shared by tests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def spse_reference(points, neighbors, weight, epsilon: float, directions: int = 0) -> np.ndarray:
+    points, weight = points.astype(np.float64), weight.astype(np.float64)
+    first_direction = points.shape[1] - directions
+    last_q = len(weight) - directions
+    there = points[neighbors]
+    step = there[:, :, :3] - points[:, None, :3]
+    matrix = weight[:9].reshape(3, 3, -1)
+    moved = np.einsum("nkac,abc->nkbc", step[..., None] - weight[9:12], matrix)
+    total = epsilon + (moved**2).sum(axis=2)
+    total += ((there[:, :, 3:first_direction, None] - weight[12:last_q]) ** 2).sum(axis=2)
+    total += there[:, :, first_direction:] @ weight[last_q:]
+    return np.sqrt(total.min(axis=1))
+
+
+def spamp_reference(features, points, neighbors, centers, weight) -> np.ndarray:
+    features, points = features.astype(np.float64), points.astype(np.float64)
+    weight = weight.astype(np.float64)
+    step = points[neighbors] - points[centers][:, None]
+    distance = 1e-8 + ((step[..., None] - weight[:3]) ** 2).sum(axis=2)
+    closeness = np.repeat(np.exp(-weight[3] * distance), 4, axis=-1)
+    return ((features[neighbors] - features[centers][:, None]) * closeness).max(axis=1)
+
+
+def spse_case(seed: int, n: int, k: int, channels: int, attributes: int = 0, directions: int = 0):
+    """points, neighbors and weight of a random call; directions are unit vectors."""
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(n, 3 + attributes + directions)).astype(np.float32)
+    weight = rng.normal(size=(12 + attributes + directions, channels)).astype(np.float32)
+    if directions:
+        points[:, -directions:] /= np.linalg.norm(points[:, -directions:], axis=1, keepdims=True)
+        weight[-directions:] /= np.linalg.norm(weight[-directions:], axis=0)
+    neighbors = rng.integers(0, max(n, 1), (n, k)).astype(np.int32)
+    return {"points": points, "neighbors": neighbors, "weight": weight}
+
+
+def spamp_case(seed: int, n: int, m: int, k: int, channels: int, dtype: Any = np.float32):
+    """features, points, neighbors, centers and weight of a random call."""
+    rng = np.random.default_rng(seed)
+    weight = rng.normal(size=(4, channels // 4)).astype(np.float32)
+    weight[3] **= 2
+    return {
+        "features": rng.normal(size=(n, channels)).astype(dtype),
+        "points": rng.normal(size=(n, 3)).astype(np.float32),
+        "neighbors": rng.integers(0, max(n, 1), (m, k)).astype(np.int32),
+        "centers": rng.integers(0, max(n, 1), m).astype(np.int32),
+        "weight": weight,
+    }
+
+
+def spse_model(epsilon: float, directions: int):
+    """A model of one SPSE node, without a body."""
+    return _model(
+        "(float[N, D] points, int32[N, k] neighbors, float[R, C] weight) => (float[N, C] out)",
+        f'SPSE <epsilon = {epsilon:.9e}, directions = {directions}, plugin_namespace = "dela">'
+        "(points, neighbors, weight)",
+    )
+
+
+def spamp_model(element: str = "float"):
+    """A model of one SPAMP node, without a body; ``element`` is ONNX's name of the features' type.
+
+    bfloat16 is cast inside the model: numpy has no such type for ONNX Runtime to take.
+    """
+    outer = "float" if element == "bfloat16" else element
+    code = {"float": 1, "float16": 10, "bfloat16": 16}
+    return _model(
+        f"({outer}[N, C] features, float[N, 3] points, int32[M, k] neighbors, int32[M] centers, "
+        f"float[4, G] weight) => ({outer}[M, C] out)",
+        'SPAMP <plugin_namespace = "dela">(inner, points, neighbors, centers, weight)',
+        before=f"inner = Cast <to = {code[element]}> (features)",
+        after=code[outer],
+    )
+
+
+def session(model: Any, library: Any = None, threads: int = 2):
+    """ONNX Runtime over a model, with the kernels of ``library`` registered when one is given."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    if library is not None:
+        options.register_custom_ops_library(str(library))
+    return onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _model(signature: str, call: str, before: str = "", after: int = 1):
+    import onnx.parser
+
+    return onnx.parser.parse_model(
+        '<ir_version: 10, opset_import: ["" : 20, "dela" : 1]>\n'
+        f"graph {signature} {{ {before}\n result = dela.{call}\n out = Cast <to = {after}> (result) }}"
+    )
