@@ -1,4 +1,4 @@
-"""The pyramid: the network's input, built outside the graph because its sizes depend on the data."""
+"""The pyramid, the network's input: built outside the graph, its sizes depend on the data."""
 
 from __future__ import annotations
 
