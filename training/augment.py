@@ -59,6 +59,12 @@ def random_flip(generator: np.random.Generator) -> np.ndarray:
     return np.diag([signs[0], signs[1], 1.0])
 
 
+def vote_transform(vote: int, votes: int) -> np.ndarray:
+    """[3, 3]: a turn by ``vote / votes`` of a circle about the vertical, odd votes mirrored."""
+    turn = _rotation(np.array([0.0, 0.0, 1.0]), 2 * np.pi * vote / votes)
+    return turn @ np.diag([-1.0 if vote % 2 else 1.0, 1.0, 1.0])
+
+
 def random_scale(
     limits: tuple[float, float], per_axis: bool, generator: np.random.Generator
 ) -> np.ndarray:

@@ -22,7 +22,14 @@ from dela.formats import SUFFIXES, read_cloud
 from dela.geometry import shift_to_origin, voxel_grid
 from dela.metrics import IGNORED
 from dela.pyramid import Pyramid, build_pyramid, pack
-from dela.training.augment import Columns, augment, keep_rows
+from dela.training.augment import (
+    Columns,
+    augment,
+    keep_rows,
+    transform,
+    transform_directions,
+    vote_transform,
+)
 from dela.training.config import AugmentConfig, DataConfig
 
 SPLITS = ("train", "val", "test")
@@ -141,7 +148,7 @@ class Dataset:
             generator: all randomness of a training sample; evaluation uses none.
             train: random crop with augmentation, or crop ``index``.
         """
-        return self._training_sample(generator) if train else self._evaluation_sample(index)
+        return self._training_sample(generator) if train else self.evaluation_sample(index)
 
     def _training_sample(self, generator: np.random.Generator) -> Sample:
         index, centre_row = self._centre(generator)
@@ -180,11 +187,25 @@ class Dataset:
         index = int(generator.choice(len(self.scans), p=self._voxels / self._voxels.sum()))
         return index, int(generator.integers(self._voxels[index]))
 
-    def _evaluation_sample(self, index: int) -> Sample:
+    def evaluation_sample(self, index: int, vote: int = 0, votes: int = 1) -> Sample:
+        """Evaluation crop ``index`` as one of several votes sees it.
+
+        Votes after the first take the next point of every voxel, turn the crop about the vertical
+        by equal steps and mirror every second one; ``labels`` and ``voxel_of_point`` stay in the
+        same voxel order.
+        """
         number, core, crop = self._crops[index]
         scan = self.scans[number]
-        kept = scan.kept[crop]
-        pyramid = build_pyramid(scan.points[kept], scan.attributes[kept], self.model)
+        kept = scan.kept if vote == 0 else voxel_grid(scan.points, self.model.grid[0], vote).kept
+        kept = kept[crop]
+        points, attributes = scan.points[kept], scan.attributes[kept]
+        if vote:
+            turn = vote_transform(vote, votes)
+            points = transform(points, turn)
+            if self.columns.directions:
+                rows = list(self.columns.directions)
+                attributes[:, rows] = transform_directions(attributes[:, rows], turn)
+        pyramid = build_pyramid(points, attributes, self.model)
         rows = _members_of(scan, core)
         position = np.full(len(scan.kept), -1, np.int32)
         position[crop] = np.arange(len(crop), dtype=np.int32)

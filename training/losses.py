@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
+import torch
+from torch import Tensor
 
 from dela.errors import ConfigError
 from dela.metrics import IGNORED
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def cross_entropy(
@@ -24,8 +21,6 @@ def cross_entropy(
         smoothing: share of the target spread evenly over all classes.
         weight: [C] class weights; the mean is weighted by the true class's weight.
     """
-    import torch
-
     logits = logits.float()
     if not bool((labels != IGNORED).any()):
         return logits.sum() * 0.0
@@ -42,8 +37,6 @@ def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
     Args:
         logits: [N, C]; labels: [N] int64, -1 rows left out.
     """
-    import torch
-
     rows = torch.nonzero(labels != IGNORED).squeeze(1)
     if not len(rows):
         return logits.float().sum() * 0.0

@@ -1,0 +1,202 @@
+"""The training loop on a tiny scan: it learns, it leaves what it promises, it stops in words."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from dela.checkpoint import load_checkpoint  # noqa: E402
+from dela.errors import ConfigError, DelaError, InputError  # noqa: E402
+from dela.network import create_model  # noqa: E402
+from dela.training.average import WeightAverage, measure_batch_norms  # noqa: E402
+from dela.training.config import TrainConfig, load_config  # noqa: E402
+from dela.training.datasets import open_dataset  # noqa: E402
+from dela.training.evaluate import evaluate, network_forward  # noqa: E402
+from dela.training.loop import make_optimizer, train  # noqa: E402
+from dela.training.run_folder import to_toml  # noqa: E402
+
+
+def _rows(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_it_learns_and_leaves_a_complete_run_folder(with_schedule, tmp_path):
+    config = with_schedule(
+        epochs=6, steps_per_epoch=6, validate_every=4, norm_batches=4, label_smoothing=0.0
+    )
+    lines = []
+    result = train(config, tmp_path / "run", log=lines.append)
+
+    rows = _rows(tmp_path / "run" / "metrics.csv")
+    assert [int(row["epoch"]) for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert [int(row["step"]) for row in rows] == [6, 12, 18, 24, 30, 36]
+    assert float(rows[-1]["cross_entropy"]) < 0.7 * float(rows[0]["cross_entropy"])
+    assert [row["val_miou"] != "" for row in rows] == [False, False, False, True, False, True]
+    assert "val_iou_floor" in rows[0] and "val_iou_box" in rows[0]
+    assert float(rows[-1]["learning_rate"]) < float(rows[0]["learning_rate"])
+
+    scores = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert scores == result.metrics
+    assert scores["validation"]["miou"] > 0.8
+    assert scores["validation"]["points"] == 4000 - 20
+    assert [c["name"] for c in scores["validation"]["classes"]] == ["floor", "box"]
+    assert len(lines) == 7
+
+    best = load_checkpoint(result.best_path)
+    assert TrainConfig.from_dict(best.extra["training"]) == config
+    assert best.extra["stage_ratios"][0] == {"min": 1.0, "mean": 1.0, "max": 1.0}
+    ratio = best.extra["stage_ratios"][1]
+    assert 0.1 < ratio["min"] <= ratio["mean"] <= ratio["max"] < 0.6
+    assert load_config(tmp_path / "run" / "config.toml") == config
+
+
+def test_saved_network_gives_the_validation_scores_again(tiny_config, tmp_path):
+    result = train(tiny_config, tmp_path, log=lambda line: None)
+    dataset = open_dataset(tiny_config.data, tiny_config.model, "val")
+    again = evaluate(network_forward(load_checkpoint(result.last_path).model), dataset)
+    assert again.to_dict(["floor", "box"]) == result.metrics["validation"]
+
+
+def test_without_validation_data_best_is_the_last_network(tiny_config, tmp_path):
+    config = dataclasses.replace(tiny_config, data=dataclasses.replace(tiny_config.data, val=()))
+    result = train(config, tmp_path, log=lambda line: None)
+    assert result.metrics["validation"] is None
+    best, last = load_checkpoint(result.best_path), load_checkpoint(result.last_path)
+    for name, value in best.model.state_dict().items():
+        assert torch.equal(value, last.model.state_dict()[name]), name
+    assert "resume" not in best.extra
+
+
+def test_the_same_seed_gives_the_same_network_for_any_number_of_workers(with_schedule, tmp_path):
+    networks = [
+        load_checkpoint(train(with_schedule(workers=w, seed=s), tmp_path / str(i)).last_path).model
+        for i, (w, s) in enumerate([(0, 3), (2, 3), (0, 4)])
+    ]
+    first, second, third = (network.state_dict() for network in networks)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert any(not torch.equal(first[name], third[name]) for name in first)
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_scan(with_schedule, tmp_path, monkeypatch):
+    import dela.training.loop as loop
+
+    def broken(step, *rest):
+        return 1e-3 if step < 4 else float("nan")
+
+    monkeypatch.setattr(loop, "coordinate_weight", broken)
+    with pytest.raises(DelaError, match=r"loss is nan at step 5 \(samples from .*train\.ply"):
+        train(with_schedule(), tmp_path, log=lambda line: None)
+    # The state before the bad step is there, and finite.
+    last = load_checkpoint(tmp_path / "last.pt")
+    assert last.extra["step"] == 3
+    assert all(torch.isfinite(value).all() for value in last.model.state_dict().values())
+
+
+def test_an_earlier_run_is_kept_unless_told_otherwise(with_schedule, tmp_path):
+    config = with_schedule(epochs=1, steps_per_epoch=1)
+    train(config, tmp_path, log=lambda line: None)
+    before = (tmp_path / "last.pt").read_bytes()
+    with pytest.raises(InputError, match="holds a run already"):
+        train(config, tmp_path)
+    assert (tmp_path / "last.pt").read_bytes() == before
+    train(config, tmp_path, overwrite=True, seed=9, log=lambda line: None)
+    assert (tmp_path / "last.pt").read_bytes() != before
+    assert len(_rows(tmp_path / "metrics.csv")) == 1
+    assert load_config(tmp_path / "config.toml").train.seed == 9
+
+
+def test_a_device_that_is_not_there_is_named(tiny_config, tmp_path):
+    with pytest.raises(InputError, match="device 'nonsense' is not usable"):
+        train(tiny_config, tmp_path / "run", device="nonsense")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("extra", [{"lovasz": 0.5}, {"dtype": "bf16"}, {"clip_gradient": 0.5}])
+def test_options_of_the_schedule_train(with_schedule, tmp_path, extra):
+    result = train(with_schedule(**extra), tmp_path, log=lambda line: None)
+    model = load_checkpoint(result.last_path).model
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+    assert all(torch.isfinite(value).all() for value in model.parameters())
+
+
+def test_weight_decay_spares_one_dimensional_parameters(tiny_config):
+    model = create_model(tiny_config.model, seed=0)
+    decayed, spared = make_optimizer(model, tiny_config).param_groups
+    assert decayed["weight_decay"] == tiny_config.train.weight_decay
+    assert spared["weight_decay"] == 0.0
+    assert all(p.ndim == 2 for p in decayed["params"])
+    assert all(p.ndim <= 1 for p in spared["params"])
+    named = dict(model.named_parameters())
+    assert any(p is named["ellipsoids.0.shapes"] for p in spared["params"])
+    assert len(decayed["params"]) + len(spared["params"]) == len(named)
+
+
+def test_weight_average_follows_the_weights():
+    layer = torch.nn.Linear(2, 2, bias=False)
+    torch.nn.init.zeros_(layer.weight)
+    average = WeightAverage(layer, 0.9)
+    torch.nn.init.ones_(layer.weight)
+    expected = 0.0
+    for update in range(30):
+        average.update()
+        decay = min(0.9, (1 + update) / (10 + update))
+        expected = decay * expected + (1 - decay)
+        np.testing.assert_allclose(average.model.weight.numpy(), expected, rtol=1e-5)
+    assert not average.model.weight.requires_grad
+
+
+def test_measured_norms_are_the_mean_over_the_inputs():
+    norm = torch.nn.BatchNorm1d(3, momentum=0.02)
+    dropout = torch.nn.Dropout(0.5)
+    model = torch.nn.Sequential(dropout, norm)
+    inputs = [torch.randn(50, 3) * 4 + 7 for _ in range(5)]
+    measure_batch_norms(model, inputs)
+    torch.testing.assert_close(norm.running_mean, torch.stack([x.mean(0) for x in inputs]).mean(0))
+    torch.testing.assert_close(norm.running_var, torch.stack([x.var(0) for x in inputs]).mean(0))
+    assert norm.momentum == 0.02
+    assert not norm.training
+
+
+def test_votes_see_every_point_and_agree_with_a_sure_network(tiny_config):
+    dataset = open_dataset(tiny_config.data, tiny_config.model, "val")
+
+    def by_height(pyramid):
+        box = pyramid.attributes[:, 1] * 3.0 > 0.75
+        return np.stack([~box, box], 1).astype(np.float32) * 20
+
+    for votes in (1, 4):
+        confusion = evaluate(by_height, dataset, votes)
+        assert confusion.points == 4000 - 20
+        assert confusion.miou > 0.95
+
+
+def test_votes_turn_the_cloud(tiny_config):
+    dataset = open_dataset(tiny_config.data, tiny_config.model, "val")
+    plain, turned = dataset.evaluation_sample(0), dataset.evaluation_sample(0, 1, 4)
+    assert turned.pyramid.points.shape == plain.pyramid.points.shape
+    # A mirrored quarter turn: (x, y) -> (-y, -x), up to the choice of point within a voxel.
+    moved = np.column_stack([-plain.pyramid.points[:, 1], -plain.pyramid.points[:, 0]])
+    assert np.abs(turned.pyramid.points[:, :2] - moved).max() < 0.3
+    np.testing.assert_array_equal(turned.voxel_of_point, plain.voxel_of_point)
+
+
+def test_effective_configuration_survives_awkward_strings(tiny_config, tmp_path):
+    data = dataclasses.replace(tiny_config.data, root=str(tmp_path / 'a "b" \\ é\x7f'))
+    config = dataclasses.replace(tiny_config, data=data)
+    path = tmp_path / "config.toml"
+    path.write_text(to_toml(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_resume_needs_a_run_and_the_same_configuration(with_schedule, tmp_path):
+    config = with_schedule(epochs=1, steps_per_epoch=1)
+    with pytest.raises(InputError, match="nothing to resume"):
+        train(config, tmp_path / "none", resume=True)
+    train(config, tmp_path / "run", log=lambda line: None)
+    with pytest.raises(ConfigError, match=r"train\.epochs is 2, but the run .* has 1"):
+        train(with_schedule(epochs=2, steps_per_epoch=1), tmp_path / "run", resume=True)

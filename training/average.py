@@ -1,0 +1,74 @@
+"""Running average of the weights, and batch-norm statistics measured anew for averaged weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class WeightAverage:
+    """Exponential moving average of a model's parameters and buffers.
+
+    The first steps use the smaller decay ``(1 + n) / (10 + n)``, so that the random start is soon
+    forgotten.
+
+    Attributes:
+        model: a copy of the followed model that holds the average, in evaluation mode.
+    """
+
+    def __init__(self, followed: nn.Module, decay: float) -> None:
+        self.model = copy.deepcopy(followed).eval().requires_grad_(False)
+        self.decay = decay
+        self.updates = 0
+        current = followed.state_dict()
+        averaged = self.model.state_dict()
+        floating = [name for name, value in current.items() if value.is_floating_point()]
+        # Live tensors of both models, gathered once: walking the modules at every step costs more
+        # than the average itself.
+        self._averaged = [averaged[name] for name in floating]
+        self._current = [current[name] for name in floating]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the followed model's present weights."""
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        self.updates += 1
+        torch._foreach_lerp_(self._averaged, self._current, 1 - decay)
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restore` needs; tensors are the live ones, not copies."""
+        return {"updates": self.updates, "model": self.model.state_dict()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.updates = int(state["updates"])
+        self.model.load_state_dict(state["model"])
+
+
+@torch.no_grad()
+def measure_batch_norms(model: nn.Module, inputs: Iterable[Any]) -> None:
+    """Replace the batch norms' running statistics by their mean over these inputs.
+
+    Averaged weights never saw a batch of their own, and a small momentum lags behind in a short
+    training. Drop path and head drop stay off; the model is left in evaluation mode.
+
+    Args:
+        inputs: what the model's forward takes, at least one.
+    """
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    momenta = [norm.momentum for norm in norms]
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # plain mean over the batches
+        norm.train()
+    try:
+        for batch in inputs:
+            model(batch)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        model.eval()

@@ -1,0 +1,165 @@
+"""The commands ``dela train`` and ``dela eval``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from dela.errors import InputError
+
+if TYPE_CHECKING:
+    from dela.training.config import TrainConfig
+
+EXIT_INTERRUPTED = 130
+
+
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(help="TOML file, or one of the package's own by name: demo, rooms ..."),
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that the data paths start from.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Run folder; runs/NAME when left out.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
+    epochs: Annotated[int | None, typer.Option(help="Instead of train.epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of train.seed.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; repeatable."),
+    ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the final scores as JSON; the log goes to stderr.")
+    ] = False,
+) -> Any:
+    """Train a network: `dela train rooms -o runs/rooms`.
+
+    The run folder receives config.toml, best.pt, last.pt, metrics.csv and metrics.json.
+    """
+    from dela.training.config import load_config
+    from dela.training.loop import TrainingInterrupted
+    from dela.training.loop import train as run
+
+    path = find_config(config)
+    overrides = list(set_ or [])
+    overrides += [
+        f"train.{key}={value}"
+        for key, value in (("epochs", epochs), ("seed", seed))
+        if value is not None
+    ]
+    folder = output or Path("runs") / path.stem
+    log = _log_to(sys.stderr if json_ else sys.stdout)
+    try:
+        result = run(
+            load_config(path, overrides, data),
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            device=device,
+            log=log,
+        )
+    except TrainingInterrupted as interruption:
+        print(interruption, file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    if json_:
+        print(json.dumps(result.metrics))
+        return result
+    scores = result.metrics["validation"]
+    if scores is not None:
+        log(_scores_table(scores))
+    log(f"network: {result.best_path}")
+    return result
+
+
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pt) of `dela train`.")],
+    config: Annotated[
+        str | None,
+        typer.Option(help="TOML file that names the data; the training's own when left out."),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that the data paths start from.", show_default=False)
+    ] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    votes: Annotated[int, typer.Option(min=1, help="Passes over turned and resampled data.")] = 1,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
+) -> Any:
+    """Score a checkpoint on a labelled split, every input point counted."""
+    from dela.checkpoint import load_checkpoint
+    from dela.training import evaluate as scoring
+    from dela.training.config import TrainConfig, load_config, model_classes
+    from dela.training.datasets import open_dataset
+
+    loaded = load_checkpoint(checkpoint)
+    if config is not None:
+        described: TrainConfig = load_config(find_config(config), data_root=data)
+    elif "training" in loaded.extra:
+        described = TrainConfig.from_dict(loaded.extra["training"])
+    else:
+        raise InputError(f"{checkpoint} does not say what data it was trained on; give --config")
+    source = described.data
+    if data is not None:
+        source = dataclasses.replace(source, root=str(data.absolute()))
+    names = [info.name for info in loaded.config.classes]
+    offered = [info.name for info in model_classes(source)]
+    if offered != names:
+        raise InputError(
+            f"the data has the classes {', '.join(offered)}; the network tells apart "
+            f"{', '.join(names)}; give the configuration it was trained with"
+        )
+    dataset = open_dataset(source, loaded.config, split)
+    forward = scoring.network_forward(loaded.model.to(device))
+    log = _log_to(sys.stderr)
+    confusion = scoring.evaluate(
+        forward, dataset, votes, lambda done, total: log(f"{split}: crop {done} of {total}")
+    )
+    scores = confusion.to_dict(names)
+    print(json.dumps(scores) if json_ else confusion.table(names))
+    return confusion
+
+
+def find_config(name: str) -> Path:
+    """A configuration file, or one of the package's own by its name.
+
+    Raises:
+        InputError: neither; the message lists the package's own.
+    """
+    path = Path(name)
+    if path.exists():
+        return path
+    here = Path(__file__).resolve().parent
+    # Beside the modules in a wheel, at the top of the repository in a checkout.
+    shipped = {
+        file.stem: file
+        for folder in (here / "configs", here.parent / "configs")
+        for file in sorted(folder.glob("*.toml"))
+    }
+    if name in shipped:
+        return shipped[name]
+    raise InputError(
+        f"there is no configuration file {name}; give a TOML file or one of: "
+        f"{', '.join(sorted(shipped))}"
+    )
+
+
+def _log_to(stream: Any) -> Callable[[str], None]:
+    return lambda text: print(text, file=stream, flush=True)
+
+
+def _scores_table(scores: dict[str, Any]) -> str:
+    from dela.metrics import Confusion
+
+    names = [row["name"] for row in scores["classes"]]
+    return Confusion(len(names), scores["confusion"]).table(names)

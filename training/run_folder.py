@@ -1,0 +1,128 @@
+"""The folder of one training run: configuration, checkpoints, metrics by epoch, final scores."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from dela.errors import InputError
+from dela.files import atomic_path
+from dela.training.config import TrainConfig
+
+
+class RunFolder:
+    """Paths and small files of a run.
+
+    ``config.toml`` (the effective configuration), ``best.pt``, ``last.pt``, ``metrics.csv`` (one
+    line an epoch), ``metrics.json`` (final scores).
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.best = self.path / "best.pt"
+        self.last = self.path / "last.pt"
+        self.log = self.path / "metrics.csv"
+        self.scores = self.path / "metrics.json"
+
+    def refuse_existing(self) -> None:
+        """Raises InputError when a run is there already."""
+        for file in (self.last, self.best, self.log):
+            if file.exists():
+                raise InputError(
+                    f"{self.path} holds a run already ({file.name}); continue it with --resume, "
+                    "replace it with --overwrite, or give another folder with -o"
+                )
+
+    def start(self, config: TrainConfig) -> None:
+        """Make the folder, remove what an earlier run left in it, write ``config.toml``.
+
+        Raises:
+            InputError: the folder cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for file in (self.best, self.last, self.log, self.scores):
+                file.unlink(missing_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {self.path}: {error.strerror}") from error
+        with atomic_path(self.config, overwrite=True) as temporary:
+            temporary.write_text(to_toml(config), encoding="utf-8")
+
+    def keep_log_until(self, step: int) -> None:
+        """Drop the lines of epochs that a resumed run will write again."""
+        if not self.log.exists():
+            return
+        with self.log.open(newline="", encoding="utf-8") as file:
+            header, *rows = list(csv.reader(file)) or [[]]
+        column = header.index("step") if "step" in header else 0
+        kept = [row for row in rows if int(row[column]) <= step]
+        with (
+            atomic_path(self.log, overwrite=True) as temporary,
+            temporary.open("w", newline="", encoding="utf-8") as file,
+        ):
+            csv.writer(file).writerows([header, *kept] if header else [])
+
+    def append_log(self, row: dict[str, Any]) -> None:
+        """Add one line to ``metrics.csv``; undefined values stay empty."""
+        try:
+            new = not self.log.exists()
+            with self.log.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file)
+                if new:
+                    writer.writerow(row)
+                writer.writerow(_cell(value) for value in row.values())
+        except OSError as error:
+            raise InputError(f"cannot write {self.log}: {error.strerror}") from error
+
+    def read_scores(self) -> dict[str, Any]:
+        return json.loads(self.scores.read_text(encoding="utf-8"))
+
+    def write_scores(self, scores: dict[str, Any]) -> None:
+        with atomic_path(self.scores, overwrite=True) as temporary:
+            temporary.write_text(json.dumps(scores, indent=2) + "\n", encoding="utf-8")
+
+
+def _cell(value: Any) -> Any:
+    if value is None or value != value:
+        return ""
+    return f"{value:.6g}" if isinstance(value, float) else value
+
+
+# Fields that the file's [model] section does not have: fixed by the task or by [data].
+_DERIVED_MODEL_FIELDS = ("task", "classes", "points")
+
+
+def to_toml(config: TrainConfig) -> str:
+    """The configuration as TOML that :func:`~dela.training.config.load_config` reads back."""
+    sections = config.to_dict()
+    model = {k: v for k, v in sections["model"].items() if k not in _DERIVED_MODEL_FIELDS}
+    data = dict(sections["data"])
+    classes = data.pop("classes")
+    lines = ["# The effective configuration of this run, every default written out.", ""]
+    lines += ["[data]", *_assignments(data), ""]
+    for info in classes:
+        lines += ["[[data.classes]]", *_assignments(info), ""]
+    for name, values in (("model", model), *((n, sections[n]) for n in ("augment", "train"))):
+        lines += [f"[{name}]", *_assignments(values), ""]
+    return "\n".join(lines[:-1]) + "\n"
+
+
+def _assignments(values: dict[str, Any]) -> list[str]:
+    return [f"{key} = {_toml(value)}" for key, value in values.items() if value is not None]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        # A JSON string is a TOML basic string, except that TOML also wants DEL escaped.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{k} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, Sequence):
+        return "[" + ", ".join(_toml(item) for item in value) + "]"
+    return repr(value)

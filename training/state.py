@@ -1,0 +1,136 @@
+"""Everything that changes from step to step, and how it survives an interruption."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dela.metrics import Confusion
+from dela.training.average import WeightAverage
+
+# Independent random streams of one seed.
+ORDER, SAMPLE, NETWORK, MEASURE = range(4)
+
+
+def generator(seed: int, stream: int, *number: int) -> np.random.Generator:
+    """The random generator of one purpose and one step, sample or epoch.
+
+    Drawn from the numbers alone, so neither a resumed run nor the order in which workers prepare
+    samples changes what is drawn.
+    """
+    return np.random.default_rng(np.random.SeedSequence([seed, stream, *number]))
+
+
+def seed_torch(seed: int, step: int) -> None:
+    """Set torch's generators for one step (stochastic depth, head drop, coordinate loss)."""
+    torch.manual_seed(int(generator(seed, NETWORK, step).integers(2**63)))
+
+
+@dataclass
+class Totals:
+    """Sums over the steps of the present epoch."""
+
+    confusion: Confusion
+    steps: int = 0
+    seconds: float = 0.0
+    losses: dict[str, float] = field(default_factory=dict)
+
+    def add(self, losses: dict[str, float], seconds: float) -> None:
+        self.steps += 1
+        self.seconds += seconds
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value
+
+    def means(self) -> dict[str, float]:
+        return {name: value / self.steps for name, value in self.losses.items()}
+
+
+@dataclass
+class TrainingState:
+    """A run between two steps.
+
+    Attributes:
+        step: steps taken.
+        best: the highest validation mIoU so far, None before the first validation.
+        average: None when the weights themselves are saved.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: WeightAverage | None
+    totals: Totals
+    step: int = 0
+    best: float | None = None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated and saved; not to be changed."""
+        return self.model if self.average is None else self.average.model
+
+    def new_epoch(self) -> None:
+        self.totals = Totals(Confusion(self.totals.confusion.num_classes))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Tensors and plain types only, as safe loading demands."""
+        return {
+            "step": self.step,
+            "best": self.best,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state(),
+            "totals": {
+                "steps": self.totals.steps,
+                "seconds": self.totals.seconds,
+                "losses": dict(self.totals.losses),
+                "confusion": self.totals.confusion.counts.tolist(),
+            },
+        }
+
+    def restore(self, values: dict[str, Any]) -> None:
+        """Become the state that :meth:`to_dict` described."""
+        self.step, self.best = int(values["step"]), values["best"]
+        self.model.load_state_dict(values["model"])
+        # The optimizer keeps tensors that are on the right device already, so it gets its own.
+        self.optimizer.load_state_dict(copy.deepcopy(values["optimizer"]))
+        if self.average is not None:
+            self.average.restore(values["average"])
+        totals = values["totals"]
+        self.totals = Totals(
+            Confusion(self.totals.confusion.num_classes, np.array(totals["confusion"])),
+            totals["steps"],
+            totals["seconds"],
+            dict(totals["losses"]),
+        )
+
+
+@contextlib.contextmanager
+def finish_before_interrupt() -> Iterator[None]:
+    """Hold Ctrl-C back until the block is done, so that a step is taken whole or not at all.
+
+    Outside the main thread, where Python delivers no signals, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = False
+
+    def remember(*_: object) -> None:
+        nonlocal pressed
+        pressed = True
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt
