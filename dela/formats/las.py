@@ -24,6 +24,8 @@ from dela.formats.columns import (
 
 _NAME_BYTES = 32
 _EXTRA_TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")
+# LAZ items of point formats 6-10 (LASzip): point, RGB, RGB + NIR, wave packet; bytes one each.
+_LAYERS_OF_ITEM = {10: 9, 11: 1, 12: 2, 13: 1}
 _WIDENED = {"b1": "u1", "f2": "f4"}
 
 
@@ -57,6 +59,8 @@ def read_las(path: Path) -> PointCloud:
     _check_structure(path)
     with laspy.open(path) as reader:
         header = reader.header
+        if header.are_points_compressed and header.point_count:
+            _check_chunks(path, header)
         record = reader.read_points(-1)
         if len(record) != header.point_count:
             raise InputError(
@@ -163,6 +167,59 @@ def _check_structure(path: Path) -> None:
         raise InputError(
             f"{path} is cut short: its header promises {count} points, {whole} are there"
         )
+
+
+def _check_chunks(path: Path, header: Any) -> None:
+    """LAZ: the table of chunks against the file's size; lazrs would allocate what it claims."""
+    import lazrs
+
+    vlr = lazrs.LazVlr(header.vlrs[header.vlrs.index("LasZipVlr")].record_data)
+    if vlr.item_size() != header.point_format.size:
+        raise InputError(
+            f"{path} is damaged: compressed points of {vlr.item_size()} bytes, "
+            f"its point format has {header.point_format.size}"
+        )
+    size = path.stat().st_size
+    start = header.offset_to_point_data
+    with path.open("rb") as stream:
+        stream.seek(start)
+        place = int.from_bytes(stream.read(8), "little", signed=True)
+        if place == -1:  # written to a pipe: the table's place stands at the end
+            stream.seek(max(size - 8, 0))
+            place = int.from_bytes(stream.read(8), "little", signed=True)
+        if not start + 8 <= place <= size - 8:
+            raise InputError(f"{path} is cut short: its table of chunks lies outside the file")
+        stream.seek(place + 4)
+        chunks = int.from_bytes(stream.read(4), "little")
+        if chunks > min(header.point_count, size):
+            raise InputError(f"{path} is damaged: it claims {chunks} chunks of points")
+        stream.seek(start)
+        table = lazrs.read_chunk_table(stream, vlr)
+        held = sum(points for points, _ in table)
+        if sum(length for _, length in table) > place - start or held < header.point_count:
+            raise InputError(
+                f"{path} is damaged: its chunks do not hold the {header.point_count} points "
+                "promised"
+            )
+        layers = _layers(vlr.record_data())
+        at = start + 8
+        for number, (_, length) in enumerate(table if layers else ()):
+            stream.seek(at + vlr.item_size() + 4)
+            sizes = np.frombuffer(stream.read(4 * layers), "<u4")
+            if sizes.sum(dtype=np.int64) > length:
+                raise InputError(f"{path} is damaged: chunk {number} is longer than its place")
+            at += length
+
+
+def _layers(record: bytes) -> int:
+    """Separately compressed layers in a chunk; 0 for point formats 0-5, which have none."""
+    if record[:2] != b"\x03\x00":
+        return 0
+    (items,) = struct.unpack_from("<H", record, 32)
+    layers = 0
+    for kind, size, _ in struct.iter_unpack("<HHH", record[34 : 34 + 6 * items]):
+        layers += _LAYERS_OF_ITEM.get(kind, size)
+    return layers
 
 
 def _new_source(cloud: PointCloud) -> LasSource:

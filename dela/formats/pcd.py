@@ -114,12 +114,15 @@ def write_pcd(path: Path, cloud: PointCloud) -> None:
         # As text a float would lose bits: alpha 255 makes it NaN.
         columns[source.packed] = bits if source.kind == "ascii" else bits.view(np.float32)
     position = {name: index for index, name in enumerate(source.types)}
-    names = sorted(columns, key=lambda n: position.get(source.fields.get(n, n), len(position)))
+
+    def place(name: str) -> int:
+        return position.get(source.fields.get(name, name), len(position))
+
     arrays: dict[str, np.ndarray] = {}
-    for name in names:
-        own = source.fields.get(name)
-        written = unique_name("_".join((own or name).split()) or "_", arrays)
-        arrays[written] = _stored(name, columns[name], source.types.get(own or ""), source)
+    for name in sorted(columns, key=place):
+        own = source.fields.get(name, name)
+        written = unique_name("_".join(own.split()) or "_", arrays)
+        arrays[written] = _stored(name, columns[name], source.types.get(own), source)
     codes = [array.dtype.str[1:] for array in arrays.values()]
     width, height = source.shape
     if width * height != len(cloud):
