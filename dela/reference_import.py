@@ -254,7 +254,7 @@ def _read_config(
 
 
 def _rows(tensors: Mapping[str, Tensor], name: str, channels: int) -> int:
-    return tensors[name].numel() // channels if name in tensors else 0
+    return -(-tensors[name].numel() // channels) if name in tensors else 0
 
 
 def _attributes(
