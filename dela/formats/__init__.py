@@ -94,13 +94,12 @@ def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
         return chosen.read(path)
     except InputError:
         raise
-    except (KeyboardInterrupt, SystemExit, GeneratorExit):
+    except (KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:  # lazrs reports some damage as a Rust panic, no Exception
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(
             f"{path} cannot be read as {path.suffix[1:].upper()} (damaged or cut short?): "
-            f"{reason[:200]}"
+            f"{_reason(error)}"
         ) from error
 
 
@@ -123,8 +122,10 @@ def write_cloud(path: str | os.PathLike[str], cloud: PointCloud, overwrite: bool
     with atomic_path(path, overwrite) as temporary:
         try:
             chosen.write(temporary, cloud)
-        except InputError as error:
-            raise InputError(f"cannot write {path}: {error}") from error
+        except OSError:
+            raise
+        except Exception as error:
+            raise InputError(f"cannot write {path}: {_reason(error)}") from error
     return path
 
 
@@ -181,3 +182,7 @@ def _check_readable(path: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def _reason(error: BaseException) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]

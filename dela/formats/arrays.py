@@ -133,7 +133,11 @@ def write_npy(path: Path, cloud: PointCloud) -> None:
         for name, array in arrays.items():
             result[name] = array
     with path.open("wb") as stream:
-        np.lib.format.write_array(stream, result, allow_pickle=False)
+        # Not write_array: its tofile reports a full disk without the system's reason.
+        np.lib.format.write_array_header_2_0(
+            stream, np.lib.format.header_data_from_array_1_0(result)
+        )
+        stream.write(result.data)
 
 
 def read_npz(path: Path) -> PointCloud:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,8 +132,14 @@ def write_las(path: Path, cloud: PointCloud, compress: bool) -> None:
         else:
             record[name][:] = values
     las = laspy.LasData(header, record)
-    with path.open("wb") as stream:
-        las.write(stream, do_compress=compress)
+    if not compress:
+        with path.open("wb") as stream:
+            las.write(stream, do_compress=False)
+        return
+    # lazrs hides why a write failed, so it writes to memory (a tenth of the points' size).
+    memory = io.BytesIO()
+    las.write(memory, do_compress=True)
+    path.write_bytes(memory.getbuffer())
 
 
 def _check_structure(path: Path) -> None:
