@@ -4,6 +4,10 @@
 
 #include "cpu/geometry.h"
 
+#if defined(__AVX512F__)
+#include <immintrin.h>
+#endif
+
 namespace dela {
 namespace DELA_ISA {
 namespace {
@@ -18,6 +22,25 @@ constexpr int kLanes = 4;
 constexpr int kChains = 4;
 typedef float Floats __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+// Row of the largest value; the lowest of equals.
+inline int64_t farthest_row(Floats best, Ints rows) {
+#if defined(__AVX512F__)
+  const __m512 values = reinterpret_cast<__m512>(best);
+  const __mmask16 largest =
+      _mm512_cmp_ps_mask(values, _mm512_set1_ps(_mm512_reduce_max_ps(values)), _CMP_EQ_OQ);
+  return _mm512_mask_reduce_min_epi32(largest, reinterpret_cast<__m512i>(rows));
+#else
+  float most = best[0];
+  int32_t row = rows[0];
+  for (int lane = 1; lane < kLanes; ++lane) {
+    const bool better = best[lane] > most || (best[lane] == most && rows[lane] < row);
+    most = better ? best[lane] : most;
+    row = better ? rows[lane] : row;
+  }
+  return row;
+#endif
+}
 
 }  // namespace
 
@@ -36,6 +59,8 @@ void farthest_points(const float* points, int64_t n, int64_t count, int32_t offs
     away[i] = real ? FLT_MAX : -1.0f;
   }
   const int64_t taken = count < n ? count : n;
+  Ints lanes;
+  for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = lane;
   int64_t row = 0;
   for (int64_t step = 0; step < taken; ++step) {
     out[step] = static_cast<int32_t>(row) + offset;
@@ -48,8 +73,8 @@ void farthest_points(const float* points, int64_t n, int64_t count, int32_t offs
       best[chain] = zero - 1.0f;
       from[chain] = Ints{};
     }
+    Ints here = {};
     for (int64_t block = 0; block < padded; block += kChains * kLanes) {
-      const Ints here = Ints{} + static_cast<int32_t>(block);
 #pragma GCC unroll 4
       for (int chain = 0; chain < kChains; ++chain) {
         const int64_t at = block + chain * kLanes;
@@ -64,18 +89,17 @@ void farthest_points(const float* points, int64_t n, int64_t count, int32_t offs
         best[chain] = farther ? now : best[chain];
         from[chain] = farther ? here : from[chain];
       }
+      here += kChains * kLanes;
     }
-    float most = -1.0f;
-    for (int chain = 0; chain < kChains; ++chain) {
-      for (int lane = 0; lane < kLanes; ++lane) {
-        const int64_t candidate = from[chain][lane] + chain * kLanes + lane;
-        const float d = best[chain][lane];
-        if (d > most || (d == most && candidate < row)) {
-          most = d;
-          row = candidate;
-        }
-      }
+    Ints rows[kChains];
+    for (int chain = 0; chain < kChains; ++chain) rows[chain] = from[chain] + lanes + chain * kLanes;
+    for (int chain = 1; chain < kChains; ++chain) {
+      const Ints better = (best[chain] > best[0]) |
+                          ((best[chain] == best[0]) & (rows[chain] < rows[0]));
+      best[0] = better ? best[chain] : best[0];
+      rows[0] = better ? rows[chain] : rows[0];
     }
+    row = farthest_row(best[0], rows[0]);
   }
   for (int64_t step = taken; step < count; ++step) out[step] = out[step - taken];
 }
