@@ -72,12 +72,12 @@ def run_command(argv: Sequence[str]) -> Any:
 
     Raises:
         DelaError: the command failed.
-        SystemExit: a usage error in the command line (code 2).
+        SystemExit: a usage error in the command line (code 2), or an interruption (130).
     """
     argv = list(argv)
     try:
         app = _application(requested=_requested(argv))
-        return app(args=argv, prog_name="dela", standalone_mode=False)
+        result = app(args=argv, prog_name="dela", standalone_mode=False)
     except ModuleNotFoundError as error:
         missing = _missing_dependency(error)
         if missing is None:
@@ -89,6 +89,10 @@ def run_command(argv: Sequence[str]) -> Any:
             raise
         print(message, file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from error
+    # No command returns a number: one is the exit code of an early end inside Typer (Ctrl-C).
+    if type(result) is int and result != 0:
+        raise SystemExit(result)
+    return result
 
 
 def _run_guarded(argv: list[str]) -> int:
@@ -100,7 +104,6 @@ def _run_guarded(argv: list[str]) -> int:
     except SystemExit as request:
         return request.code if isinstance(request.code, int) else EXIT_FAILED
     except (KeyboardInterrupt, typer.Abort):
-        print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) went away: nothing left to say to it.

@@ -28,6 +28,8 @@ WRONG_COLOR = (222, 45, 38)
 _SUPERSAMPLING = 2
 _MAX_DRAWN = 3_000_000
 _LARGEST_SPLAT = 9
+# Radius of a splat over the distance to the point's fourth neighbour.
+_SPLAT = 0.75
 # Low to high, for scans without colour: dark blue, teal, green, sand.
 _RAMP = np.array(
     [(64, 82, 150), (47, 118, 152), (53, 156, 135), (139, 195, 92), (245, 222, 120)], np.float64
@@ -253,41 +255,50 @@ def _splats(view: _View, points: np.ndarray, width: int, height: int) -> _Splats
     row = (height / 2 - (view.y - (low + high) / 2) * scale).astype(np.int64)
 
     spacing = _point_spacing(points)
-    reach = int(np.clip(round(0.75 * spacing * scale), 1, _LARGEST_SPLAT * _SUPERSAMPLING))
-    depth = view.depth.astype(np.float32)
+    reach = np.clip(np.rint(_SPLAT * spacing * scale), 1, _LARGEST_SPLAT * _SUPERSAMPLING)
+    # Widest first, so that each pixel of the disc concerns a leading slice of the points.
+    order = np.argsort(-reach, kind="stable")
+    column, row, reach = column[order], row[order], reach[order]
+    depth = view.depth[order].astype(np.float32)
+    bulge = (_SPLAT * spacing[order] / reach**2).astype(np.float32)
     buffer = np.full(width * height, np.inf, dtype=np.float32)
     winner = np.full(width * height, -1, dtype=np.int64)
+    disc = _disc(int(reach[0]))
     # Two passes over a disc of pixels per point: the nearest depth first, then its owner. The
     # disc bulges toward the camera, so neighbouring splats meet halfway between their centres.
-    bulge = np.float32(0.75 * spacing)
     for claim in (False, True):
-        for dy in range(-reach, reach + 1):
-            for dx in range(-reach, reach + 1):
-                if dx * dx + dy * dy > reach * (reach + 0.5):
-                    continue
-                x, y = column + dx, row + dy
-                inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
-                cell = (y * width + x)[inside]
-                value = depth[inside] + bulge * np.float32((dx * dx + dy * dy) / reach**2)
-                if not claim:
-                    np.minimum.at(buffer, cell, value)
-                else:
-                    owner = np.flatnonzero(inside)
-                    first = buffer[cell] == value
-                    winner[cell[first]] = owner[first]
+        for dx, dy, square in disc:
+            count = int(np.count_nonzero(square <= reach * (reach + 0.5)))
+            x, y = column[:count] + dx, row[:count] + dy
+            inside = np.flatnonzero((x >= 0) & (x < width) & (y >= 0) & (y < height))
+            cell = y[inside] * width + x[inside]
+            value = depth[inside] + bulge[inside] * np.float32(square)
+            if not claim:
+                np.minimum.at(buffer, cell, value)
+            else:
+                first = buffer[cell] == value
+                winner[cell[first]] = order[inside[first]]
     return _Splats(winner.reshape(height, width), _eye_dome(buffer.reshape(height, width)))
 
 
-def _point_spacing(points: np.ndarray) -> float:
-    """Typical distance to the fourth neighbour; metres."""
+def _disc(reach: int) -> list[tuple[int, int, int]]:
+    """Offsets x, y of the pixels of a disc, and their squared distance from its centre."""
+    span = range(-reach, reach + 1)
+    offsets = [(x, y, x * x + y * y) for y in span for x in span]
+    return [item for item in offsets if item[2] <= reach * (reach + 0.5)]
+
+
+def _point_spacing(points: np.ndarray) -> np.ndarray:
+    """[N] metres to the fourth neighbour, kept between the median and 2.5 times the median."""
     from dela.geometry import knn
 
     if len(points) < 8:
-        return 0.05
+        return np.full(len(points), 0.05)
     local = (points - points.mean(axis=0)).astype(np.float32)
-    queries = local[:: max(1, len(local) // 5000)]
-    table = knn(local, 5, queries=queries)
-    return float(np.median(np.linalg.norm(local[table[:, -1]] - queries, axis=1)))
+    table = knn(local, 5)
+    spacing = np.linalg.norm(local[table[:, -1]] - local, axis=1).astype(np.float64)
+    middle = max(float(np.median(spacing)), 1e-6)
+    return np.clip(spacing, middle, 2.5 * middle)
 
 
 def _eye_dome(depth: np.ndarray) -> np.ndarray:

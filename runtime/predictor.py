@@ -13,7 +13,7 @@ from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
 from dela.config import AttributeInfo, ModelConfig
 from dela.errors import InputError
-from dela.geometry import shift_to_origin, voxel_grid
+from dela.geometry import check_finite, voxel_grid
 from dela.pyramid import Pyramid, build_pyramid
 from dela.runtime.backends import Backend
 from dela.runtime.tiles import Tile, context_width, cut_tiles
@@ -76,12 +76,22 @@ class Voxels:
     def of(
         cls, cloud: PointCloud, attributes: np.ndarray, config: ModelConfig, pick: int = 0
     ) -> Voxels:
-        """Voxels of a finite cloud; ``pick`` chooses which point stands for each."""
-        points, _ = shift_to_origin(cloud.points)
+        """Voxels of a finite cloud; ``pick`` chooses which point stands for each.
+
+        Raises:
+            InputError: several points that all fall into one voxel.
+        """
+        points = cloud.points - cloud.points.min(axis=0)
         if config.task == "classification":
-            return cls(points, attributes, np.zeros(len(points), dtype=np.int32))
+            one = np.zeros(len(points), dtype=np.int32)
+            return cls(points.astype(np.float32), attributes, one)
         grid = voxel_grid(points, config.grid[0], pick=pick)
-        return cls(points[grid.kept], attributes[grid.kept], grid.voxel_of_point)
+        if len(grid.kept) == 1 and len(points) > 1:
+            raise InputError(
+                f"all {len(points):,} points fall into one voxel of {config.grid[0]} m (extent "
+                f"{float(points.max()):.3g}); the model wants coordinates in metres"
+            )
+        return cls(points[grid.kept].astype(np.float32), attributes[grid.kept], grid.voxel_of_point)
 
     def tiles(self, config: ModelConfig, max_points: int) -> Iterator[SceneTile]:
         """The scene in parts of at most ``max_points`` voxels; classification never splits."""
@@ -217,15 +227,9 @@ def valid_points(cloud: PointCloud, drop_invalid: bool) -> np.ndarray:
     """
     if len(cloud) == 0:
         raise InputError("the cloud is empty: it has no point to label")
-    valid = np.isfinite(cloud.points).all(axis=1)
-    bad = len(cloud) - int(np.count_nonzero(valid))
-    if bad and not drop_invalid:
-        raise InputError(
-            f"{bad:,} of {len(cloud):,} points have NaN or infinite coordinates; "
-            "pass --drop-invalid to leave them unlabelled"
-        )
-    if bad == len(cloud):
-        raise InputError(f"all {bad:,} points have NaN or infinite coordinates; nothing to label")
+    valid = check_finite(cloud.points, drop_invalid)
+    if not valid.any():
+        raise InputError(f"all {len(cloud):,} points have NaN or infinite coordinates")
     return valid
 
 

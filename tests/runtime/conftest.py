@@ -1,0 +1,25 @@
+"""Small networks exported once per session, and a scan."""
+
+from __future__ import annotations
+
+import pytest
+from small_networks import CLASSIFICATION, CONFIG, Trained, make_cloud, write_network
+
+from dela.cloud import PointCloud
+
+
+@pytest.fixture(scope="session")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Segmentation: colours and height, three classes."""
+    return write_network(tmp_path_factory.mktemp("network"), CONFIG)
+
+
+@pytest.fixture(scope="session")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Classification of whole clouds."""
+    return write_network(tmp_path_factory.mktemp("classifier"), CLASSIFICATION)
+
+
+@pytest.fixture
+def cloud() -> PointCloud:
+    return make_cloud()
