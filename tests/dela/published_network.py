@@ -190,7 +190,7 @@ class Published:
     def encode(self, z, feature, normal, knns, subs):
         """Features of every stage; appends (name, x, z, knn) per stage to ``self.trail``."""
         self.trail = []
-        x = l = None
+        x = l = None  # noqa: E741
         for d, knn in enumerate(knns):
             p = "stage." + "sub_stage." * d
             if d:
@@ -205,8 +205,11 @@ class Published:
             extra = {}
             if d == 0 and feature is not None:
                 c = self.shared[1].shape[0]
-                rows = [self.state[k].view(-1, c) for k in (f"{p}spse_c", f"{p}spse_h")
-                        if k in self.state]
+                rows = [
+                    self.state[k].view(-1, c)
+                    for k in (f"{p}spse_c", f"{p}spse_h")
+                    if k in self.state
+                ]
                 extra = {"feature": feature, "w": torch.cat(rows)}
             if d == 0 and normal is not None:
                 n = self.state[f"{p}spse_n"].view(3, -1)

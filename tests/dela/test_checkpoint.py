@@ -13,9 +13,14 @@ from dela.checkpoint import load_checkpoint, save_checkpoint
 from dela.errors import CheckpointError, InputError
 from dela.network import create_model
 
-SMALL = dict(
-    dims=(16, 32), depths=(1, 2), neighbors=(8, 8), spread=(1.6, 3.8), grid=(0.1, 0.2), head_dim=8
-)
+SMALL = {
+    "dims": (16, 32),
+    "depths": (1, 2),
+    "neighbors": (8, 8),
+    "spread": (1.6, 3.8),
+    "grid": (0.1, 0.2),
+    "head_dim": 8,
+}
 
 
 @pytest.fixture
@@ -123,10 +128,10 @@ def test_other_files_are_refused(tmp_path):
         load_checkpoint(tmp_path)
     path = tmp_path / "other.pt"
     path.write_text("not a checkpoint, but a text that is longer than a few bytes\n" * 9)
-    with pytest.raises(CheckpointError, match="not a"):
+    with pytest.raises(CheckpointError, match=r"not a"):
         load_checkpoint(path)
     torch.save([1, 2], path)
-    with pytest.raises(CheckpointError, match="is not a dela checkpoint$"):
+    with pytest.raises(CheckpointError, match=r"is not a dela checkpoint$"):
         load_checkpoint(path)
     torch.save({"model": {"stage.spse_m": torch.zeros(3)}}, path)
     with pytest.raises(CheckpointError, match="import-checkpoint"):

@@ -16,22 +16,31 @@ from dela.pyramid import Pyramid
 from dela.reference_import import import_reference, read_reference, reference_state_dict
 
 FULL = {
-    "s3dis": dict(dims=(64, 128, 256, 512), depths=(4, 4, 8, 8), classes=13, head_dim=256),
-    "scannet": dict(
-        dims=(80, 128, 192, 352, 640),
-        depths=(4, 4, 4, 8, 8),
-        classes=20,
-        head_dim=352,
-        attributes="chn",
-    ),
-    "scanobjectnn": dict(dims=(96, 192, 384), depths=(4, 4, 4), classes=15),
+    "s3dis": {"dims": (64, 128, 256, 512), "depths": (4, 4, 8, 8), "classes": 13, "head_dim": 256},
+    "scannet": {
+        "dims": (80, 128, 192, 352, 640),
+        "depths": (4, 4, 4, 8, 8),
+        "classes": 20,
+        "head_dim": 352,
+        "attributes": "chn",
+    },
+    "scanobjectnn": {"dims": (96, 192, 384), "depths": (4, 4, 4), "classes": 15},
 }
 KEYS = {"s3dis": 477, "scannet": 574, "scanobjectnn": 264}
 ELEMENTS = {"s3dis": 10364108, "scannet": 17490896, "scanobjectnn": 3538130}
 FILES = {"s3dis": "s3dis", "scannet": "scannet", "scanobjectnn": "scanobj"}
 
-SMALL = dict(dims=(16, 32, 48), depths=(3, 2, 1), classes=5, head_dim=24)
-LISTS = dict(neighbors=(8, 10, 6), spread=(1.6, 3.8, 7.6), grid=(0.04, 0.08, 0.16))
+SMALL = {"dims": (16, 32, 48), "depths": (3, 2, 1), "classes": 5, "head_dim": 24}
+LISTS = {"neighbors": (8, 10, 6), "spread": (1.6, 3.8, 7.6), "grid": (0.04, 0.08, 0.16)}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors here are too small to share between threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("preset", FULL)
@@ -109,13 +118,13 @@ SEGMENTATION = {
     "one stage": (
         "s3dis",
         SMALL | {"dims": (16,), "depths": (2,)},
-        dict(neighbors=(8,), spread=(1.6,), grid=(0.04,)),
+        {"neighbors": (8,), "spread": (1.6,), "grid": (0.04,)},
         4,
     ),
     "two stages": (
         "s3dis",
         SMALL | {"dims": (16, 32), "depths": (1, 3)},
-        dict(neighbors=(8, 10), spread=(1.6, 3.8), grid=(0.04, 0.08)),
+        {"neighbors": (8, 10), "spread": (1.6, 3.8), "grid": (0.04, 0.08)},
         4,
     ),
 }
@@ -170,7 +179,7 @@ def test_training_agrees_with_the_published_network_over_the_same_rows():
 
 
 def test_classification_agrees_with_the_published_network():
-    size = dict(dims=(16, 32, 48), depths=(1, 2, 3), classes=6)
+    size = {"dims": (16, 32, 48), "depths": (1, 2, 3), "classes": 6}
     counts, ks, spread = (96, 24, 12), (8, 8, 6), (2.2, 4.4, 8.8)
     state = fabricate(published_shapes(**size))
     model = import_reference(
@@ -239,11 +248,11 @@ def test_attributes_follow_the_tensors_present():
 
 
 def test_more_stages_than_the_preset_need_overrides():
-    size = dict(dims=(16,) * 5, depths=(1,) * 5, classes=5, head_dim=24)
+    size = {"dims": (16,) * 5, "depths": (1,) * 5, "classes": 5, "head_dim": 24}
     state = fabricate(published_shapes(**size))
     with pytest.raises(ConfigError, match="neighbors has 4 entries, dims has 5"):
         import_reference(state, "s3dis")
-    five = dict(neighbors=(8,) * 5, spread=(1.0,) * 5, grid=(0.1, 0.2, 0.3, 0.4, 0.5))
+    five = {"neighbors": (8,) * 5, "spread": (1.0,) * 5, "grid": (0.1, 0.2, 0.3, 0.4, 0.5)}
     assert import_reference(state, "s3dis", **five).config.stages == 5
 
 
