@@ -9,7 +9,7 @@
 
 #include "cpu/geometry.h"
 
-#if defined(__AVX512F__)
+#if defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
@@ -27,9 +27,6 @@ constexpr int kLanes = 4;
 constexpr int kLeaf = static_cast<int>(kLeafPoints);
 typedef float Floats __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
-typedef int64_t Longs __attribute__((vector_size(4 * kLanes), aligned(8), may_alias));
-constexpr int kLongLanes = kLanes / 2;
-
 constexpr int kListed = 256;     // leaves collected for one group; beyond: one descent per query
 constexpr int kDepth = 64;       // levels of the tree: more than log2 of 2^31 points
 constexpr float kSlack = 1.0f + 4e-6f;   // covers the rounding of a bound's square root and sum
@@ -125,6 +122,22 @@ int64_t carve(int32_t k, char* base, Scratch* scratch) {
   return used;
 }
 
+#if defined(__AVX2__) && !defined(__AVX512F__)
+// For each mask of eight lanes: the lanes set, then zeros.
+struct PackedLanes {
+  uint8_t lanes[256][8];
+  constexpr PackedLanes() : lanes() {
+    for (int mask = 0; mask < 256; ++mask) {
+      int filled = 0;
+      for (int lane = 0; lane < 8; ++lane) {
+        if ((mask >> lane) & 1) lanes[mask][filled++] = static_cast<uint8_t>(lane);
+      }
+    }
+  }
+};
+constexpr PackedLanes kPackedLanes;
+#endif
+
 // One query's candidates: everything seen within the bound, cut to the best when full.
 struct Candidates {
   Scratch* scratch;
@@ -150,6 +163,27 @@ struct Candidates {
                         _mm512_maskz_compress_epi32(near, _mm512_castps_si512(distance)));
     _mm512_storeu_si512(scratch->index + count, _mm512_maskz_compress_epi32(near, index));
     count += __builtin_popcount(near);
+#elif defined(__AVX2__)
+    for (int half = 0; half < kLeaf; half += kLanes) {
+      const __m256 dx = _mm256_sub_ps(_mm256_load_ps(tree.x + first + half), _mm256_set1_ps(query.x));
+      const __m256 dy = _mm256_sub_ps(_mm256_load_ps(tree.y + first + half), _mm256_set1_ps(query.y));
+      const __m256 dz = _mm256_sub_ps(_mm256_load_ps(tree.z + first + half), _mm256_set1_ps(query.z));
+      const __m256 distance = _mm256_add_ps(
+          _mm256_add_ps(_mm256_mul_ps(dx, dx), _mm256_mul_ps(dy, dy)), _mm256_mul_ps(dz, dz));
+      const __m256i index =
+          _mm256_load_si256(reinterpret_cast<const __m256i*>(tree.index + first + half));
+      const __m256 near = _mm256_andnot_ps(
+          _mm256_castsi256_ps(_mm256_cmpeq_epi32(index, _mm256_set1_epi32(self))),
+          _mm256_cmp_ps(distance, _mm256_set1_ps(bound), _CMP_LE_OQ));
+      const int mask = _mm256_movemask_ps(near);
+      const __m256i lanes = _mm256_cvtepu8_epi32(
+          _mm_loadl_epi64(reinterpret_cast<const __m128i*>(kPackedLanes.lanes[mask])));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(scratch->bits + count),
+                          _mm256_permutevar8x32_epi32(_mm256_castps_si256(distance), lanes));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(scratch->index + count),
+                          _mm256_permutevar8x32_epi32(index, lanes));
+      count += __builtin_popcount(mask);
+    }
 #else
     float distance[kLeaf];
     for (int lane = 0; lane < kLeaf; lane += kLanes) {
@@ -206,40 +240,72 @@ struct Candidates {
 
   // Writes the indices of the `want` best in order; returns the last one's squared distance.
   float sorted(int32_t* out, int32_t offset) {
-    make_keys();
-    int64_t* keys = scratch->keys;
-    int32_t last_bits = 0;
+    int32_t last_bits;
     if (want == 1) {
-      int64_t best = keys[0];
-      for (int i = 1; i < count; ++i) best = keys[i] < best ? keys[i] : best;
+      make_keys();
+      int64_t best = scratch->keys[0];
+      for (int i = 1; i < count; ++i) best = scratch->keys[i] < best ? scratch->keys[i] : best;
       out[0] = static_cast<int32_t>(best & 0xffffffff) + offset;
       last_bits = static_cast<int32_t>(best >> 32);
     } else if (count <= kRankedAtMost) {
-      const int padded = (count + kLongLanes - 1) / kLongLanes * kLongLanes;
-      for (int i = count; i < padded; ++i) keys[i] = INT64_MAX;
-      // The place of a key is the number of smaller ones.
-      int64_t places[kRankedAtMost];
-      for (int i = 0; i < padded; i += kLongLanes) {
-        const Longs mine = *reinterpret_cast<const Longs*>(keys + i);
-        Longs place = mine - mine;
-        for (int j = 0; j < count; ++j) place -= (keys[j] < mine);
-        *reinterpret_cast<Longs*>(places + i) = place;
-      }
-      for (int i = 0; i < count; ++i) scratch->order[places[i]] = i;
-      for (int i = 0; i < want; ++i) {
-        out[i] = scratch->index[scratch->order[i]] + offset;
-      }
+      rank();
+      for (int i = 0; i < want; ++i) out[i] = scratch->index[scratch->order[i]] + offset;
       last_bits = scratch->bits[scratch->order[want - 1]];
     } else {
-      heap_sort(keys, count);
+      make_keys();
+      heap_sort(scratch->keys, count);
       for (int i = 0; i < want; ++i) {
-        out[i] = static_cast<int32_t>(keys[i] & 0xffffffff) + offset;
+        out[i] = static_cast<int32_t>(scratch->keys[i] & 0xffffffff) + offset;
       }
-      last_bits = static_cast<int32_t>(keys[want - 1] >> 32);
+      last_bits = static_cast<int32_t>(scratch->keys[want - 1] >> 32);
     }
     float distance;
     std::memcpy(&distance, &last_bits, 4);
     return distance;
+  }
+
+  // Fills `order`: the place of a candidate is the number of those nearer.
+  void rank() {
+    int32_t* bits = scratch->bits;
+    int32_t* order = scratch->order;
+    int32_t places[kRankedAtMost];
+    const int padded = (count + kLanes - 1) / kLanes * kLanes;
+    for (int i = count; i < padded; ++i) bits[i] = INT32_MAX;
+    for (int i = 0; i < padded; i += kLanes) {
+      const Ints mine = *reinterpret_cast<const Ints*>(bits + i);
+      Ints place = {};
+      for (int j = 0; j < count; ++j) place -= (bits[j] < mine);
+      *reinterpret_cast<Ints*>(places + i) = place;
+    }
+    int32_t sum = 0;
+    for (int i = 0; i < count; ++i) {
+      order[places[i]] = i;
+      sum += places[i];
+    }
+    if (sum != count * (count - 1) / 2) order_ties(places);
+  }
+
+  // Equal distances share a place and leave gaps behind it: fills them in order of index.
+  void order_ties(const int32_t* places) {
+    int32_t* order = scratch->order;
+    for (int i = 0; i < count; ++i) order[i] = -1;
+    for (int i = 0; i < count; ++i) {
+      int place = places[i];
+      while (order[place] >= 0) ++place;
+      order[place] = i;
+    }
+    const int32_t* bits = scratch->bits;
+    const int32_t* index = scratch->index;
+    for (int at = 1; at < count; ++at) {
+      const int32_t moved = order[at];
+      int place = at;
+      for (; place > 0; --place) {
+        const int32_t before = order[place - 1];
+        if (bits[before] != bits[moved] || index[before] < index[moved]) break;
+        order[place] = before;
+      }
+      order[place] = moved;
+    }
   }
 
   static void sift(int64_t* keys, int at, int count) {
@@ -330,6 +396,18 @@ float radius_of_k(const TreeView& tree, int64_t leaf, Point place, int32_t k, fl
     (total >= k ? high : low) = trial;
   }
   return root(high);
+}
+
+// k points lie within `radius` of `place`, so within that and the way there of every query.
+inline void extend_reach(const TreeView& queries, int64_t first, Point place, float radius,
+                         float* reach) {
+#pragma omp simd
+  for (int lane = 0; lane < kLeaf; ++lane) {
+    const float dx = queries.x[first + lane] - place.x, dy = queries.y[first + lane] - place.y;
+    const float dz = queries.z[first + lane] - place.z;
+    const float through = radius + root(dx * dx + dy * dy + dz * dz);
+    reach[lane] = through < reach[lane] ? through : reach[lane];
+  }
 }
 
 // Leaves within `bound` (squared) of a box; -1 when there are more than kListed.
@@ -431,37 +509,35 @@ void neighbor_search(const NeighborSearch& search, int64_t begin, int64_t end, v
     const float* box = queries.leaf_boxes + 8 * group;
     const Point center{0.5f * (box[0] + box[3]), 0.5f * (box[1] + box[4]),
                        0.5f * (box[2] + box[5])};
-    float center_radius = 0.0f;
+    // Distance within which each query of the group has k points; far too much for absent ones.
+    float reach[kLeaf];
     int listed = 0;
     if (want > 0) {
       const int64_t leaf = search.self ? group : nearest_leaf(tree, center);
-      center_radius = radius_of_k(tree, leaf, center, found_k, scratch.window);
-      float reach = 0.0f;
+      const float radius = radius_of_k(tree, leaf, center, found_k, scratch.window);
+      for (float& bound : reach) bound = FLT_MAX;
+      extend_reach(queries, first, center, radius, reach);
+      float most = 0.0f;
       for (int64_t row = first; row < last; ++row) {
-        const float d = distance2({queries.x[row], queries.y[row], queries.z[row]}, center);
-        reach = d > reach ? d : reach;
+        most = reach[row - first] > most ? reach[row - first] : most;
       }
-      listed = collect(tree, box, squared_bound(center_radius + root(reach)), want, scratch);
+      listed = collect(tree, box, squared_bound(most), want, scratch);
     }
-    Point previous = center;
-    float radius = center_radius;
     for (int64_t row = first; row < last; ++row) {
       const Point query{queries.x[row], queries.y[row], queries.z[row]};
       int32_t* out = search.out + static_cast<int64_t>(queries.index[row]) * search.k;
       int32_t filled = 0;
       if (search.self) out[filled++] = queries.index[row] + search.offset;
       if (want > 0) {
-        const float by_previous = radius + root(distance2(query, previous));
-        const float by_center = center_radius + root(distance2(query, center));
-        const float bound = squared_bound(by_previous < by_center ? by_previous : by_center);
-        Candidates found{&scratch, query, search.self ? queries.index[row] : -1, want, 0, bound};
+        Candidates found{&scratch, query, search.self ? queries.index[row] : -1,
+                         want,     0,     squared_bound(reach[row - first])};
         if (listed >= 0) {
           scan_listed(tree, scratch, listed, &found);
         } else {
           descend(tree, &found);
         }
-        radius = root(found.sorted(out + filled, search.offset));
-        previous = query;
+        const float radius = root(found.sorted(out + filled, search.offset));
+        extend_reach(queries, first, query, radius, reach);
       }
       for (filled += want; filled < search.k; ++filled) out[filled] = out[0];
     }
