@@ -158,21 +158,17 @@ def scale_intensity(attributes: np.ndarray, columns: Columns, factor: float) -> 
     return changed
 
 
-def augment(
-    points: np.ndarray,
-    attributes: np.ndarray,
-    columns: Columns,
-    config: AugmentConfig,
-    generator: np.random.Generator,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Every change of the configuration, except leaving points out.
+def augment_points(
+    points: np.ndarray, config: AugmentConfig, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Turn, mirror, scale and jitter.
 
     Args:
         points: [N, 3] float32, metres about the sample's centre.
-        attributes: [N, F] float32, scaled.
 
     Returns:
-        New arrays of the same shapes and dtypes; the given ones are untouched.
+        The changed points (the given ones are untouched), the linear map [3, 3] they went through,
+        and by how much heights grew.
     """
     factors = random_scale(config.scale, config.scale_axes, generator)
     linear = np.diag(factors) @ random_rotation(config.rotate_z, config.tilt, generator)
@@ -181,9 +177,26 @@ def augment(
     points = transform(points, linear)
     if config.jitter:
         points = jitter(points, config.jitter, generator)
+    return points, linear, float(factors[2])
+
+
+def augment_attributes(
+    attributes: np.ndarray,
+    columns: Columns,
+    config: AugmentConfig,
+    generator: np.random.Generator,
+    linear: np.ndarray,
+    growth: float,
+) -> np.ndarray:
+    """Colour, height, intensity and direction columns after :func:`augment_points`.
+
+    Args:
+        attributes: [N, F] float32, scaled; untouched.
+        linear, growth: what the points went through.
+    """
     attributes = change_color(attributes, columns, config, generator)
     if columns.height:
-        attributes = scale_height(attributes, columns, float(factors[2]))
+        attributes = scale_height(attributes, columns, growth)
         if config.height_shift:
             metres = generator.uniform(-config.height_shift, config.height_shift)
             attributes = shift_height(attributes, columns, metres)
@@ -194,7 +207,7 @@ def augment(
         rows = list(columns.directions)
         attributes = attributes.copy()
         attributes[:, rows] = transform_directions(attributes[:, rows], linear)
-    return points, attributes
+    return attributes
 
 
 def _rotation(axis: np.ndarray, angle: float) -> np.ndarray:

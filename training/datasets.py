@@ -18,13 +18,14 @@ from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
 from dela.config import ModelConfig
 from dela.errors import ConfigError, InputError
-from dela.formats import SUFFIXES, read_cloud
+from dela.formats import find_scans, read_cloud
 from dela.geometry import shift_to_origin, voxel_grid
 from dela.metrics import IGNORED
 from dela.pyramid import Pyramid, build_pyramid, pack
 from dela.training.augment import (
     Columns,
-    augment,
+    augment_attributes,
+    augment_points,
     keep_rows,
     transform,
     transform_directions,
@@ -160,18 +161,17 @@ class Dataset:
         rows = _members_of(scan, _nearest_rows(voxels, centre, wanted))
         if self.augmentation.drop_points:
             rows = rows[keep_rows(len(rows), self.augmentation.drop_points, generator)]
-        points, attributes = augment(
-            scan.points[rows] - centre,
-            scan.attributes[rows],
-            self.columns,
-            self.augmentation,
-            generator,
+        points, linear, growth = augment_points(
+            scan.points[rows] - centre, self.augmentation, generator
         )
         kept = voxel_grid(points, self.model.grid[0], pick=None, seed=_seed(generator)).kept
         if len(kept) > self.data.points:
             kept = kept[_nearest_rows(points[kept], np.zeros(3, np.float32), self.data.points)]
+        attributes = augment_attributes(
+            scan.attributes[rows[kept]], self.columns, self.augmentation, generator, linear, growth
+        )
         pyramid = build_pyramid(
-            points[kept], attributes[kept], self.model, seed=_seed(generator), pick=None
+            points[kept], attributes, self.model, seed=_seed(generator), pick=None
         )
         labels = scan.labels[rows[kept]].astype(np.int64)
         nothing = np.zeros(0, np.int64)
@@ -203,8 +203,8 @@ class Dataset:
             turn = vote_transform(vote, votes)
             points = transform(points, turn)
             if self.columns.directions:
-                rows = list(self.columns.directions)
-                attributes[:, rows] = transform_directions(attributes[:, rows], turn)
+                directions = list(self.columns.directions)
+                attributes[:, directions] = transform_directions(attributes[:, directions], turn)
         pyramid = build_pyramid(points, attributes, self.model)
         rows = _members_of(scan, core)
         position = np.full(len(scan.kept), -1, np.int32)
@@ -363,7 +363,7 @@ def _expand(data: DataConfig, split: str) -> list[Path]:
     for entry in getattr(data, split):
         path = Path(data.root) / entry
         if path.is_dir():
-            matches = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
+            matches = find_scans([path])
         elif path.exists():
             matches = [path]
         else:
@@ -419,7 +419,9 @@ def _partition(voxels: np.ndarray, most: int, margin: float) -> list[tuple[np.nd
         crop = np.flatnonzero(inside)
         if len(core) == len(voxels) <= most or len(crop) <= most or len(core) <= max(most // 4, 1):
             if len(crop) > most:
-                crop = np.union1d(core, _nearest_rows(voxels, voxels[core].mean(0), most))
+                around = np.setdiff1d(crop, core)
+                near = _nearest_rows(voxels[around], voxels[core].mean(0), most - len(core))
+                crop = np.union1d(core, around[near])
             crops.append((core, crop))
             continue
         axis = int(np.argmax(high - low))

@@ -104,7 +104,7 @@ class _Furnisher:
             if later.random() > share:
                 continue
             self.rng.bit_generator.state = design
-            piece = chair(self.rng)
+            piece = chair(self.rng, at_table=True)
             origin = put.at(x, y, 0, yaw + later.normal(0, 0.2))
             half = 0.16
             body = (
@@ -133,7 +133,7 @@ class _Furnisher:
         put, _ = placed
         w, d, h = piece.size
         clutter.on_table(self.rng, put.at(0, d / 2, h), (w, d), 6.0)
-        seat = chair(self.rng)
+        seat = chair(self.rng, at_table=True)
         at = put.at(self.rng.normal(0, 0.1), d + self.rng.uniform(0.15, 0.4), 0)
         self.stand(seat, at.origin[0], at.origin[1], at.yaw + np.pi + self.rng.normal(0, 0.4), 0.0)
 
@@ -176,7 +176,7 @@ def furnish(plan: Plan, solids: Solids, rng: Rng) -> list[Rectangle]:
         piece, z = clutter.on_wall(rng)
         if z + piece.size[2] < plan.height - 0.05:
             maker.against_wall(piece, max(z, 0.61))
-    for _ in range(int(rng.integers(2, 4 + plan.area / 8))):
+    for _ in range(int(rng.integers(2, 4 + int(plan.area / 8)))):
         piece = clutter.on_floor(rng)
         if rng.random() < 0.7:
             _beside_wall(maker, piece)
@@ -200,7 +200,7 @@ def _beside_wall(maker: _Furnisher, piece: Piece) -> None:
 
 def _office(maker: _Furnisher, area: float, rng: Rng) -> None:
     maker.against_wall(bookcase(rng))
-    for _ in range(int(rng.integers(2, 3 + area / 9))):
+    for _ in range(int(rng.integers(2, 3 + int(area / 9)))):
         maker.desk_place()
     if area > 24:
         maker.table_group(None, 0.8)
@@ -223,7 +223,7 @@ def _lounge(maker: _Furnisher, area: float, rng: Rng) -> None:
 def _class_room(maker: _Furnisher, area: float, rng: Rng) -> None:
     maker.against_wall(board(rng), rng.uniform(0.85, 1.0))
     size = (rng.uniform(1.1, 1.5), rng.uniform(0.55, 0.7))
-    for _ in range(int(rng.integers(3, 4 + area / 6))):
+    for _ in range(int(rng.integers(3, 4 + int(area / 6)))):
         maker.table_group(size, 0.6)
 
 

@@ -65,7 +65,7 @@ def paint(rng: np.random.Generator) -> Material:
 
 def wood(rng: np.random.Generator) -> Material:
     return Material(
-        _vary(_pick(WOODS, rng), rng), "wood", scale=rng.uniform(0.03, 0.08), contrast=0.22
+        _vary(_pick(WOODS, rng), rng), "wood", scale=rng.uniform(0.015, 0.05), contrast=0.14
     )
 
 
@@ -96,19 +96,19 @@ def floor_covering(rng: np.random.Generator) -> Material:
         return replace(wood(rng), texture="planks", scale=rng.uniform(0.09, 0.18))
     if choice == 1:
         stone = _vary(_pick(PAINTS, rng), rng)
-        grout = _shade(stone, 0.6)
+        grout = shade(stone, 0.6)
         return Material(stone, "tiles", grout, scale=rng.uniform(0.3, 0.6), contrast=0.1)
     if choice == 2:
         return Material(_vary(_pick(FABRICS, rng), rng), "grain", scale=0.8, contrast=0.2)
     stone = _vary(_pick(PAINTS, rng), rng)
-    return Material(_shade(stone, 0.8), "grain", scale=1.2, contrast=0.12)
+    return Material(shade(stone, 0.8), "grain", scale=1.2, contrast=0.12)
 
 
 def ceiling_covering(rng: np.random.Generator) -> Material:
     if rng.random() < 0.5:
         return paint(rng)
     white = _vary(PAINTS[0], rng)
-    return Material(white, "tiles", _shade(white, 0.72), scale=0.6, contrast=0.05)
+    return Material(white, "tiles", shade(white, 0.72), scale=0.6, contrast=0.05)
 
 
 def wall_covering(rng: np.random.Generator) -> Material:
@@ -123,6 +123,10 @@ def wall_covering(rng: np.random.Generator) -> Material:
 def glass(rng: np.random.Generator) -> Material:
     sky = _vary((176, 200, 224), rng, 18)
     return Material(sky, "sky", (96, 128, 84), scale=0.8, contrast=0.1, answers=0.5, glow=0.7)
+
+
+def frosted_glass(rng: np.random.Generator) -> Material:
+    return replace(paint(rng), answers=0.7, glow=0.15)
 
 
 def color_surfaces(
@@ -261,9 +265,10 @@ def _pick(colors: tuple[Color, ...], rng: np.random.Generator) -> Color:
 
 
 def _vary(color: Color, rng: np.random.Generator, amount: float = 10.0) -> Color:
-    red, green, blue = np.clip(np.array(color) + rng.normal(0, amount, 3), 8, 250)
+    shift = rng.normal(0, amount) + rng.normal(0, amount / 3, 3)
+    red, green, blue = np.clip(np.array(color) + shift, 8, 250)
     return (float(red), float(green), float(blue))
 
 
-def _shade(color: Color, factor: float) -> Color:
+def shade(color: Color, factor: float) -> Color:
     return (color[0] * factor, color[1] * factor, color[2] * factor)

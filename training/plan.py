@@ -60,7 +60,7 @@ class Wall:
                 for reach in (0.0, depth)
             ]
         )
-        return (*corners.min(0), *corners.max(0))  # type: ignore[return-value]
+        return (*corners.min(0), *corners.max(0))
 
 
 @dataclass
@@ -184,11 +184,6 @@ def _floor_and_ceiling(plan: Plan, solids: Solids, rng: Rng) -> None:
         elif rng.random() < 0.8:
             piece = hanging_lamp(rng, rng.uniform(0.3, 0.7))
             piece.build(put.at(rng.uniform(-0.4, 0.4), rng.uniform(-0.4, 0.4), 0, 0, piece.label))
-    board = materials.board_stuff(rng)
-    for wall in plan.walls:
-        if rng.random() < 0.02:
-            put = wall.frame(solids, wall.length / 2, LABELS["wall"])
-            put.box((0, 0.008, 0.04), (wall.length, 0.016, 0.08), board)
 
 
 @dataclass(frozen=True)
@@ -270,14 +265,14 @@ def _door(put: Placed, width: float, height: float, rng: Rng) -> None:
     """Frame, one or two leaves with panels or a pane, handle; sometimes ajar."""
     leaf = materials.board_stuff(rng)
     frame = leaf if rng.random() < 0.5 else materials.board_stuff(rng)
-    handle, dark = materials.metal(rng), replace(leaf, color=(*[0.85 * c for c in leaf.color],))  # type: ignore[arg-type]
+    handle, dark = materials.metal(rng), replace(leaf, color=materials.shade(leaf.color, 0.85))
     for x in (-width / 2, width / 2):
         put.box((x, -0.01, height / 2), (0.09, 0.09, height), frame)
     put.box((0, -0.01, height), (width + 0.09, 0.09, 0.09), frame)
     leaves = 2 if width > 1.2 else 1
     design = rng.integers(3)
     wide = (width - 0.08) / leaves
-    pane = materials.glass(rng)
+    pane = materials.frosted_glass(rng)
     ajar = rng.uniform(0.15, 1.4) if rng.random() < 0.2 else 0.0
     for i in range(leaves):
         hinge = -1 if i == 0 else 1
@@ -311,7 +306,7 @@ def _window(put: Placed, width: float, height: float, rng: Rng) -> None:
     put.box((0, -0.03, -0.015), (width + 0.1, 0.22, 0.03), frame)
     if rng.random() < 0.35:
         slats = replace(materials.paint(rng), texture="stripes", scale=0.05)
-        slats = replace(slats, accent=(*[0.8 * c for c in slats.color],))  # type: ignore[arg-type]
+        slats = replace(slats, accent=materials.shade(slats.color, 0.8))
         drop = height * rng.uniform(0.25, 0.9)
         put.box((0, back + 0.07, height - drop / 2), (width - 0.04, 0.015, drop), slats)
 

@@ -1,0 +1,176 @@
+"""The training configuration: what is accepted, derived, refused, and how refusals read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dela.config import PRESETS
+from dela.errors import ConfigError, InputError
+from dela.training.config import TrainConfig, load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+FOLDER = """\
+[data]
+train = ["a.laz"]
+ignore = [0]
+
+[[data.classes]]
+name = "ground"
+codes = [2, 8]
+
+[[data.classes]]
+name = "tree"
+codes = [5]
+code = 50
+color = [1, 2, 3]
+
+[model]
+dims = [16, 32]
+depths = [1, 1]
+neighbors = 8
+grid = [0.04, 0.08]
+attributes = ["height", {name = "intensity", scale = 500}]
+
+[train]
+epochs = 2
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text: str = FOLDER) -> Path:
+        path = tmp_path / "config.toml"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_loads(path):
+    config = load_config(path)
+    assert config.model.num_classes >= 2
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_sections_become_the_parts_of_the_configuration(write, tmp_path):
+    config = load_config(write())
+    assert config.train.epochs == 2
+    assert config.data.root == str(tmp_path)
+    assert [(c.name, c.code) for c in config.model.classes] == [("ground", 2), ("tree", 50)]
+    assert config.model.classes[1].color == (1, 2, 3)
+    assert config.model.neighbors == (8, 8)
+    assert [(a.name, a.scale) for a in config.model.attributes] == [
+        ("height", 3.3),
+        ("intensity", 500.0),
+    ]
+
+
+def test_spread_follows_the_grid_as_in_the_published_recipe(write):
+    model = load_config(
+        write(),
+        ["model.grid=[0.04, 0.08, 0.16, 0.32]", "model.dims=[8,8,8,8]", "model.depths=[1,1,1,1]"],
+    ).model
+    published = PRESETS["s3dis"]
+    assert model.coordinate_scale == published.coordinate_scale
+    assert model.spread == published.spread
+
+
+def test_a_preset_brings_its_sizes_and_a_new_grid_its_own_spread(write):
+    rooms = '[data]\nkind = "rooms"\n[model]\npreset = "s3dis"\n'
+    assert load_config(write(rooms)).model == PRESETS["s3dis"]
+    coarse = load_config(write(rooms), ["model.grid=[0.08,0.16,0.32,0.64]"]).model
+    assert coarse.coordinate_scale == 20
+    assert coarse.spread == PRESETS["s3dis"].spread
+
+
+def test_overrides_win_and_bare_words_are_strings(write):
+    config = load_config(
+        write(), ["train.epochs=7", "data.label=kind", 'data.val=["b.laz"]', "augment.tilt=5"]
+    )
+    assert (config.train.epochs, config.data.label) == (7, "kind")
+    assert config.data.val == ("b.laz",)
+    assert config.augment.tilt == 5.0
+
+
+def test_data_root_can_be_given_from_outside(write, tmp_path):
+    assert load_config(write(), data_root=tmp_path / "x").data.root == str(tmp_path / "x")
+
+
+@pytest.mark.parametrize(
+    ("section", "line", "hint"),
+    [
+        ("train", "epoch = 3", "did you mean 'epochs'"),
+        ("augment", "rotatez = 3", "did you mean 'rotate_z'"),
+        ("model", "dim = [3]", "did you mean 'dims'"),
+        ("data", "labels = 'x'", "did you mean 'label'"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_its_line_and_the_known_keys(write, section, line, hint):
+    text = FOLDER if f"[{section}]" in FOLDER else FOLDER + f"\n[{section}]\n"
+    text = text.replace(f"[{section}]\n", f"[{section}]\n{line}\n", 1)
+    number = text.splitlines().index(line) + 1
+    with pytest.raises(ConfigError, match=f"line {number}: unknown key") as caught:
+        load_config(write(text))
+    assert hint in str(caught.value)
+    assert "known: " in str(caught.value)
+
+
+def test_unknown_sections_and_class_keys_are_refused(write):
+    with pytest.raises(ConfigError, match="unknown key 'training'"):
+        load_config(write(FOLDER + "\n[training]\nepochs = 3\n"))
+    with pytest.raises(ConfigError, match=r"unknown key 'label' in \[data.classes"):
+        load_config(write(FOLDER.replace("codes = [5]", "codes = [5]\nlabel = 3")))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs=0", "train.epochs is 0; it must be at least 1"),
+        ("train.epochs=2.5", "expected a whole number"),
+        ("train.epochs=true", "expected a whole number"),
+        ("train.learning_rate=-1", "must be above 0"),
+        ("train.learning_rate=nan", "must be above 0"),
+        ("train.label_smoothing=1.5", "must lie in 0..0.99"),
+        ("augment.scale=[1.1, 0.9]", "least and largest"),
+        ("augment.scale=[1, 2, 3]", "expected 2 values"),
+        ("augment.flip=1", "expected true or false"),
+        ("data.points=0", "at least 1"),
+        ("data.train='a.laz'", "expected a list"),
+        ("data.ignore=[2]", "label 2 belongs to"),
+        ("data.kind=cloud", "must be rooms or folder"),
+        ("data.kind=rooms", "remove them"),
+        ("data.classes=[]", r"\[\[data.classes\]\]"),
+        ("model.grid=[0.1, 0]", "above 0"),
+        ("model.grid=[0.1, 0.1]", "coarser"),
+        ("model.dims=[6, 8]", "multiple of 4"),
+        ("model.neighbors=[8]", "neighbors has 1 entries"),
+        ("model.preset=scanobjectnn", "one of: s3dis, scannet"),
+    ],
+)
+def test_values_out_of_range_are_refused_in_words(write, override, message):
+    with pytest.raises(ConfigError, match=message):
+        load_config(write(), [override])
+
+
+def test_missing_parts_are_named(write):
+    with pytest.raises(ConfigError, match=r"section \[model\] is missing"):
+        load_config(write('[data]\nkind = "rooms"\n'))
+    with pytest.raises(ConfigError, match=r"model.grid is missing"):
+        load_config(write(FOLDER.replace("grid =", "#grid =")))
+
+
+def test_text_that_is_not_toml_and_missing_files_are_refused(write, tmp_path):
+    with pytest.raises(ConfigError, match="line 1"):
+        load_config(write("[data\n"))
+    with pytest.raises(InputError, match=r"none\.toml"):
+        load_config(tmp_path / "none.toml")
+
+
+@pytest.mark.parametrize("override", ["epochs=3", "train.epochs", "a.b.c=1", "=1"])
+def test_an_override_must_be_section_key_value(write, override):
+    with pytest.raises(ConfigError, match=r"section\.key=value"):
+        load_config(write(), [override])
