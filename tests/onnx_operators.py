@@ -100,5 +100,6 @@ def _model(signature: str, call: str, before: str = "", after: int = 1):
 
     return onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20, "dela" : 1]>\n'
-        f"graph {signature} {{ {before}\n result = dela.{call}\n out = Cast <to = {after}> (result) }}"
+        f"graph {signature} {{ {before}\n"
+        f"result = dela.{call}\n out = Cast <to = {after}> (result) }}"
     )

@@ -295,8 +295,8 @@ OrtStatus* spamp_compute(void* self, OrtKernelContext* context) noexcept {
   return own.verdict(api, "SPAMP");
 }
 
-// Output [rows of one input, columns of another], named dynamic sizes kept. Says nothing where
-// an input's shape is unknown: ONNX Runtime then waits for the run.
+// Output [rows of one input, columns of another], named dynamic sizes kept. Says nothing where a
+// size has neither value nor name: ONNX Runtime takes two sizes without a name for one.
 OrtStatus* infer_output(const Api& api, OrtShapeInferContext* context, size_t rows_from,
                         size_t columns_from) {
   int64_t sizes[2] = {-1, -1};
@@ -315,6 +315,7 @@ OrtStatus* infer_output(const Api& api, OrtShapeInferContext* context, size_t ro
     DELA_RETURN_IF_ERROR(api.size_names(shape, input_names, rank));
     sizes[axis] = input_sizes[axis];
     names[axis] = input_names[axis];
+    if (sizes[axis] < 0 && *names[axis] == 0) return nullptr;
     if (axis == 1) DELA_RETURN_IF_ERROR(api.element_type(shape, &type));
   }
   OrtTensorTypeAndShapeInfo* out = nullptr;
@@ -343,7 +344,7 @@ OrtStatus* spse_infer(const OrtCustomOp* op, OrtShapeInferContext* context) noex
 }
 
 OrtStatus* spamp_infer(const OrtCustomOp* op, OrtShapeInferContext* context) noexcept {
-  return infer_output(Api(Operator::of(op).table), context, 3, 0);
+  return infer_output(Api(Operator::of(op).table), context, 2, 0);
 }
 
 Operator describe(const char* name, const OrtApi* table) {
