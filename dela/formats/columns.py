@@ -120,12 +120,12 @@ def colors_to_255(columns: dict[str, np.ndarray]) -> float:
     Returns:
         The factor that leads back: ``raw = column * factor``.
     """
-    if any(name not in columns or len(columns[name]) == 0 for name in COLORS):
+    if any(name not in columns for name in COLORS):
         return 1.0
     raw = [columns[name] for name in COLORS]
     kinds = {channel.dtype.kind for channel in raw}
-    low = min(channel.min() for channel in raw)
-    high = max(channel.max() for channel in raw)
+    low = min(channel.min(initial=0) for channel in raw)
+    high = max(channel.max(initial=0) for channel in raw)
     if kinds == {"f"} and low >= 0 and 0 < high <= 1:
         for name, channel in zip(COLORS, raw, strict=True):
             columns[name] = channel.astype(np.float64) * 255.0
