@@ -161,7 +161,7 @@ def scale_intensity(attributes: np.ndarray, columns: Columns, factor: float) -> 
 def augment_points(
     points: np.ndarray, config: AugmentConfig, generator: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Turn, mirror, scale and jitter.
+    """Turn, mirror and scale; :func:`jitter` is left for the points that are kept.
 
     Args:
         points: [N, 3] float32, metres about the sample's centre.
@@ -174,10 +174,7 @@ def augment_points(
     linear = np.diag(factors) @ random_rotation(config.rotate_z, config.tilt, generator)
     if config.flip:
         linear = linear @ random_flip(generator)
-    points = transform(points, linear)
-    if config.jitter:
-        points = jitter(points, config.jitter, generator)
-    return points, linear, float(factors[2])
+    return transform(points, linear), linear, float(factors[2])
 
 
 def augment_attributes(

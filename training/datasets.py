@@ -26,6 +26,7 @@ from dela.training.augment import (
     Columns,
     augment_attributes,
     augment_points,
+    jitter,
     keep_rows,
     transform,
     transform_directions,
@@ -140,7 +141,13 @@ class Dataset:
             [sum(len(rows[c]) for rows in self._members) for c in range(self.model.num_classes)]
         )
 
-    def sample(self, index: int, generator: np.random.Generator, train: bool) -> Sample:
+    def sample(
+        self,
+        index: int,
+        generator: np.random.Generator,
+        train: bool,
+        threads: int | None = None,
+    ) -> Sample:
         """A training sample, or an evaluation crop.
 
         Args:
@@ -148,10 +155,13 @@ class Dataset:
                 centre from the generator alone.
             generator: all randomness of a training sample; evaluation uses none.
             train: random crop with augmentation, or crop ``index``.
+            threads: native threads of a training sample; None for all. Changes only the speed.
         """
-        return self._training_sample(generator) if train else self.evaluation_sample(index)
+        if not train:
+            return self.evaluation_sample(index)
+        return self._training_sample(generator, threads)
 
-    def _training_sample(self, generator: np.random.Generator) -> Sample:
+    def _training_sample(self, generator: np.random.Generator, threads: int | None) -> Sample:
         index, centre_row = self._centre(generator)
         scan = self.scans[index]
         voxels = scan.points[scan.kept]
@@ -164,15 +174,17 @@ class Dataset:
         points, linear, growth = augment_points(
             scan.points[rows] - centre, self.augmentation, generator
         )
-        kept = voxel_grid(points, self.model.grid[0], pick=None, seed=_seed(generator)).kept
+        grid = voxel_grid(points, self.model.grid[0], None, _seed(generator), threads)
+        kept = grid.kept
         if len(kept) > self.data.points:
             kept = kept[_nearest_rows(points[kept], np.zeros(3, np.float32), self.data.points)]
+        points = points[kept]
+        if self.augmentation.jitter:
+            points = jitter(points, self.augmentation.jitter, generator)
         attributes = augment_attributes(
             scan.attributes[rows[kept]], self.columns, self.augmentation, generator, linear, growth
         )
-        pyramid = build_pyramid(
-            points[kept], attributes, self.model, seed=_seed(generator), pick=None
-        )
+        pyramid = build_pyramid(points, attributes, self.model, seed=_seed(generator), pick=None)
         labels = scan.labels[rows[kept]].astype(np.int64)
         nothing = np.zeros(0, np.int64)
         return Sample(pyramid, labels, index, nothing, nothing, nothing.astype(np.int32))
