@@ -114,8 +114,8 @@ def predict(
                 result["picture"] = str(drawing)
         except DelaError as error:
             if len(jobs) == 1:
-                raise type(error)(_naming(scan, error)) from error
-            print(f"error: {_naming(scan, error)}", file=sys.stderr)
+                raise type(error)(_naming(scan, target, error)) from error
+            print(f"error: {_naming(scan, target, error)}", file=sys.stderr)
             failures.append({"input": str(scan), "error": str(error)})
             continue
         results.append(result)
@@ -163,10 +163,11 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
     return [(scan, target) for target, scan in targets.items()]
 
 
-def _naming(scan: Path, error: DelaError) -> str:
-    """The error with the scan's name, once."""
+def _naming(scan: Path, target: Path, error: DelaError) -> str:
+    """The error with the name of the scan before it, unless it names a file already."""
     text = str(error)
-    return text if str(scan) in text else f"{scan}: {text}"
+    named = str(scan) in text or str(target) in text
+    return text if named else f"{scan}: {text}"
 
 
 def _result(
@@ -175,7 +176,7 @@ def _result(
     counts = np.bincount(prediction.classes[prediction.classes >= 0], minlength=len(classes))
     values = {info.name: int(count) for info, count in zip(classes, counts, strict=True)}
     if prediction.invalid:
-        values["(invalid)"] = prediction.invalid
+        values["(not finite)"] = prediction.invalid
     return {
         "input": str(scan),
         "output": str(target),

@@ -81,8 +81,9 @@ def classes_table(results: Sequence[dict[str, Any]], scores: Confusion | None = 
     """Points and share of every class over all scans, with the IoU where truth was given."""
     table = _table("class", "points", "share", *(["IoU"] if scores else []))
     total = sum(result["points"] for result in results)
-    for index, name in enumerate(results[0]["classes"]):
-        count = sum(result["classes"][name] for result in results)
+    names = dict.fromkeys(name for result in results for name in result["classes"])
+    for index, name in enumerate(names):
+        count = sum(result["classes"].get(name, 0) for result in results)
         row = [name, f"{count:,}", f"{100 * count / max(total, 1):.2f} %"]
         if scores:
             iou = scores.iou[index] if index < scores.num_classes else math.nan
@@ -170,7 +171,7 @@ def _flat(value: Any) -> str:
     if isinstance(value, list):
         return " ".join(_flat(item) for item in value) or "none"
     if isinstance(value, bool) or not isinstance(value, int):
-        return f"{value:.6g}" if isinstance(value, float) else str(value)
+        return f"{value:.10g}" if isinstance(value, float) else str(value)
     return f"{value:,}"
 
 

@@ -55,14 +55,17 @@ def write_network(folder: Path, config: ModelConfig, seed: int = 0) -> Trained:
     import torch
 
     import dela
-    from dela.export import export_onnx
+    from dela.export.onnx_export import export_onnx
 
     model = dela.create_model(config, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for weight in model.parameters():
-            if weight.ndim == 1 and not weight.any():
-                weight.copy_(0.3 * torch.randn(weight.shape, generator=generator))
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                size = module.in_features**-0.5
+                module.weight.copy_(size * torch.randn(module.weight.shape, generator=generator))
+            elif isinstance(module, torch.nn.BatchNorm1d):
+                module.weight.copy_(1 + 0.2 * torch.randn(module.weight.shape, generator=generator))
     files = Trained(config, folder / "model.pt", folder / "model.onnx")
     dela.save_checkpoint(files.checkpoint, model)
     export_onnx(files.checkpoint, files.onnx, check=False)
