@@ -185,7 +185,7 @@ def _(gradient, points, neighbors, weight, out, winner, directions):
 
 
 def _save(ctx, inputs, output) -> None:
-    points, neighbors, weight, epsilon, directions = inputs
+    points, neighbors, weight, _epsilon, directions = inputs
     out, winner = output
     ctx.mark_non_differentiable(winner)
     ctx.save_for_backward(points, neighbors, weight, out, winner)

@@ -15,7 +15,7 @@ constexpr int64_t kForwardRows = 128;
 constexpr int64_t kSpampChunkRows = 128;
 constexpr int64_t kSpseChunkRows = 512;
 constexpr int64_t kSpseChunks = 64;
-// Channels that one thread owns at a time: one cache line of float32.
+// Threads own whole cache lines of a row: this many channels of float32.
 constexpr int64_t kOwnedChannels = 16;
 // Floats of `passed` at a time: half a megabyte per thread stays in its cache.
 constexpr int64_t kPassedFloats = 1 << 17;
@@ -136,7 +136,8 @@ int32_t spamp_backward(const Spamp& op, const SpampGradient& given, float* featu
   const int64_t size = DELA_DISPATCH(spamp_sum_floats, op);
   Buffer sums(chunks * size), passed(together * kSpampChunkRows * channels);
   if (sums.get() == nullptr || passed.get() == nullptr) return kOutOfMemory;
-  const int64_t owners = pieces(channels, kOwnedChannels);
+  const int64_t lines = pieces(channels, kOwnedChannels);
+  const int64_t owners = std::min<int64_t>(team, lines);
 #pragma omp parallel num_threads(team) if (team > 1)
   {
 #pragma omp for schedule(static)
@@ -159,7 +160,8 @@ int32_t spamp_backward(const Spamp& op, const SpampGradient& given, float* featu
       for (int64_t owner = 0; owner < owners; ++owner) {
         const int64_t end = std::min(op.n_rows, last * kSpampChunkRows);
         DELA_DISPATCH(spamp_backward_channels, op, given.winner, passed.get(), base, end,
-                      owner * kOwnedChannels, std::min(channels, (owner + 1) * kOwnedChannels),
+                      lines * owner / owners * kOwnedChannels,
+                      std::min(channels, lines * (owner + 1) / owners * kOwnedChannels),
                       feature_gradient);
       }
     }

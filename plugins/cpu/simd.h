@@ -114,8 +114,17 @@ DELA_INLINE Floats expand(Floats v) {
                         2 * part + 1, 2 * part + 1);
   return _mm256_permutevar8x32_ps(v, pick);
 }
-DELA_INLINE Floats lookup(const float* table, Ints slot, int) {
-  return _mm256_i32gather_ps(table, (__m256i)slot, 4);
+DELA_INLINE Floats lookup(const float* table, Ints slot, int length) {
+  const __m256i s = (__m256i)slot;
+  if (length != 32) return _mm256_i32gather_ps(table, s, 4);
+  // Permutations take three bits of the slot; the next two choose among four of them.
+  const __m256 a = _mm256_permutevar8x32_ps(load(table), s),
+               b = _mm256_permutevar8x32_ps(load(table + 8), s),
+               c = _mm256_permutevar8x32_ps(load(table + 16), s),
+               d = _mm256_permutevar8x32_ps(load(table + 24), s);
+  const __m256 bit3 = _mm256_castsi256_ps(_mm256_slli_epi32(s, 28)),
+               bit4 = _mm256_castsi256_ps(_mm256_slli_epi32(s, 27));
+  return _mm256_blendv_ps(_mm256_blendv_ps(a, b, bit3), _mm256_blendv_ps(c, d, bit3), bit4);
 }
 
 #elif defined(DELA_ISA_v2)

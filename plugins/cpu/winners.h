@@ -60,5 +60,10 @@ class WinnerTable {
   int k_, columns_, held_;
 };
 
+// Asks for `bytes` from `p` on, read once the table is filled.
+DELA_INLINE void prefetch_row(const void* p, int64_t bytes) {
+  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(static_cast<const char*>(p) + b);
+}
+
 }  // namespace DELA_ISA
 }  // namespace dela

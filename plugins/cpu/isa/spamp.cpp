@@ -16,6 +16,10 @@ constexpr int kBlock = kGroup * kLanes;
 // Rows of the prepared weight: -s log2(e), its product with the distance offset, p.
 constexpr int kPreparedRows = 5;
 
+// Rows between a prefetch and its use, and how much of each neighbor's features to ask for.
+constexpr int kAhead = 2;
+constexpr int64_t kPrefetchedBytes = 256;
+
 struct Row {
   float offset[kHeld][4];
   int64_t at[kHeld];  // where a neighbor's features start
@@ -27,6 +31,18 @@ DELA_INLINE void fill(const Spamp& op, const float* center, const int32_t* list,
     const int64_t neighbor = list[j];
     store_offset(op.points + neighbor * op.stride, center, row.offset[j]);
     row.at[j] = neighbor * op.channels;
+  }
+}
+
+// Asks for the start of the features that row `list` will read.
+template <class Stored>
+DELA_INLINE void prefetch(const Spamp& op, const int32_t* list) {
+  const Stored* features = static_cast<const Stored*>(op.features);
+  const int64_t size = op.channels * static_cast<int64_t>(sizeof(Stored));
+  const int64_t bytes = size < kPrefetchedBytes ? size : kPrefetchedBytes;
+  for (int j = 0; j < op.k; ++j) {
+    const char* row = reinterpret_cast<const char*>(features + list[j] * op.channels);
+    for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(row + b);
   }
 }
 
@@ -118,6 +134,9 @@ void rows_of(const Spamp& op, const float* prepared, int64_t begin, int64_t end,
   for (int64_t m = begin; m < end; ++m) {
     const int64_t center = op.centers != nullptr ? op.centers[m] : m;
     const int32_t* list = op.neighbors + m * op.k;
+    if (m + kAhead < end && op.k <= kHeld) {
+      prefetch<typename Feature::Stored>(op, list + kAhead * op.k);
+    }
     if (op.k <= kHeld) fill(op, op.points + center * op.stride, list, op.k, row);
     const float* w = prepared;
     int64_t c = 0;

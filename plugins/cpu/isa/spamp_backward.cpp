@@ -12,6 +12,9 @@ namespace DELA_ISA {
 namespace {
 
 constexpr int kSumRows = 4;
+// Rows between a prefetch and its use; lists longer than the second are not prefetched.
+constexpr int kAhead = 3;
+constexpr int kPrefetched = 64;
 
 template <class Feature>
 void rows_of(const Spamp& op, const SpampGradient& given, int64_t begin, int64_t end,
@@ -27,7 +30,10 @@ void rows_of(const Spamp& op, const SpampGradient& given, int64_t begin, int64_t
   for (int64_t first = begin; first < end; first += table.rows()) {
     const int held = static_cast<int>(end - first < table.rows() ? end - first : table.rows());
     for (int r = 0; r < held; ++r) {
-      const int64_t m = first + r;
+      const int64_t m = first + r, at = m * channels;
+      prefetch_row(outs + at, channels * static_cast<int64_t>(sizeof(Stored)));
+      prefetch_row(gradients + at, channels * static_cast<int64_t>(sizeof(Stored)));
+      prefetch_row(static_cast<const char*>(given.winner) + at * bytes, channels * bytes);
       table.set(r, op.neighbors + m * op.k, op.centers != nullptr ? op.centers[m] : m);
     }
     for (int64_t c = 0; c < channels; c += kLanes) {
@@ -73,6 +79,15 @@ void rows_of(const Spamp& op, const SpampGradient& given, int64_t begin, int64_t
   }
 }
 
+// Asks for the channels that row `list` of the neighbor table will touch.
+DELA_INLINE void prefetch(const int32_t* list, int k, int64_t channels, int64_t first,
+                          int64_t last, const float* feature_gradient) {
+  for (int j = 0; j < k; ++j) {
+    const float* row = feature_gradient + list[j] * channels;
+    for (int64_t c = first; c < last; c += 16) __builtin_prefetch(row + c, 1);
+  }
+}
+
 template <class Slot>
 void channels_of(const Spamp& op, const void* winner, const float* passed, int64_t begin,
                  int64_t end, int64_t first, int64_t last, float* feature_gradient) {
@@ -83,10 +98,18 @@ void channels_of(const Spamp& op, const void* winner, const float* passed, int64
     const int64_t center = op.centers != nullptr ? op.centers[m] : m;
     const float* from = passed + (m - begin) * channels;
     const Slot* slot = slots + m * channels;
+    if (m + kAhead < end && op.k <= kPrefetched) {
+      prefetch(list + kAhead * op.k, op.k, channels, first, last, feature_gradient);
+    }
     float* own = feature_gradient + center * channels;
     for (int64_t c = first; c < last; ++c) own[c] -= from[c];
-    for (int64_t c = first; c < last; ++c) {
-      feature_gradient[list[slot[c]] * channels + c] += from[c];
+    for (int64_t c = first; c < last; c += 4) {
+      // A row's four winners may be one point, but the channels differ: no two addresses meet.
+      float* to[4];
+      float sum[4];
+      for (int i = 0; i < 4; ++i) to[i] = feature_gradient + list[slot[c + i]] * channels + c + i;
+      for (int i = 0; i < 4; ++i) sum[i] = *to[i] + from[c + i];
+      for (int i = 0; i < 4; ++i) *to[i] = sum[i];
     }
   }
 }

@@ -23,6 +23,10 @@ void rows_of(const Spse& op, const SpseGradient& given, int64_t begin, int64_t e
   for (int64_t first = begin; first < end; first += table.rows()) {
     const int held = static_cast<int>(end - first < table.rows() ? end - first : table.rows());
     for (int r = 0; r < held; ++r) {
+      const int64_t at = (first + r) * channels;
+      prefetch_row(given.out + at, 4 * channels);
+      prefetch_row(given.gradient + at, 4 * channels);
+      prefetch_row(static_cast<const char*>(given.winner) + at * bytes, channels * bytes);
       table.set(r, op.neighbors + (first + r) * op.k, first + r);
     }
     for (int64_t c = 0; c < channels; c += kLanes) {
