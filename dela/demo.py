@@ -25,6 +25,9 @@ def demo(
         str, typer.Option(help="Training configuration: a shipped name or a TOML file.")
     ] = "demo",
     seed: Annotated[int, typer.Option(help="Seed of the unseen room.")] = UNSEEN_ROOM,
+    points: Annotated[
+        int, typer.Option(min=1000, help="About how many points the unseen room has.")
+    ] = 150_000,
     epochs: Annotated[
         int | None, typer.Option(help="Train shorter or longer than the configuration says.")
     ] = None,
@@ -47,7 +50,7 @@ def demo(
     room, model = output / "room.ply", output / "model.onnx"
     checkpoint = output / "run" / "best.pt"
     labelled = output / "room_labelled.ply"
-    steps.run("generate an unseen room", "room", "--seed", seed, "-o", room)
+    steps.run("generate an unseen room", "room", "--seed", seed, "--points", points, "-o", room)
     length = [] if epochs is None else ["--epochs", epochs]
     steps.run("train", "train", config, "-o", output / "run", *length)
     steps.run("export to ONNX", "export", checkpoint, "-o", model)
