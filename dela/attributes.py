@@ -21,7 +21,7 @@ _MAX_WINDOW = 20.0
 _SLOPE = 0.15
 _LEAST_STEP = 0.2
 _PIT = 1.0
-_MAX_CELLS = 8_000_000
+_MAX_CELLS = 4_000_000
 
 
 def compute_attributes(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> np.ndarray:
@@ -102,19 +102,34 @@ def height_above_ground(points: np.ndarray) -> np.ndarray:
     if not finite.any():
         return heights
     inside = points if finite.all() else points[finite]
-    low, high = inside.min(axis=0), inside.max(axis=0)
-    extent = high[:2] - low[:2]
-    # A stray point kilometres away must not ask for a grid that memory cannot hold.
-    cell = max(_CELL, math.sqrt(extent.prod() / _MAX_CELLS), extent.sum() / _MAX_CELLS)
-    shape = tuple(np.floor(extent / cell).astype(np.int64) + 1)
-    position = (inside[:, :2] - low[:2]) / cell
-    index = np.minimum(position.astype(np.int64), np.array(shape) - 1)
+    low = inside.min(axis=0)
+    position = (inside[:, :2] - low[:2]) / _CELL
+    cell = _CELL
+    if np.prod(position.max(axis=0) + 1) > _MAX_CELLS:
+        for axis in (0, 1):
+            position[:, axis] = _without_gaps(position[:, axis])
+        extent = position.max(axis=0) * _CELL
+        cell = max(_CELL, math.sqrt(extent.prod() / _MAX_CELLS), extent.sum() / _MAX_CELLS)
+        position *= _CELL / cell
+    shape = tuple(position.max(axis=0).astype(np.int64) + 1)
+    index = position.astype(np.int64)
     z = inside[:, 2] - low[2]
     lowest = np.full(shape[0] * shape[1], np.inf)
     np.minimum.at(lowest, index[:, 0] * shape[1] + index[:, 1], z)
     ground = _ground_surface(lowest.reshape(shape), cell)
     heights[finite] = z - _bilinear(ground, position - 0.5)
     return heights
+
+
+def _without_gaps(position: np.ndarray) -> np.ndarray:
+    """Cell positions along one axis with empty stretches cut to the largest window.
+
+    So a stray point kilometres away, or two distant scans in one file, cost no cells between.
+    """
+    whole = np.floor(position)
+    occupied, row = np.unique(whole, return_inverse=True)
+    steps = np.minimum(np.diff(occupied, prepend=occupied[0]), _MAX_WINDOW / _CELL)
+    return np.cumsum(steps)[row] + (position - whole)
 
 
 def _ground_surface(lowest: np.ndarray, cell: float) -> np.ndarray:
@@ -153,33 +168,45 @@ def _running(
     pick: np.ufunc, values: np.ndarray, radius: int, axis: int, beyond: float
 ) -> np.ndarray:
     """Minimum or maximum over a centred window, by doubling: log2(window) passes."""
-    values = np.moveaxis(values, axis, 0)
-    count, window = len(values), 2 * radius + 1
-    border = np.full((radius, *values.shape[1:]), beyond)
-    padded = np.concatenate([border, values, border])
-    width = 1
+    border = [(0, 0), (0, 0)]
+    border[axis] = (radius, radius)
+    values = np.pad(values, border, constant_values=beyond)
+    width, window = 1, 2 * radius + 1
     while width < window:
         step = min(width, window - width)
-        padded = pick(padded[: len(padded) - step], padded[step:])
+        if axis == 0:
+            values = pick(values[:-step], values[step:])
+        else:
+            values = pick(values[:, :-step], values[:, step:])
         width += step
-    return np.moveaxis(padded[:count], 0, axis)
+    return values
 
 
 def _fill(values: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Known cells as they are, the others smoothly from coarser and coarser averages."""
+    """Known cells as they are; beside them their mean; farther off coarser and coarser averages."""
     if known.all() or max(values.shape) == 1:
         return values
-    rows, columns = values.shape
-    pad = ((0, rows % 2), (0, columns % 2))
-    weight = np.pad(known.astype(np.float64), pad)
-    total = np.pad(np.where(known, values, 0.0), pad)
-    half = ((rows + 1) // 2, 2, (columns + 1) // 2, 2)
-    count = weight.reshape(half).sum(axis=(1, 3))
-    total = total.reshape(half).sum(axis=(1, 3))
-    coarse = _fill(total / np.maximum(count, 1.0), count > 0)
-    row, column = np.meshgrid(np.arange(rows), np.arange(columns), indexing="ij")
-    at = np.stack([row.ravel(), column.ravel()], axis=1) / 2 - 0.25
-    return np.where(known, values, _bilinear(coarse, at).reshape(values.shape))
+    weight = known.astype(np.float64)
+    total = np.where(known, values, 0.0)
+    around = _sum_of_nine(weight)
+    filled = np.where(known, values, _sum_of_nine(total) / np.maximum(around, 1.0))
+    far = np.nonzero(around == 0)
+    if len(far[0]):
+        rows, columns = values.shape
+        pad = ((0, rows % 2), (0, columns % 2))
+        half = ((rows + 1) // 2, 2, (columns + 1) // 2, 2)
+        count = np.pad(weight, pad).reshape(half).sum(axis=(1, 3))
+        total = np.pad(total, pad).reshape(half).sum(axis=(1, 3))
+        coarse = _fill(total / np.maximum(count, 1.0), count > 0)
+        filled[far] = _bilinear(coarse, np.stack(far, axis=1) / 2 - 0.25)
+    return filled
+
+
+def _sum_of_nine(values: np.ndarray) -> np.ndarray:
+    """Each cell with its eight neighbours."""
+    values = np.pad(values, 1)
+    values = values[:-2] + values[1:-1] + values[2:]
+    return values[:, :-2] + values[:, 1:-1] + values[:, 2:]
 
 
 def _bilinear(grid: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,9 @@ from dela.formats.columns import (
     native,
     unique_name,
 )
+
+# What laspy logs comes as an InputError too; without a handler Python would print it beside.
+logging.getLogger("laspy").addHandler(logging.NullHandler())
 
 _NAME_BYTES = 32
 _EXTRA_TYPES = ("u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8")

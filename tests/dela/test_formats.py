@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import struct
 import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import laspy
@@ -563,17 +561,8 @@ def test_folders_and_files_are_found(tmp_path: Path) -> None:
         find_scans([])
 
 
-def _best(run: Callable[[], object]) -> float:
-    times = []
-    for _ in range(2):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def test_a_million_points_read_in_array_time(tmp_path: Path) -> None:
-    """Against copying the file: a Python loop over points would cost a hundred times as much."""
+    """Processor time, so that busy machines do not matter; a Python loop takes seconds."""
     generator = np.random.default_rng(0)
     count = 1_000_000
     cloud = PointCloud(
@@ -583,9 +572,11 @@ def test_a_million_points_read_in_array_time(tmp_path: Path) -> None:
     for suffix in (".las", ".ply", ".npz", ".npy", ".pcd"):
         path = tmp_path / f"a{suffix}"
         write_cloud(path, cloud)
-        copying = _best(lambda path=path: shutil.copy(path, tmp_path / "copy"))
-        assert _best(lambda path=path: read_cloud(path)) < 20 * copying + 0.3, suffix
+        start = time.process_time()
+        read_cloud(path)
+        spent = time.process_time() - start
         path.unlink()
+        assert spent < 0.6, suffix
 
 
 def test_ply_source_can_be_given_by_hand(tmp_path: Path) -> None:
