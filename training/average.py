@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class WeightAverage:
+
+class WeightAverage(Generic[Model]):
     """Exponential moving average of a model's parameters and buffers.
 
     The first steps use the smaller decay ``(1 + n) / (10 + n)``, so that the random start is soon
@@ -20,8 +22,8 @@ class WeightAverage:
         model: a copy of the followed model that holds the average, in evaluation mode.
     """
 
-    def __init__(self, followed: nn.Module, decay: float) -> None:
-        self.model = copy.deepcopy(followed).eval().requires_grad_(False)
+    def __init__(self, followed: Model, decay: float) -> None:
+        self.model: Model = copy.deepcopy(followed).eval().requires_grad_(False)
         self.decay = decay
         self.updates = 0
         current = followed.state_dict()

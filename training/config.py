@@ -202,7 +202,8 @@ class ScheduleConfig:
             saved; 0 saves the weights themselves.
         norm_batches: training batches over which batch-norm statistics are measured anew before
             each validation; 0 keeps the running ones.
-        dtype: ``fp32``, or ``bf16`` for the dense layers (faster where the processor has it).
+        dtype: ``fp32``, ``bf16`` for the dense layers, or ``auto``: bf16 where the device computes
+            in it, fp32 elsewhere (other processors emulate it slowly).
         seed: of weights, order and augmentation.
         validate_every: epochs between validations; the last epoch is always validated.
         workers: samples are prepared ahead by this many workers; 0 prepares them in line.
@@ -248,8 +249,8 @@ class ScheduleConfig:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be above 0")
         _between("train.label_smoothing", self.label_smoothing, 0, 0.99)
         _between("train.weight_average", self.weight_average, 0, 0.99999)
-        if self.dtype not in ("fp32", "bf16"):
-            raise ConfigError(f"train.dtype is {self.dtype!r}; it must be fp32 or bf16")
+        if self.dtype not in ("fp32", "bf16", "auto"):
+            raise ConfigError(f"train.dtype is {self.dtype!r}; it must be fp32, bf16 or auto")
 
 
 @dataclass(frozen=True)

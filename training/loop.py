@@ -130,11 +130,14 @@ def train(
     else:
         state.restore(saved["resume"])
         folder.keep_log_until(state.step - state.totals.steps)
-    log(_opening_line(config, training, validation, model, state, total_steps))
+    half = computes_in_bf16(schedule.dtype, torch_device)
+    log(_opening_line(config, training, validation, state, total_steps, half))
+    # Beside a training step one native thread per worker is enough; two would take turns with it.
+    sample_threads = 1 if schedule.workers else None
 
     def make_batch(step: int) -> tuple[Batch, list[str]]:
         samples = [
-            training.sample(0, generator(schedule.seed, SAMPLE, step, slot), True)
+            training.sample(0, generator(schedule.seed, SAMPLE, step, slot), True, sample_threads)
             for slot in range(schedule.batch_size)
         ]
         return pack_samples(samples), [training.scans[sample.scan].name for sample in samples]
@@ -147,9 +150,7 @@ def train(
             group["lr"] = learning_rate(step, total_steps, warmup_steps, schedule.learning_rate)
         model.train()
         labels = torch.from_numpy(batch.labels).to(torch_device)
-        with torch.autocast(
-            torch_device.type, dtype=torch.bfloat16, enabled=schedule.dtype == "bf16"
-        ):
+        with torch.autocast(torch_device.type, dtype=torch.bfloat16, enabled=half):
             logits, coordinate = model(batch.pyramid)
         classification = cross_entropy(logits, labels, schedule.label_smoothing, weights)
         loss = classification + coordinate.float() * coordinate_weight(
@@ -194,9 +195,10 @@ def train(
         if due and validation is not None:
             confusion = evaluate(network_forward(evaluated), validation)
         with finish_before_interrupt():
-            better = confusion is not None and (state.best is None or confusion.miou > state.best)
+            score = None if confusion is None else confusion.miou
+            better = score is not None and (state.best is None or score > state.best)
             if better:
-                state.best = confusion.miou
+                state.best = score
             extra = _extra(config, state, ratios, confusion)
             if better or (validation is None and last_epoch):
                 save_checkpoint(folder.best, evaluated, extra)
@@ -246,6 +248,21 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
+
+
+def computes_in_bf16(dtype: str, device: torch.device) -> bool:
+    """Whether the dense layers run in bfloat16 for this ``train.dtype``.
+
+    ``auto`` asks for arithmetic in hardware: a processor without AVX512-BF16 or AMX emulates it
+    and is slower than in float32.
+    """
+    if dtype != "auto":
+        return dtype == "bf16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # Older releases of torch cannot tell, and get float32.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("avx512_bf16"))
 
 
 def stage_ratios(pyramids: list[Pyramid]) -> list[dict[str, float]]:
@@ -346,19 +363,18 @@ def _opening_line(
     config: TrainConfig,
     training: Dataset,
     validation: Dataset | None,
-    model: nn.Module,
     state: TrainingState,
     total_steps: int,
+    half: bool,
 ) -> str:
-    parameters = sum(p.numel() for p in model.parameters())
-    scans = f"{len(training.scans)} scans"
-    scans += " to train, no validation" if validation is None else " to train"
-    if validation is not None:
-        scans += f", {len(validation.scans)} to validate"
+    parameters = sum(p.numel() for p in state.model.parameters())
+    validated = "none" if validation is None else str(len(validation.scans))
     went = f", resumed at step {state.step}" if state.step else ""
     return (
-        f"{parameters / 1e6:.2f} M parameters, {config.model.num_classes} classes, {scans}; "
-        f"{total_steps} steps of {config.train.batch_size} x {config.data.points:,} points{went}"
+        f"{parameters / 1e6:.2f} M parameters, {config.model.num_classes} classes; "
+        f"{len(training.scans)} scans to train, {validated} to validate; {total_steps} steps of "
+        f"{config.train.batch_size} x {config.data.points:,} points in "
+        f"{'bf16' if half else 'fp32'}{went}"
     )
 
 

@@ -8,7 +8,7 @@ count of workers changes nothing but the speed.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 def prefetch(
     make: Callable[[int], T], start: int, stop: int, workers: int = 1, ahead: int = 2
-) -> Iterator[T]:
+) -> Generator[T, None, None]:
     """``make(start) .. make(stop - 1)`` in order, up to ``ahead`` of them prepared early.
 
     Args:

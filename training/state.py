@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from dela.metrics import Confusion
+from dela.network import Network
 from dela.training.average import WeightAverage
 
 # Independent random streams of one seed.
@@ -64,15 +64,15 @@ class TrainingState:
         average: None when the weights themselves are saved.
     """
 
-    model: nn.Module
+    model: Network
     optimizer: torch.optim.Optimizer
-    average: WeightAverage | None
+    average: WeightAverage[Network] | None
     totals: Totals
     step: int = 0
     best: float | None = None
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> Network:
         """The model that is validated and saved; not to be changed."""
         return self.model if self.average is None else self.average.model
 

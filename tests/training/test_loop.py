@@ -16,7 +16,7 @@ from dela.training.average import WeightAverage, measure_batch_norms  # noqa: E4
 from dela.training.config import TrainConfig, load_config  # noqa: E402
 from dela.training.datasets import open_dataset  # noqa: E402
 from dela.training.evaluate import evaluate, network_forward  # noqa: E402
-from dela.training.loop import make_optimizer, train  # noqa: E402
+from dela.training.loop import computes_in_bf16, make_optimizer, train  # noqa: E402
 from dela.training.run_folder import to_toml  # noqa: E402
 
 
@@ -122,6 +122,18 @@ def test_options_of_the_schedule_train(with_schedule, tmp_path, extra):
     model = load_checkpoint(result.last_path).model
     assert all(value.dtype == torch.float32 for value in model.parameters())
     assert all(torch.isfinite(value).all() for value in model.parameters())
+
+
+def test_auto_means_bf16_only_where_the_processor_computes_in_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for able in (True, False):
+        answer = {"avx512_bf16": able}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda a=answer: a, raising=False)
+        assert computes_in_bf16("auto", cpu) is able
+        assert computes_in_bf16("bf16", cpu) is True
+        assert computes_in_bf16("fp32", cpu) is False
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    assert computes_in_bf16("auto", cpu) is False
 
 
 def test_weight_decay_spares_one_dimensional_parameters(tiny_config):
