@@ -93,7 +93,6 @@ class TorchBackend:
     """A checkpoint in PyTorch, in evaluation mode."""
 
     name = "torch"
-    metadata = None
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         import torch
@@ -105,6 +104,7 @@ class TorchBackend:
             torch.set_num_threads(threads)
         checkpoint = load_checkpoint(path)
         self.path = path
+        self.metadata: ModelMetadata | None = None
         self.config: ModelConfig = checkpoint.config
         self.sha256: str = checkpoint.sha256
         self._model = checkpoint.model.eval()
@@ -144,17 +144,18 @@ class OnnxRuntimeBackend:
             raise _load_failure(path, error) from error
         self.path = path
         self.kernels = kernels
-        self.metadata = ModelMetadata.from_properties(
+        metadata = ModelMetadata.from_properties(
             session.get_modelmeta().custom_metadata_map, str(path)
         )
-        self.config: ModelConfig = self.metadata.config
-        self.sha256: str = self.metadata.checkpoint_sha256
+        self.metadata: ModelMetadata | None = metadata
+        self.config: ModelConfig = metadata.config
+        self.sha256: str = metadata.checkpoint_sha256
         self._session: Any = session
         self.inputs: dict[str, tuple[str, list[Any]]] = {
             item.name: (item.type, item.shape) for item in session.get_inputs()
         }
         outputs = {item.name: item.shape for item in session.get_outputs()}
-        self.metadata.check_graph(self.inputs, outputs, str(path))
+        metadata.check_graph(self.inputs, outputs, str(path))
 
     def run(self, pyramid: Pyramid) -> np.ndarray:
         pyramid.validate()

@@ -72,6 +72,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 def _exported(path: Path) -> dict[str, Any]:
     backend = OnnxRuntimeBackend(path)
     metadata = backend.metadata
+    assert metadata is not None
     return {
         "dtype": metadata.dtype,
         "format_version": metadata.format_version,

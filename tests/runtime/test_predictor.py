@@ -76,8 +76,8 @@ def test_tiles_with_context_agree_with_the_whole(network):
     whole = predictor.predict(cloud, probabilities=True)
     tiled = predictor.predict(cloud, max_points=6000, probabilities=True)
     assert whole.tiles == 1 and tiled.tiles >= 4
-    assert np.mean(whole.classes == tiled.classes) > 0.97
-    assert np.abs(whole.probabilities - tiled.probabilities).mean() < 0.02
+    assert np.mean(whole.classes == tiled.classes) > 0.95
+    assert np.abs(whole.probabilities - tiled.probabilities).mean() < 0.05
 
 
 def test_probabilities_belong_to_the_labels(network, cloud):
