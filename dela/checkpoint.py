@@ -159,13 +159,8 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str
         elif found.is_floating_point() != expected.is_floating_point():
             misfits.append(f"{name} is {found.dtype}, not {expected.dtype}")
     refuse_misfits(source, own.keys() - weights.keys(), weights.keys() - own.keys(), misfits)
-    converted = {name: weights[name].to(tensor.dtype) for name, tensor in own.items()}
+    converted = {name: weights[name].to(own[name].dtype).contiguous() for name in own}
     model.load_state_dict(converted, assign=True)
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(True)
-        if not parameter.is_contiguous():
-            parameter.data = parameter.data.contiguous()
-        del name
 
 
 def refuse_misfits(source: str, missing: Any, unexpected: Any, misshaped: Any) -> None:
