@@ -242,6 +242,8 @@ def knn(
     """
     points = _check_points(np.asarray(points, dtype=np.float32), "points")
     _check_k(k)
+    if not len(points):
+        raise InputError("a neighbor search needs at least one point, there are none")
     starts = _starts(lengths, len(points), "lengths", "points")
     if queries is None:
         if query_lengths is not None:
