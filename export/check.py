@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -160,7 +160,8 @@ def _run_onnxruntime(proto: onnx.ModelProto, pyramid: Pyramid, kernels: bool) ->
 def _run_reference(proto: onnx.ModelProto, pyramid: Pyramid) -> np.ndarray:
     from onnx.reference import ReferenceEvaluator
 
-    return ReferenceEvaluator(proto).run([OUTPUT], dict(pyramid.inputs()))[0]
+    logits: Any = ReferenceEvaluator(proto).run([OUTPUT], dict(pyramid.inputs()))
+    return logits[0]
 
 
 def _compare(name: str, expected: np.ndarray, found: np.ndarray, tolerance: float) -> CheckResult:

@@ -24,7 +24,7 @@ from dela.export.example import example_pyramid
 from dela.files import atomic_path
 from dela.metadata import OUTPUT, ModelMetadata
 from dela.network import Network
-from dela.network.frozen import freeze
+from dela.network.frozen import FrozenNetwork, freeze
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -100,7 +100,7 @@ def build_onnx(model: Network, metadata: ModelMetadata) -> onnx.ModelProto:
 class _FlatInputs(nn.Module):
     """The network over the flat inputs of the graph."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: FrozenNetwork) -> None:
         super().__init__()
         self.network = network
 
@@ -115,7 +115,7 @@ class _FlatInputs(nn.Module):
         return self.network.forward_inputs(points, attributes, neighbors, kept, nearest)
 
 
-def _trace(network: nn.Module, config: ModelConfig) -> onnx.ModelProto:
+def _trace(network: FrozenNetwork, config: ModelConfig) -> onnx.ModelProto:
     classification = config.task == "classification"
     example = example_pyramid(config, _TRACED_CLOUDS if classification else _TRACED_POINTS)
     tensors = example.to_tensors()
@@ -150,6 +150,7 @@ def _trace(network: nn.Module, config: ModelConfig) -> onnx.ModelProto:
             output_names=[OUTPUT],
             verbose=False,
         )
+    assert program is not None
     return program.model_proto
 
 
