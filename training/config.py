@@ -222,7 +222,7 @@ class ScheduleConfig:
     lovasz: float = 0.0
     clip_gradient: float = 0.0
     weight_average: float = 0.0
-    norm_batches: int = 0
+    norm_batches: int = 16
     dtype: str = "fp32"
     seed: int = 0
     validate_every: int = 1

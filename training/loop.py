@@ -21,7 +21,7 @@ from dela.checkpoint import load_checkpoint, save_checkpoint
 from dela.errors import CheckpointError, ConfigError, DelaError, InputError
 from dela.metrics import Confusion
 from dela.network import create_model, measure_neighbor_distances
-from dela.pyramid import Pyramid
+from dela.pyramid import Pyramid, pack
 from dela.training.average import WeightAverage, measure_batch_norms
 from dela.training.config import TrainConfig
 from dela.training.datasets import Batch, Dataset, open_dataset, pack_samples
@@ -188,9 +188,7 @@ def train(
         evaluated = state.evaluated
         if due and schedule.norm_batches:
             evaluated = copy.deepcopy(evaluated)
-            measure_batch_norms(
-                evaluated, _measured_pyramids(training, schedule.seed, schedule.norm_batches)
-            )
+            measure_batch_norms(evaluated, _norm_batches(training, config))
         confusion = None
         if due and validation is not None:
             confusion = evaluate(network_forward(evaluated), validation)
@@ -295,6 +293,14 @@ def _has_split(config: TrainConfig) -> bool:
 def _measured_pyramids(training: Dataset, seed: int, count: int) -> Iterator[Pyramid]:
     for number in range(count):
         yield training.sample(0, generator(seed, MEASURE, number), True).pyramid
+
+
+def _norm_batches(training: Dataset, config: TrainConfig) -> Iterator[Pyramid]:
+    """Batches as large as the training's: a norm's variance spans the clouds of its batch."""
+    size = config.train.batch_size
+    pyramids = _measured_pyramids(training, config.train.seed, config.train.norm_batches * size)
+    for _ in range(config.train.norm_batches):
+        yield pack([next(pyramids) for _ in range(size)])
 
 
 def _resumable(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:

@@ -83,6 +83,7 @@ def tiny_config(tiny_scans: Path) -> TrainConfig:
         learning_rate=5e-3,
         warmup=0.5,
         class_weight_power=0.3,
+        norm_batches=0,
         workers=1,
     )
     augment = AugmentConfig(jitter=0.01, drop_points=0.1)
