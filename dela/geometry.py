@@ -63,7 +63,9 @@ def check_finite(points: np.ndarray, drop_invalid: bool = False) -> np.ndarray:
         InputError: some are not and ``drop_invalid`` is off; the message counts them.
     """
     points = np.asarray(points)
-    if math.isfinite(float(points.sum(dtype=np.float64))):
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = float(points.sum(dtype=np.float64))
+    if math.isfinite(total):
         return np.ones(len(points), dtype=bool)
     finite: np.ndarray = np.isfinite(points).all(axis=1)
     bad = len(points) - int(finite.sum())

@@ -42,8 +42,10 @@ def test_edge_cases_are_clean_under_sanitizers(level, tmp_path):
     )
     sanitize = "-fsanitize=address,undefined -fno-sanitize-recover=undefined"
     subprocess.run(
-        [compiler, *flags.split(), *sanitize.split(), f"-I{ROOT / 'plugins'}", *SOURCES]
-        + ["-o", program],
+        [
+            *(compiler, *flags.split(), *sanitize.split(), f"-I{ROOT / 'plugins'}"),
+            *(*SOURCES, "-o", program),
+        ],
         check=True,
         capture_output=True,
     )
