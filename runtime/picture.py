@@ -192,11 +192,15 @@ def draw_panels(
 
 @dataclass(frozen=True)
 class _View:
-    """Points seen by the camera: screen x, y (any unit), distance along the view axis."""
+    """Points seen by the camera: screen x, y (any unit), metres along the view axis.
+
+    ``size`` is the scene's diagonal in metres, ``aspect`` its height over its width on the screen.
+    """
 
     x: np.ndarray
     y: np.ndarray
     depth: np.ndarray
+    size: float
     aspect: float
 
 
@@ -223,7 +227,7 @@ def _project(points: np.ndarray, camera: Camera) -> _View:
     depth = np.maximum(distance - seen[:, 2], 0.05 * radius)
     x, y = seen[:, 0] * distance / depth, seen[:, 1] * distance / depth
     span_x, span_y = np.ptp(np.percentile(x, [0.1, 99.9])), np.ptp(np.percentile(y, [0.1, 99.9]))
-    return _View(x, y, depth, float(span_y / max(span_x, 1e-9)))
+    return _View(x, y, depth, 2 * radius, float(span_y / max(span_x, 1e-9)))
 
 
 @dataclass(frozen=True)
@@ -248,7 +252,7 @@ def _splats(view: _View, points: np.ndarray, width: int, height: int) -> _Splats
     width, height = width * _SUPERSAMPLING, height * _SUPERSAMPLING
     left, right = np.percentile(view.x, [0.02, 99.98])
     low, high = np.percentile(view.y, [0.02, 99.98])
-    scale = 0.97 * min(width / max(right - left, 1e-9), height / max(high - low, 1e-9))
+    scale = 0.95 * min(width / max(right - left, 1e-9), height / max(high - low, 1e-9))
     if not math.isfinite(scale) or scale > 1e8:
         scale = 1.0
     column = (width / 2 + (view.x - (left + right) / 2) * scale).astype(np.int64)
@@ -278,7 +282,9 @@ def _splats(view: _View, points: np.ndarray, width: int, height: int) -> _Splats
             else:
                 first = buffer[cell] == value
                 winner[cell[first]] = order[inside[first]]
-    return _Splats(winner.reshape(height, width), _eye_dome(buffer.reshape(height, width)))
+    # The light falls on the points themselves, not on their bulges.
+    distance = np.append(view.depth / view.size, np.inf)[winner].reshape(height, width)
+    return _Splats(winner.reshape(height, width), _eye_dome(distance))
 
 
 def _disc(reach: int) -> list[tuple[int, int, int]]:
@@ -289,7 +295,7 @@ def _disc(reach: int) -> list[tuple[int, int, int]]:
 
 
 def _point_spacing(points: np.ndarray) -> np.ndarray:
-    """[N] metres to the fourth neighbour, kept between the median and 2.5 times the median."""
+    """[N] metres to the fourth neighbour, kept between the median and twice the median."""
     from dela.geometry import knn
 
     if len(points) < 8:
@@ -298,15 +304,17 @@ def _point_spacing(points: np.ndarray) -> np.ndarray:
     table = knn(local, 5)
     spacing = np.linalg.norm(local[table[:, -1]] - local, axis=1).astype(np.float64)
     middle = max(float(np.median(spacing)), 1e-6)
-    return np.clip(spacing, middle, 2.5 * middle)
+    return np.clip(spacing, middle, 2.0 * middle)
 
 
 def _eye_dome(depth: np.ndarray) -> np.ndarray:
-    """[H, W] factor 0..1: darker where a neighbouring pixel lies nearer to the camera."""
+    """[H, W] factor 0..1: darker where a neighbouring pixel lies nearer to the camera.
+
+    Args:
+        depth: [H, W] distances in units of the scene's size, infinite where nothing is.
+    """
     empty = ~np.isfinite(depth)
-    far = depth[~empty].max() if not empty.all() else 1.0
-    span = max(float(far - depth[~empty].min()), 1e-6) if not empty.all() else 1.0
-    filled = np.where(empty, far + 0.02 * span, depth) / span
+    filled = np.where(empty, depth[~empty].max(initial=0.0) + 0.02, depth)
     shade = np.zeros_like(filled)
     offsets = [(1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1)]
     for reach, weight in ((_SUPERSAMPLING, 0.5), (3 * _SUPERSAMPLING, 0.5)):

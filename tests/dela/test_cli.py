@@ -173,3 +173,15 @@ def test_import_checkpoint_refuses_what_does_not_fit(capsys, tmp_path):
     assert_short_error(error)
     code, _, error = run(capsys, *words, "-o", tmp_path / "model.pt", "--set", "neighbors")
     assert code == 1 and "KEY=VALUE" in error
+
+
+def test_room_writes_the_same_room_for_a_seed(capsys, tmp_path):
+    for name in ("a.ply", "b.ply"):
+        words = ["room", "-o", tmp_path / name, "--seed", 5, "--points", 3000]
+        code, out, error = run(capsys, *words)
+        assert code == 0, error
+        assert "room 5, 3,000 points" in out
+    assert (tmp_path / "a.ply").read_bytes() == (tmp_path / "b.ply").read_bytes()
+    code, _, error = run(capsys, *words)
+    assert code == 1 and "exists" in error
+    assert run(capsys, "room", "-o", tmp_path / "c.ply", "--seed", -1)[0] == 2

@@ -89,7 +89,7 @@ def test_probabilities_belong_to_the_labels(network, cloud):
 
 def test_prediction_is_the_same_every_time(network, cloud):
     predictor = Predictor(load_backend(network.onnx))
-    first, second = (predictor.predict(cloud, votes=2, max_points=500) for _ in range(2))
+    first, second = (predictor.predict(cloud, votes=2, max_points=2000) for _ in range(2))
     assert np.array_equal(first.classes, second.classes)
     assert np.array_equal(first.confidence, second.confidence)
 
