@@ -2,7 +2,8 @@
 
 Everything here is exact and deterministic: the same input gives the same output for every thread
 count and every instruction set. ``threads`` is a number of threads, or None for every core that
-OpenMP was given (``OMP_NUM_THREADS``). No torch.
+OpenMP was given (``OMP_NUM_THREADS``); in a forked child (a data loader's worker) None is one,
+because OpenMP's threads do not survive a fork. No torch.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import math
+import os
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,16 @@ LARGEST_K = 1 << 20
 
 _NOT_FINITE = 3
 _GRID_TOO_FINE = 4
+
+_default_threads = 0  # every core
+
+
+def _use_one_thread() -> None:
+    global _default_threads
+    _default_threads = 1
+
+
+os.register_at_fork(after_in_child=_use_one_thread)
 
 
 @functools.cache
@@ -146,7 +158,7 @@ def voxel_grid(
         float(size),
         -1 if pick is None else pick,
         seed & 0xFFFFFFFFFFFFFFFF,
-        threads or 0,
+        threads or _default_threads,
         kept.ctypes.data,
         voxel_of_point.ctypes.data,
         ctypes.byref(count),
@@ -175,7 +187,7 @@ class SearchTree:
         self._size = len(points)
         handle = ctypes.c_void_p()
         status = _library().dela_tree_build(
-            points.ctypes.data, len(points), threads or 0, ctypes.byref(handle)
+            points.ctypes.data, len(points), threads or _default_threads, ctypes.byref(handle)
         )
         _check_status(status, points, "neighbor search")
         self._handle = handle
@@ -207,7 +219,7 @@ class SearchTree:
         if out is None:
             out = np.empty((len(asked), k), dtype=np.int32)
         status = _library().dela_tree_knn(
-            self._handle, asked._handle, k, offset, threads or 0, out.ctypes.data
+            self._handle, asked._handle, k, offset, threads or _default_threads, out.ctypes.data
         )
         native.check(status, "neighbor search")
         return out
@@ -319,7 +331,12 @@ def farthest_point_sampling(
     _check_range(points)
     out = np.empty((len(starts) - 1, count), dtype=np.int32)
     status = _library().dela_farthest_points(
-        points.ctypes.data, starts.ctypes.data, len(out), count, threads or 0, out.ctypes.data
+        points.ctypes.data,
+        starts.ctypes.data,
+        len(out),
+        count,
+        threads or _default_threads,
+        out.ctypes.data,
     )
     native.check(status, "farthest_point_sampling")
     return out[0] if lengths is None else out

@@ -237,7 +237,8 @@ int32_t voxel_grid(const T* points, int64_t n, double size, const Pick& pick, in
   };
   *count = 0;
   if (n == 0) return kOk;
-  threads = static_cast<int>(std::min<int64_t>(threads, n / 16384 + 1));
+  // Each pass ends in a barrier, which small clouds do not repay.
+  threads = static_cast<int>(std::min<int64_t>(threads, n / 131072 + 1));
 
   std::vector<double> low(3 * threads), high(3 * threads);
   std::vector<char> finite(threads);
@@ -429,7 +430,7 @@ int32_t build_tree(const float* points, int64_t n, int threads, Tree** out) {
   }
   if (!usable) return kNotFinite;
   TreeBuilder builder(tree.get(), records.get());
-#pragma omp parallel num_threads(threads) if (threads > 1 && n > 8192)
+#pragma omp parallel num_threads(threads) if (threads > 1 && n > 32768)
 #pragma omp single
   builder.build(0, 0, tree->leaves);
   *out = tree.release();
@@ -486,7 +487,8 @@ DELA_EXPORT int32_t dela_tree_knn(const void* tree, const void* queries, int32_t
   const NeighborSearch search{searched->view(), asked->view(), searched == asked, k, offset, out};
   constexpr int64_t kGroups = 16;
   const int64_t chunks = (asked->leaves + kGroups - 1) / kGroups;
-  const int team = static_cast<int>(std::min<int64_t>(resolve_threads(threads), chunks));
+  const int team =
+      static_cast<int>(std::min<int64_t>(resolve_threads(threads), chunks / 8 + 1));
   const int64_t bytes = DELA_DISPATCH(neighbor_scratch_bytes, k);
   try {
     auto scratch = allocate<char>(bytes * team);

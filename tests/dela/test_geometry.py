@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 
 import numpy as np
@@ -183,11 +185,12 @@ def test_a_search_tree_answers_as_often_as_asked():
 @pytest.mark.parametrize("kind", ["volume", "lattice", "uneven"])
 def test_threads_and_instruction_sets_change_nothing(kind):
     points = make_cloud(kind, 9_000)
+    many = make_cloud(kind, 300_000)
     results = []
     for name in ISAS:
         native.set_isa(name)
         for threads in (1, 3):
-            grid = voxel_grid(points, 0.03, pick=None, seed=4, threads=threads)
+            grid = voxel_grid(many, 0.03, pick=None, seed=4, threads=threads)
             results.append(
                 (
                     knn(points, 17, threads=threads),
@@ -200,6 +203,19 @@ def test_threads_and_instruction_sets_change_nothing(kind):
     native.set_isa("auto")
     for other in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_a_forked_child_searches_after_its_parent_did():
+    points = make_cloud("volume", 40_000)
+    expected = knn(points, 8, threads=2)
+    child = multiprocessing.get_context("fork").Process(
+        target=lambda: os._exit(0 if np.array_equal(knn(points, 8), expected) else 1)
+    )
+    child.start()
+    child.join(timeout=60)
+    finished = child.exitcode
+    child.kill()
+    assert finished == 0
 
 
 def hard_clouds(count: int) -> dict[str, np.ndarray]:
