@@ -18,7 +18,7 @@ from dela.pyramid import Pyramid, build_pyramid
 from dela.runtime.backends import Backend
 from dela.runtime.tiles import Tile, context_width, cut_tiles
 
-# Voxels in one run of the network; a network of the S3DIS preset's size then needs about 2 GB.
+# Voxels in one run of the network; the S3DIS preset then needs about 1.4 GB.
 MAX_POINTS = 200_000
 UNLABELLED = -1
 
