@@ -128,8 +128,8 @@ class OnnxRuntimeBackend:
         from dela.metadata import ModelMetadata
 
         options = onnxruntime.SessionOptions()
-        # Warnings about unused initialisers are of no use to who runs a file; errors still raise.
-        options.log_severity_level = 3
+        # A failed run raises; ONNX Runtime's own line on stderr would only repeat it.
+        options.log_severity_level = 4
         if threads is not None:
             options.intra_op_num_threads = threads
         if kernels:
