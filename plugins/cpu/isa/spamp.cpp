@@ -71,9 +71,9 @@ DELA_INLINE void finish(typename Feature::Stored* out, Floats best, int lanes) {
 
 // One block of row m: `parts` vectors of channels, the last with `lanes` channels.
 template <class Feature, bool kWinner, int parts, bool kPartial>
-DELA_INLINE void block_of(const Spamp& op, const float* w, int64_t m, int64_t center,
-                          const int32_t* list, int64_t c, int lanes, Row& row, void* out,
-                          void* winner) {
+void block_of(const Spamp& op, const float* w, int64_t m, int64_t center,
+              const int32_t* list, int64_t c, int lanes, Row& row, void* out,
+              void* winner) {
   typedef typename Feature::Stored Stored;
   const Stored* features = static_cast<const Stored*>(op.features) + c;
   const Floats s = load(w), s0 = load(w + kLanes), px = load(w + 2 * kLanes),

@@ -1,0 +1,60 @@
+"""The native library's edge cases under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+Every ``*_edges.cpp`` beside this file is a program that calls the C ABI with arrays of exactly the
+promised sizes and checks the answers; a new one is picked up by its name.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+PROGRAMS = sorted(Path(__file__).parent.glob("*_edges.cpp"))
+
+
+def run(*command: object) -> None:
+    # A leak in OpenMP's own thread pool at exit is not ours.
+    environment = os.environ | {
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1:halt_on_error=1",
+    }
+    done = subprocess.run(
+        [str(part) for part in command],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command[0]}\n{done.stdout[-3000:]}\n{done.stderr[-6000:]}"
+
+
+@pytest.fixture(scope="module")
+def sanitized_library(tmp_path_factory) -> Path:
+    """The library built with both sanitizers."""
+    if not (REPOSITORY / "CMakeLists.txt").is_file():
+        pytest.skip("no source tree")
+    for tool in ("cmake", "c++"):
+        if shutil.which(tool) is None:
+            pytest.skip(f"no {tool}")
+    folder = tmp_path_factory.mktemp("sanitized")
+    generator = ("-G", "Ninja") if shutil.which("ninja") else ()
+    run("cmake", "-S", REPOSITORY, "-B", folder, "-DDELA_SANITIZE=ON", *generator)
+    run("cmake", "--build", folder, "--parallel", os.cpu_count() or 1)
+    return folder / "libdela.so"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
+def test_edge_cases_are_clean(sanitized_library: Path, program: Path, tmp_path: Path):
+    binary = tmp_path / program.stem
+    run(
+        "c++", "-std=c++17", "-g", "-O1", "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all", program, sanitized_library,
+        f"-Wl,-rpath,{sanitized_library.parent}", "-o", binary,
+    )  # fmt: skip
+    run(binary)
