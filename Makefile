@@ -20,7 +20,9 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/mypy -p dela
+	rm -rf build/typed && mkdir -p build/typed/dela
+	ln -s $(CURDIR)/dela/* $(addprefix $(CURDIR)/,plugins training export runtime) build/typed/dela/
+	MYPYPATH=build/typed $(VENV)/bin/mypy -p dela
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/operators.py

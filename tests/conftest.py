@@ -11,7 +11,7 @@ SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 @pytest.fixture(scope="session")
 def lidar_dir() -> Path:
-    """Folder of six airborne lidar tiles (IGN - LiDAR HD); the test is skipped where it is absent."""
+    """Folder of six airborne lidar tiles (IGN - LiDAR HD); skips the test where it is absent."""
     folder = SHARED_DATA / "ign_lidar_hd"
     if not folder.is_dir():
         pytest.skip(f"no lidar tiles at {folder}")
