@@ -185,12 +185,11 @@ def test_a_search_tree_answers_as_often_as_asked():
 @pytest.mark.parametrize("kind", ["volume", "lattice", "uneven"])
 def test_threads_and_instruction_sets_change_nothing(kind):
     points = make_cloud(kind, 9_000)
-    many = make_cloud(kind, 300_000)
     results = []
     for name in ISAS:
         native.set_isa(name)
         for threads in (1, 3):
-            grid = voxel_grid(many, 0.03, pick=None, seed=4, threads=threads)
+            grid = voxel_grid(points, 0.03, pick=None, seed=4, threads=threads)
             results.append(
                 (
                     knn(points, 17, threads=threads),
@@ -203,6 +202,13 @@ def test_threads_and_instruction_sets_change_nothing(kind):
     native.set_isa("auto")
     for other in results[1:]:
         assert all(np.array_equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_voxels_of_a_cloud_large_enough_for_threads():
+    points = np.random.default_rng(0).random((2_200_000, 3), dtype=np.float32)
+    alone, shared = (voxel_grid(points, 0.02, None, 5, threads=threads) for threads in (1, 3))
+    assert np.array_equal(alone.kept, shared.kept)
+    assert np.array_equal(alone.voxel_of_point, shared.voxel_of_point)
 
 
 def test_a_forked_child_searches_after_its_parent_did():
