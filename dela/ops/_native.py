@@ -81,8 +81,11 @@ def check_neighbors(neighbors: Tensor) -> None:
 def check_indices(name: str, table: Tensor, limit: int) -> None:
     """Raises InputError naming the first row, and the value, outside [0, limit).
 
-    ``table`` is contiguous int32, [rows] or [rows, k].
+    ``table`` is int32, [rows] or [rows, k]. On other devices the values are not looked at.
     """
+    if table.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    table = table.contiguous()
     columns = table.shape[1] if table.dim() == 2 else 1
     row = _function("dela_first_bad_row")(
         table.data_ptr(), table.shape[0], columns, limit, torch.get_num_threads()

@@ -52,6 +52,7 @@ def spamp(
         )
     if select.current() == "reference":
         _check(features, points, neighbors, weight, centers, points.dtype)
+        _check_indices(points, neighbors, centers)
         return reference.spamp(features, points, neighbors, weight, centers)
     _native.check_device("spamp", features)
     if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
@@ -101,6 +102,12 @@ def _check(
         raise InputError(f"centers is {centers.dtype}; expected torch.int32: centers.int()")
 
 
+def _check_indices(points: Tensor, neighbors: Tensor, centers: Tensor | None) -> None:
+    _native.check_indices("neighbors", neighbors, points.shape[0])
+    if centers is not None:
+        _native.check_indices("centers", centers, points.shape[0])
+
+
 def _forward(
     features: Tensor,
     points: Tensor,
@@ -112,10 +119,8 @@ def _forward(
     _check(features, points, neighbors, weight, centers, torch.float32)
     features, neighbors, weight = features.contiguous(), neighbors.contiguous(), weight.contiguous()
     points = _native.as_rows(points)
-    _native.check_indices("neighbors", neighbors, points.shape[0])
-    if centers is not None:
-        centers = centers.contiguous()
-        _native.check_indices("centers", centers, points.shape[0])
+    centers = None if centers is None else centers.contiguous()
+    _check_indices(points, neighbors, centers)
     out = features.new_empty(neighbors.shape[0], features.shape[1])
     winner = torch.empty(out.shape if with_winner else (0,), dtype=_native.winner_dtype(neighbors))
     _native.call(

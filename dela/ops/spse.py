@@ -47,6 +47,7 @@ def spse(
         )
     if select.current() == "reference":
         _check(points, neighbors, weight, directions, points.dtype)
+        _native.check_indices("neighbors", neighbors, points.shape[0])
         return reference.spse(points, neighbors, weight, epsilon, directions)
     _native.check_device("spse", points)
     if torch.is_grad_enabled() and weight.requires_grad:

@@ -19,6 +19,7 @@ constexpr int64_t kSpseChunks = 64;
 constexpr int64_t kOwnedChannels = 16;
 // Floats of `passed` at a time: half a megabyte per thread stays in its cache.
 constexpr int64_t kPassedFloats = 1 << 17;
+constexpr int64_t kFewChunks = 16;
 
 // Uninitialised floats, aligned to a cache line; `get()` is null when memory ran out.
 class Buffer {
@@ -130,9 +131,10 @@ int32_t spamp_backward(const Spamp& op, const SpampGradient& given, float* featu
   const int64_t channels = op.channels;
   const int64_t chunks = pieces(op.n_rows, kSpampChunkRows);
   const int team = team_for(chunks, threads);
-  // Chunks between two meetings of the threads.
+  // Chunks between two meetings of the threads: what fits their caches, and an eighth of all.
+  const int64_t cached = team * std::max<int64_t>(1, kPassedFloats / (kSpampChunkRows * channels));
   const int64_t together = std::min(
-      chunks, team * std::max<int64_t>(1, kPassedFloats / (kSpampChunkRows * channels)));
+      chunks, std::max<int64_t>(team, std::min(cached, std::max(kFewChunks, chunks / 8))));
   const int64_t size = DELA_DISPATCH(spamp_sum_floats, op);
   Buffer sums(chunks * size), passed(together * kSpampChunkRows * channels);
   if (sums.get() == nullptr || passed.get() == nullptr) return kOutOfMemory;
