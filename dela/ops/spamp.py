@@ -243,6 +243,7 @@ def _save(ctx, inputs, output) -> None:
     _, points, neighbors, weight, centers = inputs
     out, winner = output
     ctx.mark_non_differentiable(winner)
+    ctx.set_materialize_grads(False)  # no zeros for the winner
     ctx.save_for_backward(points, neighbors, weight, centers, out, winner)
 
 

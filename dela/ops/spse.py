@@ -189,6 +189,7 @@ def _save(ctx, inputs, output) -> None:
     points, neighbors, weight, _epsilon, directions = inputs
     out, winner = output
     ctx.mark_non_differentiable(winner)
+    ctx.set_materialize_grads(False)  # no zeros for the winner
     ctx.save_for_backward(points, neighbors, weight, out, winner)
     ctx.directions = directions
 
