@@ -142,6 +142,13 @@ class ModelConfig:
         """Columns of the pyramid's ``attributes`` array: scalars first, then directions."""
         return self.attributes + self.directions
 
+    @property
+    def vector_columns(self) -> tuple[int, ...]:
+        """Columns of ``attributes`` that turn with the scene: three directions, x, y and z of one
+        vector (normals); empty for any other number of directions."""
+        first = len(self.attributes)
+        return (first, first + 1, first + 2) if len(self.directions) == 3 else ()
+
     def spse_epsilon(self, stage: int) -> float:
         """Epsilon under SPSE's root at a stage; only stage 0 sees directions."""
         if self.epsilon is not None:
@@ -222,7 +229,7 @@ SCANOBJECTNN_CLASSES = (
 )
 _COLOUR = tuple(AttributeInfo(name, 250.0) for name in ("red", "green", "blue"))
 
-# The published recipes (DeLA v2); see REFERENCE for where each number comes from.
+# The published recipes (DeLA v2).
 PRESETS: dict[str, ModelConfig] = {
     "s3dis": ModelConfig(
         task="segmentation",

@@ -150,6 +150,7 @@ def build_pyramid(
     seed: int | None = None,
     pick: int | None = 0,
     threads: int | None = None,
+    origin: np.ndarray | None = None,
 ) -> Pyramid:
     """The pyramid of one cloud.
 
@@ -166,6 +167,9 @@ def build_pyramid(
         seed: of the random choices; None draws one from the system.
         pick: n takes the n-th point of every voxel, None a random one (training).
         threads: native threads; None for all.
+        origin: [3] where the voxels of later stages are counted from, which then keep the order of
+            the given points: a part of a scene gets the stages that the whole has there, except
+            at its edge. None counts from each stage's lowest corner.
 
     Raises:
         InputError: no points, shapes that do not fit, or values that are not finite.
@@ -195,9 +199,11 @@ def build_pyramid(
     neighbors = [trees[0].knn(config.neighbors[0], threads=threads)]
     kept = []
     for stage in range(1, config.stages):
-        grid = voxel_grid(points, config.grid[stage], pick, int(seeds[stage]), threads)
-        kept.append(grid.kept)
-        points = points[grid.kept]
+        grid = voxel_grid(points, config.grid[stage], pick, int(seeds[stage]), threads, origin)
+        # Morton order depends on where the cloud begins, the order of its points does not.
+        rows = grid.kept if origin is None else np.sort(grid.kept)
+        kept.append(rows)
+        points = points[rows]
         trees.append(SearchTree(points, threads))
         neighbors.append(trees[-1].knn(config.neighbors[stage], threads=threads))
     return Pyramid(

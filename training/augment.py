@@ -34,13 +34,12 @@ class Columns:
     def of(cls, config: ModelConfig) -> Columns:
         infos = config.input_columns
         names = [info.name for info in infos]
-        scalars = len(config.attributes)
         return cls(
             infos,
             tuple(names.index(name) for name in COLOR_NAMES if name in names),
             tuple(names.index(name) for name in HEIGHT_NAMES if name in names),
             tuple(names.index(name) for name in ("intensity",) if name in names),
-            tuple(range(scalars, len(infos))) if len(config.directions) == 3 else (),
+            config.vector_columns,
         )
 
 
@@ -57,12 +56,6 @@ def random_flip(generator: np.random.Generator) -> np.ndarray:
     """[3, 3] diagonal: x and y each mirrored with probability one half."""
     signs = generator.integers(0, 2, 2) * 2.0 - 1.0
     return np.diag([signs[0], signs[1], 1.0])
-
-
-def vote_transform(vote: int, votes: int) -> np.ndarray:
-    """[3, 3]: a turn by ``vote / votes`` of a circle about the vertical, odd votes mirrored."""
-    turn = _rotation(np.array([0.0, 0.0, 1.0]), 2 * np.pi * vote / votes)
-    return turn @ np.diag([-1.0 if vote % 2 else 1.0, 1.0, 1.0])
 
 
 def random_scale(

@@ -123,7 +123,7 @@ def evaluate(
     forward = scoring.network_forward(loaded.model.to(device))
     log = _log_to(sys.stderr)
     confusion = scoring.evaluate(
-        forward, dataset, votes, lambda done, total: log(f"{split}: crop {done} of {total}")
+        forward, dataset, votes, lambda done, total: log(f"{split}: {done:,} of {total:,} voxels")
     )
     scores = confusion.to_dict(names)
     print(json.dumps(scores) if json_ else confusion.table(names))

@@ -1,8 +1,8 @@
-"""Labelled scans to samples: random crops for training, a partition into crops for evaluation.
+"""Labelled scans in memory, and random crops of them as training samples.
 
-Scans are read once; attributes are computed at full resolution and kept in memory. A training
-sample is a fresh random choice (centre, augmentation, one random point per voxel); evaluation
-crops are the same every time and together answer for every point of every scan exactly once.
+Scans are read once; attributes are computed at full resolution and kept. A training sample is a
+fresh random choice (centre, augmentation, one random point per voxel); evaluation takes whole scans
+(:mod:`dela.training.evaluate`).
 """
 
 from __future__ import annotations
@@ -19,18 +19,16 @@ from dela.cloud import PointCloud
 from dela.config import ModelConfig
 from dela.errors import ConfigError, InputError
 from dela.formats import find_scans, read_cloud
-from dela.geometry import shift_to_origin, voxel_grid
+from dela.geometry import VoxelGrid, voxel_grid
 from dela.metrics import IGNORED
 from dela.pyramid import Pyramid, build_pyramid, pack
+from dela.scene import Voxels, scan_grid
 from dela.training.augment import (
     Columns,
     augment_attributes,
     augment_points,
     jitter,
     keep_rows,
-    transform,
-    transform_directions,
-    vote_transform,
 )
 from dela.training.config import AugmentConfig, DataConfig
 
@@ -43,7 +41,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Scan:
-    """One labelled scan in memory, N points in V voxels of the finest grid.
+    """One labelled scan in memory, N points in V voxels.
 
     Attributes:
         name: file name, or ``room <seed>``.
@@ -51,8 +49,7 @@ class Scan:
         attributes: [N, F] float32, scaled.
         labels: [N] int16 class index, -1 ignored.
         origin: [3] float64: ``points + origin`` are the file's coordinates.
-        kept: [V] int32: the point that stands for each voxel in evaluation.
-        voxel_of_point: [N] int32.
+        grid: the finest voxels, and the point that stands for each in evaluation.
     """
 
     name: str
@@ -60,8 +57,12 @@ class Scan:
     attributes: np.ndarray
     labels: np.ndarray
     origin: np.ndarray
-    kept: np.ndarray
-    voxel_of_point: np.ndarray
+    grid: VoxelGrid
+
+    def voxels(self, pick: int = 0) -> Voxels:
+        """The scan at stage 0's resolution, the ``pick``-th point of each voxel standing for it."""
+        kept = self.grid.picked(pick) if pick else self.grid.kept
+        return Voxels(self.points[kept], self.attributes[kept], self.grid.voxel_of_point)
 
 
 @dataclass(frozen=True)
@@ -72,36 +73,23 @@ class Sample:
         pyramid: the input; N0 points at stage 0.
         labels: [N0] int64, -1 where ignored.
         scan: index of the scan it comes from.
-        rows: [P] int64: points of the scan at full resolution that the sample answers for; empty
-            in training.
-        truth: [P] int64: their labels, -1 where ignored.
-        voxel_of_point: [P] int32: their row of stage 0, so ``prediction[voxel_of_point]`` is
-            compared with ``truth``.
     """
 
     pyramid: Pyramid
     labels: np.ndarray
     scan: int
-    rows: np.ndarray
-    truth: np.ndarray
-    voxel_of_point: np.ndarray
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Samples packed into one pyramid; the arrays of :class:`Sample`, one after the other."""
+    """Samples packed into one pyramid, their labels one after the other."""
 
     pyramid: Pyramid
     labels: np.ndarray
-    truth: np.ndarray
-    voxel_of_point: np.ndarray
 
 
 class Dataset:
-    """The scans of one split. Picklable; keeps no generator and no state between samples.
-
-    ``len(dataset)`` is the number of evaluation crops; training samples can be drawn for ever.
-    """
+    """The scans of one split. Picklable; keeps no generator and no state between samples."""
 
     def __init__(
         self,
@@ -115,20 +103,11 @@ class Dataset:
         self.model = model
         self.augmentation = augmentation or AugmentConfig(rotate_z=0, flip=False, scale=(1, 1))
         self.columns = Columns.of(model)
-        margin = 4 * model.grid[-1] if data.margin is None else data.margin
-        self._crops = [
-            (index, core, rows)
-            for index, scan in enumerate(self.scans)
-            for core, rows in _partition(scan.points[scan.kept], data.eval_points, margin)
-        ]
-        self._voxels = np.array([len(scan.kept) for scan in self.scans])
+        self._voxels = np.array([len(scan.grid.kept) for scan in self.scans])
         self._members = [
-            [np.flatnonzero(scan.labels[scan.kept] == c) for c in range(model.num_classes)]
+            [np.flatnonzero(scan.labels[scan.grid.kept] == c) for c in range(model.num_classes)]
             for scan in self.scans
         ]
-
-    def __len__(self) -> int:
-        return len(self._crops)
 
     @property
     def samples_per_pass(self) -> int:
@@ -141,30 +120,16 @@ class Dataset:
             [sum(len(rows[c]) for rows in self._members) for c in range(self.model.num_classes)]
         )
 
-    def sample(
-        self,
-        index: int,
-        generator: np.random.Generator,
-        train: bool,
-        threads: int | None = None,
-    ) -> Sample:
-        """A training sample, or an evaluation crop.
+    def sample(self, generator: np.random.Generator, threads: int | None = None) -> Sample:
+        """A training sample: a random crop, augmented.
 
         Args:
-            index: the evaluation crop, 0 .. ``len(self) - 1``; training draws its own scan and
-                centre from the generator alone.
-            generator: all randomness of a training sample; evaluation uses none.
-            train: random crop with augmentation, or crop ``index``.
-            threads: native threads of a training sample; None for all. Changes only the speed.
+            generator: all of its randomness.
+            threads: native threads; None for all. Changes only the speed.
         """
-        if not train:
-            return self.evaluation_sample(index)
-        return self._training_sample(generator, threads)
-
-    def _training_sample(self, generator: np.random.Generator, threads: int | None) -> Sample:
         index, centre_row = self._centre(generator)
         scan = self.scans[index]
-        voxels = scan.points[scan.kept]
+        voxels = scan.points[scan.grid.kept]
         centre = voxels[centre_row]
         # Enlarging spreads the crop over more voxels; the surplus is cut after augmentation.
         wanted = int(self.data.points * 1.2 / min(1.0, self.augmentation.scale[0]) ** 2)
@@ -184,10 +149,10 @@ class Dataset:
         attributes = augment_attributes(
             scan.attributes[rows[kept]], self.columns, self.augmentation, generator, linear, growth
         )
-        pyramid = build_pyramid(points, attributes, self.model, seed=_seed(generator), pick=None)
-        labels = scan.labels[rows[kept]].astype(np.int64)
-        nothing = np.zeros(0, np.int64)
-        return Sample(pyramid, labels, index, nothing, nothing, nothing.astype(np.int32))
+        pyramid = build_pyramid(
+            points, attributes, self.model, _seed(generator), pick=None, threads=threads
+        )
+        return Sample(pyramid, scan.labels[rows[kept]].astype(np.int64), index)
 
     def _centre(self, generator: np.random.Generator) -> tuple[int, int]:
         """Scan and voxel row of a random centre."""
@@ -198,37 +163,6 @@ class Dataset:
             return index, int(generator.choice(self._members[index][label]))
         index = int(generator.choice(len(self.scans), p=self._voxels / self._voxels.sum()))
         return index, int(generator.integers(self._voxels[index]))
-
-    def evaluation_sample(self, index: int, vote: int = 0, votes: int = 1) -> Sample:
-        """Evaluation crop ``index`` as one of several votes sees it.
-
-        Votes after the first take the next point of every voxel, turn the crop about the vertical
-        by equal steps and mirror every second one; ``labels`` and ``voxel_of_point`` stay in the
-        same voxel order.
-        """
-        number, core, crop = self._crops[index]
-        scan = self.scans[number]
-        kept = scan.kept if vote == 0 else voxel_grid(scan.points, self.model.grid[0], vote).kept
-        kept = kept[crop]
-        points, attributes = scan.points[kept], scan.attributes[kept]
-        if vote:
-            turn = vote_transform(vote, votes)
-            points = transform(points, turn)
-            if self.columns.directions:
-                directions = list(self.columns.directions)
-                attributes[:, directions] = transform_directions(attributes[:, directions], turn)
-        pyramid = build_pyramid(points, attributes, self.model)
-        rows = _members_of(scan, core)
-        position = np.full(len(scan.kept), -1, np.int32)
-        position[crop] = np.arange(len(crop), dtype=np.int32)
-        return Sample(
-            pyramid,
-            scan.labels[kept].astype(np.int64),
-            number,
-            rows,
-            scan.labels[rows].astype(np.int64),
-            position[scan.voxel_of_point[rows]],
-        )
 
 
 def open_dataset(
@@ -319,9 +253,13 @@ def label_scan(cloud: PointCloud, name: str, data: DataConfig, model: ModelConfi
         attributes = compute_attributes(cloud, model.input_columns)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    points, origin = shift_to_origin(cloud.points)
-    grid = voxel_grid(points, model.grid[0])
-    return Scan(name, points, attributes, labels, origin, grid.kept, grid.voxel_of_point)
+    origin = cloud.points.min(axis=0)
+    points = cloud.points - origin
+    try:
+        grid = scan_grid(points, model)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    return Scan(name, points.astype(np.float32), attributes, labels, origin, grid)
 
 
 def map_labels(values: np.ndarray, data: DataConfig) -> np.ndarray:
@@ -350,15 +288,10 @@ def map_labels(values: np.ndarray, data: DataConfig) -> np.ndarray:
 
 
 def pack_samples(samples: Sequence[Sample]) -> Batch:
-    """Samples as one batch; rows of ``voxel_of_point`` are counted through the whole batch."""
-    starts = np.cumsum([0] + [len(sample.labels) for sample in samples[:-1]])
+    """Samples as one batch."""
     return Batch(
         pack([sample.pyramid for sample in samples]),
         np.concatenate([sample.labels for sample in samples]),
-        np.concatenate([sample.truth for sample in samples]),
-        np.concatenate(
-            [s.voxel_of_point + np.int32(start) for s, start in zip(samples, starts, strict=True)]
-        ),
     )
 
 
@@ -410,34 +343,6 @@ def _nearest_rows(points: np.ndarray, centre: np.ndarray, count: int) -> np.ndar
 
 def _members_of(scan: Scan, voxels: np.ndarray) -> np.ndarray:
     """Ascending rows of the points in these voxels."""
-    chosen = np.zeros(len(scan.kept), bool)
+    chosen = np.zeros(len(scan.grid.kept), bool)
     chosen[voxels] = True
-    return np.flatnonzero(chosen[scan.voxel_of_point])
-
-
-def _partition(voxels: np.ndarray, most: int, margin: float) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Cut a scan at the median of its longer horizontal side until each crop fits.
-
-    Returns:
-        (core, crop) row pairs: the cores are a partition, each crop is its core's bounding box
-        widened by ``margin`` metres, less where that would exceed ``most``.
-    """
-    crops = []
-    pending = [np.arange(len(voxels))]
-    while pending:
-        core = pending.pop()
-        low, high = voxels[core, :2].min(0), voxels[core, :2].max(0)
-        inside = ((voxels[:, :2] >= low - margin) & (voxels[:, :2] <= high + margin)).all(1)
-        crop = np.flatnonzero(inside)
-        if len(core) == len(voxels) <= most or len(crop) <= most or len(core) <= max(most // 4, 1):
-            if len(crop) > most:
-                around = np.setdiff1d(crop, core)
-                near = _nearest_rows(voxels[around], voxels[core].mean(0), most - len(core))
-                crop = np.union1d(core, around[near])
-            crops.append((core, crop))
-            continue
-        axis = int(np.argmax(high - low))
-        order = np.argsort(voxels[core, axis], kind="stable")
-        half = len(core) // 2
-        pending += [np.sort(core[order[half:]]), np.sort(core[order[:half]])]
-    return crops
+    return np.flatnonzero(chosen[scan.grid.voxel_of_point])

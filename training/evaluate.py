@@ -2,47 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 
 from dela.metrics import Confusion
 from dela.pyramid import Pyramid
 from dela.training.datasets import Dataset
-
-# Logits [N0, classes] float32 of one pyramid: a network in evaluation mode or a runtime backend.
-Forward = Callable[[Pyramid], np.ndarray]
+from dela.votes import Forward, Progress, predict_voxels
 
 
 def evaluate(
     forward: Forward,
     dataset: Dataset,
     votes: int = 1,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Confusion:
     """Label every point of a split and compare; ignored points are left out.
 
-    With several votes each sees another point of every voxel, turned about the vertical by another
-    angle, every second one mirrored; their probabilities are summed.
+    Scans are answered as ``dela predict`` answers them, see :func:`dela.votes.predict_voxels`.
 
     Args:
         forward: from pyramid to logits; :func:`network_forward` makes one of a network.
         votes: passes over the data.
-        progress: called as ``progress(done, total)`` after each crop.
+        progress: called as ``progress(voxels done, voxels in all)``, all votes counted.
     """
     confusion = Confusion(dataset.model.num_classes)
-    for index in range(len(dataset)):
-        sample = dataset.evaluation_sample(index)
-        scores = forward(sample.pyramid)
-        if votes > 1:
-            scores = _softmax(scores)
-            for vote in range(1, votes):
-                turned = dataset.evaluation_sample(index, vote, votes)
-                scores += _softmax(forward(turned.pyramid))
-        confusion.add(sample.truth, scores.argmax(1)[sample.voxel_of_point])
-        if progress is not None:
-            progress(index + 1, len(dataset))
+    total = votes * sum(len(scan.grid.kept) for scan in dataset.scans)
+    before = 0
+    for scan in dataset.scans:
+        answer = predict_voxels(
+            forward,
+            scan.voxels,
+            dataset.model,
+            max_points=dataset.data.eval_points,
+            votes=votes,
+            context=dataset.data.margin,
+            progress=_shifted(progress, before, total) if progress else None,
+        )
+        confusion.add(scan.labels, answer.probabilities.argmax(1)[scan.grid.voxel_of_point])
+        before += votes * len(scan.grid.kept)
     return confusion
+
+
+def _shifted(progress: Progress, before: int, total: int) -> Progress:
+    return lambda done, _: progress(before + done, total)
 
 
 def network_forward(model: object) -> Forward:
@@ -57,8 +59,3 @@ def network_forward(model: object) -> Forward:
             return model(pyramid).float().cpu().numpy()
 
     return forward
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    exponential = np.exp(logits - logits.max(1, keepdims=True))
-    return exponential / exponential.sum(1, keepdims=True)

@@ -137,7 +137,7 @@ def train(
 
     def make_batch(step: int) -> tuple[Batch, list[str]]:
         samples = [
-            training.sample(0, generator(schedule.seed, SAMPLE, step, slot), True, sample_threads)
+            training.sample(generator(schedule.seed, SAMPLE, step, slot), sample_threads)
             for slot in range(schedule.batch_size)
         ]
         return pack_samples(samples), [training.scans[sample.scan].name for sample in samples]
@@ -292,7 +292,7 @@ def _has_split(config: TrainConfig) -> bool:
 
 def _measured_pyramids(training: Dataset, seed: int, count: int) -> Iterator[Pyramid]:
     for number in range(count):
-        yield training.sample(0, generator(seed, MEASURE, number), True).pyramid
+        yield training.sample(generator(seed, MEASURE, number)).pyramid
 
 
 def _norm_batches(training: Dataset, config: TrainConfig) -> Iterator[Pyramid]:

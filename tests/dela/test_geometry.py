@@ -19,7 +19,6 @@ from dela.geometry import (
     farthest_point_sampling,
     knn,
     nearest,
-    shift_to_origin,
     voxel_grid,
 )
 from dela.plugins import native
@@ -360,6 +359,41 @@ def test_points_far_apart_need_no_table_of_cells(extent, size):
     assert_is_voxel_grid(points, size, voxel_grid(points, size))
 
 
+@pytest.mark.parametrize("offset", [(0, 0, 0), (-3.3, 7.7, 0.05), (6.5e5, 6.8e6, -40)])
+def test_cells_counted_from_an_origin_are_the_same_for_a_part_of_the_cloud(offset):
+    points = np.random.default_rng(0).uniform(-5, 5, (3000, 3)) + offset
+    origin = np.array(offset) - 0.3
+    whole = voxel_grid(points, 0.7, origin=origin)
+    cells = np.floor((points - origin) / 0.7)
+    assert np.array_equal(cells[whole.kept][whole.voxel_of_point], cells)
+    assert len(whole.kept) == len(np.unique(cells, axis=0))
+    rows = np.flatnonzero(points[:, 0] > offset[0] + 1.234)
+    part = voxel_grid(points[rows], 0.7, origin=origin)
+    assert np.array_equal(cells[rows][part.kept][part.voxel_of_point], cells[rows])
+    assert len(part.kept) == len(np.unique(cells[rows], axis=0))
+    from_corner = voxel_grid(points, 0.7, origin=points.min(axis=0))
+    plain = voxel_grid(points, 0.7)
+    assert np.array_equal(from_corner.kept, plain.kept)
+    assert np.array_equal(from_corner.voxel_of_point, plain.voxel_of_point)
+
+
+def test_cells_too_many_to_count_from_an_origin_are_refused():
+    points = np.array([[0.0, 0, 0], [1e300, 0, 0]])
+    for size in (1.0, 1e-20):
+        with pytest.raises(InputError, match=r"more than 2\^42|largest usable"):
+            voxel_grid(points, size, origin=np.zeros(3))
+    with pytest.raises(InputError, match="1 of 2 points have NaN"):
+        voxel_grid(np.array([[0.0, 0, 0], [np.nan, 0, 0]]), 1.0, origin=np.zeros(3))
+
+
+@pytest.mark.parametrize("number", [0, 1, 7])
+def test_picked_points_are_those_of_a_search_with_that_pick(number):
+    points = np.random.default_rng(1).uniform(0, 3, (2000, 3))
+    assert np.array_equal(
+        voxel_grid(points, 0.5).picked(number), voxel_grid(points, 0.5, pick=number).kept
+    )
+
+
 def test_large_coordinates_lose_nothing_in_float64():
     rng = np.random.default_rng(0)
     local = rng.integers(0, 500, (3000, 3)) / 64.0  # exact at any of these origins
@@ -446,13 +480,3 @@ def test_invalid_points_are_counted_or_dropped():
 
 def test_finite_points_whose_sum_overflows_are_finite():
     assert check_finite(np.full((3, 3), 1e308)).all()
-
-
-def test_the_origin_is_taken_off_in_float64():
-    local = np.random.default_rng(0).integers(0, 100_000, (50, 3)) / 1024.0
-    local[0] = 0
-    shifted, origin = shift_to_origin(local + np.array([6.51e5, 6.86e6, -12.5]))
-    assert shifted.dtype == np.float32
-    assert np.array_equal(shifted, local)
-    assert np.array_equal(origin, [6.51e5, 6.86e6, -12.5])
-    assert shift_to_origin(np.zeros((0, 3)))[0].shape == (0, 3)

@@ -10,7 +10,7 @@ from dela.attributes import compute_attributes
 from dela.errors import CheckpointError, InputError
 from dela.pyramid import Pyramid
 from dela.runtime import load_backend
-from dela.runtime.predictor import Voxels
+from dela.scene import Voxels
 
 
 @pytest.fixture

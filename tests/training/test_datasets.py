@@ -1,4 +1,4 @@
-"""Labelled datasets: label mapping, file layouts, random crops, evaluation crops."""
+"""Labelled datasets: label mapping, file layouts, random crops, whole scans."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dela.errors import ConfigError, InputError
 from dela.formats import write_cloud
 from dela.training.config import AugmentConfig, ClassMap, DataConfig, load_config, model_classes
 from dela.training.datasets import map_labels, open_dataset, pack_samples, room_seeds
+from dela.training.evaluate import evaluate
 
 DATA = DataConfig(
     classes=(ClassMap("ground", (2, 8)), ClassMap("tree", (4, 5))),
@@ -145,9 +146,9 @@ def test_missing_attributes_empty_and_broken_scans_are_refused(folder):
 
 
 def test_a_training_sample_is_the_generators_alone(dataset):
-    first = dataset.sample(0, np.random.default_rng(5), True)
-    again = pickle.loads(pickle.dumps(dataset)).sample(9, np.random.default_rng(5), True)
-    other = dataset.sample(0, np.random.default_rng(6), True)
+    first = dataset.sample(np.random.default_rng(5))
+    again = pickle.loads(pickle.dumps(dataset)).sample(np.random.default_rng(5))
+    other = dataset.sample(np.random.default_rng(6))
     assert np.array_equal(first.labels, again.labels)
     for (name, left), (_, right) in zip(
         first.pyramid.inputs(), again.pyramid.inputs(), strict=True
@@ -159,11 +160,10 @@ def test_a_training_sample_is_the_generators_alone(dataset):
 def test_a_training_sample_keeps_to_its_size_and_its_labels_to_their_points(dataset):
     rng = np.random.default_rng(0)
     for _ in range(5):
-        sample = dataset.sample(0, rng, True)
+        sample = dataset.sample(rng)
         sample.pyramid.validate()
         assert len(sample.labels) == 600
         assert sample.labels.dtype == np.int64
-        assert len(sample.rows) == len(sample.truth) == 0
         # Intensity tells the code (100 code + noise): labels travelled with their points.
         code = (sample.pyramid.attributes[:, 0] * 1000 // 100).astype(int)
         expected = map_labels(code, DATA)
@@ -174,7 +174,7 @@ def test_a_training_sample_takes_random_members_of_its_voxels(dataset):
     data = dataclasses.replace(DATA, root=dataset.data.root, points=5000)
     whole = open_dataset(data, MODEL, "train")
     seen = [
-        set(whole.sample(0, np.random.default_rng(s), True).pyramid.attributes[:, 1].tolist())
+        set(whole.sample(np.random.default_rng(s)).pyramid.attributes[:, 1].tolist())
         for s in (1, 2)
     ]
     assert seen[0] != seen[1]
@@ -185,7 +185,7 @@ def test_augmentation_reaches_the_sample(folder):
     grown = open_dataset(
         data, MODEL, "train", AugmentConfig(rotate_z=0, flip=False, scale=(1.5, 1.5))
     )
-    sample = grown.sample(0, np.random.default_rng(0), True)
+    sample = grown.sample(np.random.default_rng(0))
     assert len(sample.labels) == 600
     # Heights of trees reach 5 m; enlarged, up to 7.5 m.
     assert 5.5 < 10 * sample.pyramid.attributes[:, 1].max() <= 7.6
@@ -197,58 +197,63 @@ def test_balanced_centres_favour_the_rare_class(folder):
         data = dataclasses.replace(DATA, root=str(folder), balance=balance, points=30)
         balanced = open_dataset(data, MODEL, "train")
         rng = np.random.default_rng(0)
-        labels[balance] = np.mean(
-            [np.mean(balanced.sample(0, rng, True).labels == 1) for _ in range(60)]
-        )
+        labels[balance] = np.mean([np.mean(balanced.sample(rng).labels == 1) for _ in range(60)])
     assert labels[1.0] > labels[0.0] + 0.03
 
 
 @pytest.mark.parametrize("most", [100_000, 500, 60])
-def test_evaluation_crops_answer_for_every_point_once(folder, most):
+def test_evaluation_counts_every_labelled_point_once_by_its_own_voxel(folder, most):
     data = dataclasses.replace(DATA, root=str(folder), eval_points=most, margin=1.0)
     whole = open_dataset(data, MODEL, "train")
-    assert (len(whole) == 1) == (most == 100_000)
     full = whole.scans[0]
-    answered = np.zeros(len(full.points), int)
-    for index in range(len(whole)):
-        sample = whole.sample(index, np.random.default_rng(0), False)
-        sample.pyramid.validate()
-        assert len(sample.labels) <= most
-        answered[sample.rows] += 1
-        assert np.array_equal(sample.truth, full.labels[sample.rows])
-        # Each point is answered for by a voxel that reaches it.
-        apart = sample.pyramid.points[sample.voxel_of_point] - full.points[sample.rows]
-        assert np.abs(apart).max() <= 0.4 + 1e-4
-    assert (answered == 1).all()
+    sizes = []
+
+    def by_intensity(pyramid):
+        """Knows the class: intensity tells the code (100 code + noise)."""
+        pyramid.validate()
+        sizes.append(len(pyramid.points))
+        tree = np.isin(np.rint(pyramid.attributes[:, 0] * 1000) // 100, (4, 5))
+        return np.stack([~tree, tree], 1).astype(np.float32)
+
+    confusion = evaluate(by_intensity, whole)
+    assert max(sizes) <= most
+    assert (len(sizes) == 1) == (most == 100_000)
+    # The point that stands for a point's voxel decides.
+    tree = np.isin(np.rint(full.attributes[:, 0] * 1000) // 100, (4, 5))
+    found = tree[full.grid.kept][full.grid.voxel_of_point].astype(int)
+    known = full.labels >= 0
+    expected = np.zeros((2, 2), int)
+    np.add.at(expected, (full.labels[known], found[known]), 1)
+    assert np.array_equal(confusion.counts, expected)
+    apart = full.points[full.grid.kept][full.grid.voxel_of_point] - full.points
+    assert np.abs(apart).max() <= 0.4 + 1e-4
 
 
-def test_evaluation_is_the_same_every_time(dataset):
-    first = dataset.sample(0, np.random.default_rng(0), False)
-    again = dataset.sample(0, np.random.default_rng(1), False)
-    assert np.array_equal(first.pyramid.points, again.pyramid.points)
-    assert np.array_equal(first.voxel_of_point, again.voxel_of_point)
+def test_looks_at_a_scan_take_other_points_of_the_same_voxels(dataset):
+    full = dataset.scans[0]
+    first, second = full.voxels(0), full.voxels(1)
+    assert first.points.shape == second.points.shape
+    assert not np.array_equal(first.points, second.points)
+    assert np.abs(first.points - second.points).max() <= 0.4 + 1e-4
+    assert np.array_equal(first.points, full.points[full.grid.kept])
 
 
 def test_class_counts_are_voxels_of_each_class(dataset):
     full = dataset.scans[0]
-    labels = full.labels[full.kept]
+    labels = full.labels[full.grid.kept]
     assert dataset.class_counts().tolist() == [(labels == 0).sum(), (labels == 1).sum()]
-    assert dataset.samples_per_pass == int(np.ceil(len(full.kept) / 600))
+    assert dataset.samples_per_pass == int(np.ceil(len(full.grid.kept) / 600))
 
 
-def test_packed_samples_keep_each_ones_answers(dataset):
-    samples = [dataset.sample(0, np.random.default_rng(s), s > 0) for s in range(3)]
+def test_packed_samples_keep_their_labels(dataset):
+    samples = [dataset.sample(np.random.default_rng(s)) for s in range(3)]
     batch = pack_samples(samples)
     batch.pyramid.validate()
     assert batch.pyramid.clouds == 3
     assert np.array_equal(batch.labels, np.concatenate([s.labels for s in samples]))
-    assert np.array_equal(
-        batch.labels[batch.voxel_of_point], samples[0].labels[samples[0].voxel_of_point]
-    )
-    later = pack_samples(samples[::-1])
-    assert np.array_equal(
-        later.labels[later.voxel_of_point], samples[0].labels[samples[0].voxel_of_point]
-    )
+    # Intensity tells the code: labels stand beside their points.
+    code = (batch.pyramid.attributes[:, 0] * 1000 // 100).astype(int)
+    assert np.array_equal(batch.labels, map_labels(code, DATA))
 
 
 def test_generated_rooms_are_a_dataset_with_seeds_that_never_meet():
@@ -263,7 +268,7 @@ def test_generated_rooms_are_a_dataset_with_seeds_that_never_meet():
     rooms = open_dataset(data, model, "train", progress=lambda *call: calls.append(call))
     assert calls == [(0, 1, "room 0"), (1, 1, "")]
     assert len(rooms.class_counts()) == 13
-    assert rooms.sample(0, np.random.default_rng(0), True).pyramid.attributes.shape[1] == 3
+    assert rooms.sample(np.random.default_rng(0)).pyramid.attributes.shape[1] == 3
     many = dataclasses.replace(data, train_rooms=500, val_rooms=500, test_rooms=500)
     splits = [set(room_seeds(many, split)) for split in ("train", "val", "test")]
     assert len(set.union(*splits)) == 1500
@@ -275,6 +280,6 @@ def test_real_tiles_load_by_the_shipped_configuration(lidar_dir):
     tile = open_dataset(config.data, config.model, "train", config.augment)
     assert len(tile.scans[0].points) == 56_035
     assert (tile.scans[0].labels == -1).sum() == 70
-    sample = tile.sample(0, np.random.default_rng(0), True)
+    sample = tile.sample(np.random.default_rng(0))
     assert len(sample.labels) == config.data.points
     assert np.isfinite(sample.pyramid.attributes).all()

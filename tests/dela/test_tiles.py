@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dela.errors import InputError
-from dela.runtime.tiles import cut_tiles
+from dela.tiles import cut_tiles
 
 
 def tiles_of(points: np.ndarray, limit: int, context: float = 0.5):
