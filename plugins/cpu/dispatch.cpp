@@ -22,7 +22,8 @@ bool processor_has(Isa isa) {
              __builtin_cpu_supports("avx512vl") && processor_has(Isa::v3);
     case Isa::v3:
       return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-             __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2");
+             __builtin_cpu_supports("f16c") && __builtin_cpu_supports("bmi") &&
+             __builtin_cpu_supports("bmi2");
     case Isa::v2:
       return __builtin_cpu_supports("sse4.2");
     default:
