@@ -13,7 +13,6 @@ from dela.errors import InputError
 
 # Scaled values are cut to this range: see compute_attributes.
 SCALED_LIMIT = 5.0
-COMPUTED = ("height", "height_above_ground")
 
 # Ground filter, metres; window and slope near SMRF's defaults (Pingel, Clarke, McBride 2013).
 _CELL = 1.0

@@ -105,7 +105,7 @@ def _scan(
     tilt = elevations[:, None] + rng.uniform(-0.3, 0.3, shape) * step
     turn = azimuths[None, :] + rng.uniform(-0.3, 0.3, shape) * step
     rays = _directions(turn, tilt)
-    distance, owner = cast(solids, origin, azimuths, elevations, rays)
+    distance, owner = cast(solids, origin, elevations, rays)
     # Rows near the zenith hold as many rays as the horizon: thin them to an even density.
     answers = np.array([material.answers for material in solids.materials])
     back = (owner >= 0) & (rng.random(shape) < np.cos(elevations)[:, None] + 0.02)
@@ -151,7 +151,7 @@ class _ShadowMap:
         azimuths = (np.arange(self.columns) + 0.5) * 2 * np.pi / self.columns - np.pi
         self.elevations = np.arange(-np.pi / 2 + step / 2, np.radians(20), step)
         rays = _directions(azimuths[None, :], self.elevations[:, None])
-        self.range, _ = cast(solids, lamp, azimuths, self.elevations, rays)
+        self.range, _ = cast(solids, lamp, self.elevations, rays)
 
     def reaches(self, points: np.ndarray) -> np.ndarray:
         """[N] bool."""

@@ -168,7 +168,6 @@ class Placed:
 def cast(
     solids: Solids,
     origin: np.ndarray,
-    azimuths: np.ndarray,
     elevations: np.ndarray,
     directions: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -176,9 +175,9 @@ def cast(
 
     Args:
         origin: [3].
-        azimuths, elevations: [A] and [E] radians, evenly spaced over the full turn from -pi, and
-            ascending; what the grid's rays nominally are.
-        directions: [E, A, 3] unit vectors, at most one grid step off nominal.
+        elevations: [E] radians, ascending: the rows of the grid.
+        directions: [E, A, 3] unit vectors, at most one grid step off nominal; nominally the A
+            columns are spaced evenly over the full turn from azimuth -pi.
 
     Returns:
         range [E, A] float32 (inf: nothing met), solid [E, A] int32 (-1: nothing met).

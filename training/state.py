@@ -18,7 +18,7 @@ from dela.network import Network
 from dela.training.average import WeightAverage
 
 # Independent random streams of one seed.
-ORDER, SAMPLE, NETWORK, MEASURE = range(4)
+SAMPLE, NETWORK, MEASURE = 1, 2, 3
 
 
 def generator(seed: int, stream: int, *number: int) -> np.random.Generator:

@@ -113,21 +113,21 @@ def test_impossible_requests_are_refused():
         generate_room(0, points=0)
 
 
-def grid(columns: int = 360, rows: int = 180) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def grid(columns: int = 360, rows: int = 180) -> tuple[np.ndarray, np.ndarray]:
     azimuths = (np.arange(columns) + 0.5) * 2 * np.pi / columns - np.pi
     elevations = np.linspace(-1.5, 1.5, rows)
     e, a = np.meshgrid(elevations, azimuths, indexing="ij")
     rays = np.stack([np.cos(e) * np.cos(a), np.cos(e) * np.sin(a), np.sin(e)], -1)
-    return azimuths, elevations, rays.astype(np.float32)
+    return elevations, rays.astype(np.float32)
 
 
 def test_a_column_hides_the_wall_behind_it():
     solids = Solids()
     Placed(solids, (0, 3, 0), 0.0, LABELS["wall"]).pane((0, 0, 1.5), 10, 3, GREY)
     Placed(solids, (0, 1.5, 0), 0.0, LABELS["column"]).box((0, 0, 1.5), (0.4, 0.4, 3), GREY)
-    azimuths, elevations, rays = grid()
+    elevations, rays = grid()
     origin = np.array([0, 0, 1.5])
-    distance, owner = cast(solids, origin, azimuths, elevations, rays)
+    distance, owner = cast(solids, origin, elevations, rays)
     hits = origin + distance[owner == 0][:, None] * rays[owner == 0]
     assert len(hits) > 1000
     # Seen from the origin the column covers |x| < 0.2 * 3 / 1.3 of the wall.
@@ -147,8 +147,8 @@ def test_windowed_casting_agrees_with_marching_along_every_ray(kind, taper):
     center = np.array([-2.0, 0.3, 0.2])  # across the seam of azimuth
     solids = Solids()
     solids.add(kind, center, frame, 0, GREY, taper)
-    azimuths, elevations, rays = grid(240, 120)
-    distance, owner = cast(solids, np.zeros(3), azimuths, elevations, rays)
+    elevations, rays = grid(240, 120)
+    distance, owner = cast(solids, np.zeros(3), elevations, rays)
     steps = np.linspace(1.0, 3.0, 4001)
     inverse = np.linalg.inv(frame)
     flat = rays.reshape(-1, 3)
