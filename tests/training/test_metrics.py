@@ -23,6 +23,7 @@ def test_scores_of_a_hand_counted_labelling(confusion):
     np.testing.assert_allclose(confusion.iou, [3 / 4, 1 / 3, 1 / 2, np.nan])
     assert confusion.macc == pytest.approx((3 / 4 + 1 / 2 + 1) / 3)
     assert confusion.miou == pytest.approx((3 / 4 + 1 / 3 + 1 / 2) / 3)
+    assert [row["precision"] for row in confusion.per_class()] == [1, 1 / 2, 1 / 2, None]
 
 
 def test_a_class_that_is_only_predicted_has_iou_zero_and_no_accuracy():
