@@ -11,6 +11,7 @@
 #include <vector>
 
 extern "C" {
+int32_t dela_set_isa(const char*);
 int32_t dela_voxel_grid(const void*, int32_t, int64_t, double, int64_t, uint64_t, int32_t,
                         int32_t*, int32_t*, int64_t*);
 int32_t dela_tree_build(const float*, int64_t, int32_t, void**);
@@ -103,9 +104,7 @@ void farthest(const std::vector<float>& points, int64_t count) {
   }
 }
 
-}  // namespace
-
-int main() {
+void every_cloud() {
   for (int kind = 0; kind < 6; ++kind) {
     for (int64_t n : {1, 2, 15, 16, 17, 64, 65, 700}) {
       const std::vector<float> points = cloud(n, kind), queries = cloud(37, kind);
@@ -122,6 +121,14 @@ int main() {
     }
   }
   neighbors(cloud(20000, 0), cloud(5, 0), false, 24);  // large enough for tasks
+}
+
+}  // namespace
+
+int main() {
+  for (const char* name : {"portable", "v2", "v3", "v4"}) {
+    if (dela_set_isa(name) == 0) every_cloud();
+  }
 
   int32_t kept[1], voxel[1];
   int64_t count;
