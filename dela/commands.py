@@ -37,7 +37,7 @@ def import_checkpoint(
     from dela.checkpoint import save_checkpoint
     from dela.reference_import import import_reference, read_reference
 
-    check_writable(output, overwrite)
+    check_writable(output, overwrite, inputs=(source,))
     model = import_reference(read_reference(source), preset, **_overrides(set_))
     save_checkpoint(output, model, {"imported_from": source.name}, overwrite)
     count = sum(weight.numel() for weight in model.parameters())

@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from dela.errors import InputError
@@ -51,15 +51,27 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
             temporary.unlink()
 
 
-def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> None:
+def check_writable(
+    path: str | os.PathLike[str],
+    overwrite: bool = False,
+    inputs: Iterable[str | os.PathLike[str]] = (),
+) -> None:
     """Says early, before long work, that ``path`` cannot be written.
 
+    Args:
+        path: the file to write.
+        overwrite: whether an existing file may be replaced.
+        inputs: files the work reads; none of them is ever replaced.
+
     Raises:
-        InputError: ``path`` exists (without ``overwrite``), is a folder or a device, or its folder
-            is missing or is a file.
+        InputError: ``path`` exists (without ``overwrite``), is one of ``inputs``, a folder or a
+            device, or its folder is missing, is a file or may not be written.
     """
     path = Path(path)
     try:
+        for source in map(Path, inputs):
+            if path.exists() and source.exists() and path.samefile(source):
+                raise InputError(f"{path} is the input itself; choose another name to write")
         if path.is_dir():
             raise InputError(f"{path} is a folder; give the name of a file to write")
         if path.exists():
@@ -71,6 +83,8 @@ def check_writable(path: str | os.PathLike[str], overwrite: bool = False) -> Non
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist; create it first"
             raise InputError(f"cannot write {path}: the folder {folder} {what}")
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         raise _in_words(path, error) from error
 

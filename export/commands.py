@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from dela.export.check import CheckResult
 
 
+class DtypeName(StrEnum):
+    """Choices of ``--dtype``."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pt) written by dela.")],
     output: Annotated[
@@ -21,9 +30,8 @@ def export(
         typer.Option("-o", "--output", help="File to write; beside the checkpoint when left out."),
     ] = None,
     dtype: Annotated[
-        str,
-        typer.Option(help="fp32, fp16 or bf16: the layers between the operators."),
-    ] = "fp32",
+        DtypeName, typer.Option(help="Precision of the layers between the operators.")
+    ] = DtypeName.fp32,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
@@ -39,10 +47,8 @@ def export(
     PyTorch's: ONNX Runtime with our kernels, with the bodies alone, and ONNX's own evaluator.
     """
     from dela.export.onnx_export import export_onnx
-    from dela.files import check_writable
 
     output = checkpoint.with_suffix(".onnx") if output is None else output
-    check_writable(output, overwrite)
     start = time.perf_counter()
     results: list[CheckResult] = []
 
@@ -51,7 +57,7 @@ def export(
         if not json:
             print(_check_line(result), file=sys.stderr, flush=True)
 
-    export_onnx(checkpoint, output, dtype, overwrite, not no_check, report=show)
+    export_onnx(checkpoint, output, dtype.value, overwrite, not no_check, report=show)
     summary = describe(output)
     summary["seconds"] = round(time.perf_counter() - start, 2)
     summary["checks"] = [dataclasses.asdict(result) for result in results]

@@ -21,7 +21,7 @@ from dela.errors import ConfigError
 from dela.export import function_bodies
 from dela.export.check import CheckResult, check_export
 from dela.export.example import example_pyramid
-from dela.files import atomic_path
+from dela.files import atomic_path, check_writable
 from dela.metadata import OUTPUT, ModelMetadata
 from dela.network import Network
 from dela.network.frozen import FrozenNetwork, freeze
@@ -60,11 +60,13 @@ def export_onnx(
     Raises:
         CheckpointError: ``source`` is not a usable checkpoint.
         ConfigError: an unknown ``dtype``.
-        InputError: ``output`` cannot be written.
+        InputError: ``output`` cannot be written, or is ``source``.
         ParityError: the file does not give PyTorch's answer; nothing is left behind.
     """
     if dtype not in TORCH_DTYPES:
         raise ConfigError(f"dtype is {dtype!r}; choose one of {', '.join(TORCH_DTYPES)}")
+    if not isinstance(source, nn.Module):
+        check_writable(output, overwrite, inputs=(source,))
     with atomic_path(output, overwrite) as temporary:
         extra: dict[str, Any] = {}
         if isinstance(source, nn.Module):

@@ -88,8 +88,8 @@ def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
             without x, y and z.
     """
     path = Path(path)
-    chosen = _format_of(path)
     _check_readable(path)
+    chosen = _format_of(path)
     try:
         return chosen.read(path)
     except InputError:
@@ -142,8 +142,8 @@ def find_scans(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     for each in paths:
         path = Path(each)
         if not path.is_dir():
-            _format_of(path)
             _check_readable(path)
+            _format_of(path)
             found[path] = None
             continue
         scans = sorted(

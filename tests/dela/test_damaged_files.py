@@ -107,6 +107,9 @@ def _words(path: Path, content: str | bytes | None, *words: str) -> None:
 
 def test_paths_that_are_no_scans(tmp_path: Path) -> None:
     _words(tmp_path / "missing.laz", None, "does not exist")
+    _words(tmp_path / "missing", None, "does not exist")
+    with pytest.raises(InputError, match="missing does not exist"):
+        find_scans([tmp_path / "missing"])
     (tmp_path / "folder.ply").mkdir()
     _words(tmp_path / "folder.ply", None, "is a folder")
     (tmp_path / "folder").mkdir()

@@ -103,10 +103,22 @@ def test_unusable_places_are_named(tmp_path: Path, name: str, words: str) -> Non
     assert Path("/dev/null").is_char_device()
 
 
+def test_an_input_is_never_replaced(tmp_path: Path) -> None:
+    scan = tmp_path / "scan.laz"
+    scan.write_bytes(b"precious")
+    (tmp_path / "link.laz").symlink_to(scan)
+    for name in ("scan.laz", "link.laz"):
+        with pytest.raises(InputError, match="is the input itself"):
+            check_writable(tmp_path / name, overwrite=True, inputs=[tmp_path / "no.pt", scan])
+    check_writable(tmp_path / "other.laz", inputs=[scan])
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_unwritable_folder(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir(mode=0o500)
+    with pytest.raises(InputError, match="may write"):
+        check_writable(folder / "a.ply")
     with pytest.raises(InputError, match="may write"), atomic_path(folder / "a.ply"):
         pytest.fail("the block must not run")
 

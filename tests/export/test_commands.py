@@ -38,15 +38,22 @@ def test_the_summary_as_json_and_for_people(checkpoint, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
-    [(["missing.pt"], "missing.pt"), (["best.pt", "--dtype", "int8"], "fp32, fp16, bf16")],
+    ("arguments", "code", "message"),
+    [
+        (["missing.pt"], 1, "error: there is no checkpoint file at missing.pt"),
+        (["best.pt", "-o", "best.pt", "--overwrite"], 1, "error: best.pt is the input itself"),
+        (["best.pt", "--dtype", "int8"], 2, "'int8' is not one of 'fp32', 'fp16', 'bf16'"),
+    ],
 )
-def test_failures_end_with_one_line_and_code_1(checkpoint, monkeypatch, capsys, arguments, message):
+def test_failures_are_short_and_leave_everything(
+    checkpoint, monkeypatch, capsys, arguments, code, message
+):
     monkeypatch.chdir(checkpoint.parent)
+    before = checkpoint.read_bytes()
     with pytest.raises(SystemExit) as ended:
         main(["export", *arguments])
-    assert ended.value.code == 1
+    assert ended.value.code == code
     error = capsys.readouterr().err
-    assert error.startswith("error: ")
-    assert message in error
+    assert message in error and len(error.splitlines()) == code
+    assert checkpoint.read_bytes() == before
     assert not list(checkpoint.parent.glob("*.onnx"))
