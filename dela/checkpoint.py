@@ -71,7 +71,13 @@ def save_checkpoint(
         "extra": extra,
     }
     with atomic_path(path, overwrite) as temporary, open(temporary, "wb") as file:
-        torch.save(content, file)
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch finds its archive broken; the failed write behind it says why.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
@@ -117,6 +123,11 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint file at {path}")
     try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "weights only" in str(error).lower():
@@ -125,10 +136,8 @@ def read_torch_file(path: str | os.PathLike[str]) -> Any:
                 "tensors and plain values, which is refused because loading it could run code"
             ) from error
         raise CheckpointError(f"{path} is not a torch checkpoint, or it is damaged") from error
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:
-        # torch answers a cut or foreign file with RuntimeError, EOFError, KeyError and others.
+        # torch answers a cut or foreign file with RuntimeError, EOFError, OSError and others.
         raise CheckpointError(
             f"{path} is not a torch checkpoint, or it is truncated ({path.stat().st_size} bytes); "
             "copy or download it again"

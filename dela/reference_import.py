@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dela.checkpoint import is_state_dict, load_weights, read_torch_file, refuse_misfits
+from dela.checkpoint import (
+    FORMAT,
+    is_state_dict,
+    load_weights,
+    read_torch_file,
+    refuse_misfits,
+)
 from dela.config import AttributeInfo, ModelConfig, resolve_config
 from dela.errors import CheckpointError, ConfigError
 from dela.network import Network
@@ -33,9 +39,13 @@ def read_reference(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The state_dict of a published checkpoint file; no code in the file is run.
 
     Raises:
-        CheckpointError: missing or damaged file, or no state_dict inside, bare or under "model".
+        CheckpointError: missing or damaged file, no state_dict inside, bare or under "model", or a
+            checkpoint of dela itself.
     """
-    return _bare(read_torch_file(path), str(path))
+    content = read_torch_file(path)
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        raise CheckpointError(f"{path} is a dela checkpoint already; use it as it is")
+    return _bare(content, str(path))
 
 
 def import_reference(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -112,13 +114,40 @@ def test_a_configuration_that_cannot_be_is_refused(model, tmp_path):
         load_checkpoint(_rewritten(path, config=None))
 
 
-@pytest.mark.parametrize("size", [0, 10, 1000, -200])
+@pytest.mark.parametrize("size", [0, 10, 1000, 20_000, -200])
 def test_a_truncated_file_is_refused(model, tmp_path, size):
     path = tmp_path / "model.pt"
     save_checkpoint(path, model)
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(CheckpointError, match=re.escape(str(path))):
+    with pytest.raises(CheckpointError, match=re.escape(str(path))) as caught:
         load_checkpoint(path)
+    assert "no torch file" in str(caught.value) or "truncated" in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [100, 8192, 20_000])
+def test_a_full_disk_is_said_in_words_and_keeps_the_old_file(model, tmp_path, limit):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model, {"step": 1})
+    script = f"""
+import resource, signal
+from dela.checkpoint import load_checkpoint, save_checkpoint
+from dela.errors import InputError
+
+model = load_checkpoint("model.pt").model
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))
+try:
+    save_checkpoint("model.pt", model)
+except InputError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cannot write model.pt: the disk is full" in done.stdout
+    assert load_checkpoint(path).extra == {"step": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["model.pt"]
 
 
 def test_other_files_are_refused(tmp_path):

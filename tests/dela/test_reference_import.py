@@ -10,6 +10,7 @@ import pytest
 import torch
 from published_network import Published, fabricate, index_list, published_shapes
 
+from dela.checkpoint import save_checkpoint
 from dela.config import PRESETS, AttributeInfo
 from dela.errors import CheckpointError, ConfigError
 from dela.pyramid import Pyramid
@@ -321,6 +322,9 @@ def test_files_are_read_without_running_code(tmp_path):
     torch.save({"model": {"a": 1}}, tmp_path / "other.pt")
     with pytest.raises(CheckpointError, match="no state_dict"):
         read_reference(tmp_path / "other.pt")
+    save_checkpoint(tmp_path / "ours.pt", import_reference(state, "s3dis"))
+    with pytest.raises(CheckpointError, match="is a dela checkpoint already"):
+        read_reference(tmp_path / "ours.pt")
     torch.save({"model": state, "hook": print}, tmp_path / "code.pt")
     with pytest.raises(CheckpointError, match="could run code"):
         read_reference(tmp_path / "code.pt")
