@@ -114,6 +114,8 @@ class ModelConfig:
             raise ConfigError("classes is empty; name at least one")
         if len({info.code for info in self.classes}) != len(self.classes):
             raise ConfigError("two classes share a label code; give each its own")
+        if len({info.name for info in self.classes}) != len(self.classes):
+            raise ConfigError("two classes share a name; give each its own")
         if not self.coordinate_scale > 0:
             raise ConfigError(f"coordinate_scale is {self.coordinate_scale}; it must be above 0")
         for name in ("drop_path", "head_drop"):

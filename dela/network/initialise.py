@@ -61,7 +61,12 @@ def measure_neighbor_distances(
     for stage, found in enumerate(measured):
         distances = np.concatenate(found) if found else np.empty(0)
         if not len(distances):
-            raise InputError(f"no neighbour distance to measure at stage {stage}; give more points")
+            size = f" of {config.grid[stage]} m" if config.grid else ""
+            raise InputError(
+                f"no neighbour distance to measure at stage {stage}: every cloud is a single "
+                f"point there; give clouds that spread over several voxels{size} (coordinates in "
+                "metres?)"
+            )
         tables.append(np.quantile(distances, levels).astype(np.float32))
     return tables[0], tables[-1]
 

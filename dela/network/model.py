@@ -51,9 +51,15 @@ class PyramidModule(nn.Module):
         already is a tensor of the right dtype on the model's device.
 
         Raises:
-            InputError: the pyramid's stages or attribute columns do not fit the configuration.
+            InputError: no pyramid, or its stages, attribute columns or rows do not fit the
+                configuration or each other.
         """
         config, device = self.config, self.input_device()
+        if not isinstance(pyramid, Pyramid):
+            raise InputError(
+                f"the network takes a Pyramid, not a {type(pyramid).__name__}; "
+                "dela.build_pyramid makes one of points and attributes"
+            )
         if pyramid.stages != config.stages:
             raise InputError(
                 f"the pyramid has {pyramid.stages} stages, the network {config.stages}; "
@@ -91,12 +97,20 @@ class PyramidModule(nn.Module):
                 for array in arrays
             ]
 
+        kept, nearest = indices(pyramid.kept), indices(pyramid.nearest)
+        # The operators check their neighbours; these index tensors directly. Only on the CPU: on
+        # another device the answer would hold up every step.
+        if device.type == "cpu":
+            sizes = [len(pyramid.points), *map(len, kept)]
+            tables = [*zip(kept, sizes, strict=False), *zip(nearest, sizes[1:], strict=False)]
+            if not all(_within(rows, size) for rows, size in tables):
+                pyramid.validate()
         return (
             floats(pyramid.points),
             floats(pyramid.attributes) if wanted else None,
             indices(pyramid.neighbors),
-            indices(pyramid.kept),
-            indices(pyramid.nearest),
+            kept,
+            nearest,
         )
 
     def forward(self, pyramid: Pyramid) -> Any:
@@ -128,6 +142,10 @@ class PyramidModule(nn.Module):
             nearest: [N_0] int32 per stage from the second on; empty for classification.
         """
         raise NotImplementedError
+
+
+def _within(rows: Tensor, size: int) -> bool:
+    return not len(rows) or (int(rows.min()) >= 0 and int(rows.max()) < size)
 
 
 class Network(PyramidModule):

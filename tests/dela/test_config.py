@@ -49,6 +49,7 @@ def test_the_published_recipes():
         ({"head_dim": 0}, "head_dim is 0"),
         ({"classes": ()}, "classes is empty"),
         ({"classes": (ClassInfo("a", 1), ClassInfo("b", 1))}, "share a label code"),
+        ({"classes": (ClassInfo("a", 1), ClassInfo("a", 2))}, "share a name"),
         ({"coordinate_scale": 0.0}, "coordinate_scale is 0.0"),
         ({"attributes": (AttributeInfo("red", 0.0),)}, "attribute red: scale 0.0"),
         ({"drop_path": -0.1}, "drop_path is -0.1"),

@@ -252,6 +252,10 @@ def test_measured_distances_are_quantiles_in_units_of_the_spread():
     assert (np.diff(first) >= 0).all()
     with pytest.raises(InputError, match="no neighbour distance"):
         measure_neighbor_distances([], config)
+    one = np.zeros(1, np.int32)
+    lone = Pyramid(points[:1], np.zeros((1, 4)), (one[:, None],) * 2, (one,), (one,), ((1,), (1,)))
+    with pytest.raises(InputError, match=r"single point there.* voxels of 0\.1 m"):
+        measure_neighbor_distances([lone], config)
 
 
 def test_default_distances_are_near_measured_ones_on_a_surface():
@@ -365,6 +369,13 @@ def test_pyramids_that_do_not_fit_are_refused():
     pyramid = make_pyramid((30, 10, 5), (8, 8, 5))
     with pytest.raises(InputError, match="has 0 nearest lists; 3 stages need 2"):
         model(dataclasses.replace(pyramid, nearest=()))
+    with pytest.raises(InputError, match="takes a Pyramid, not a Tensor"):
+        model(torch.zeros(30, 3))
+    for name, value in (("kept", 30), ("nearest", -1), ("neighbors", 30)):
+        tables = [table.copy() for table in getattr(pyramid, name)]
+        tables[0][2] = value
+        with pytest.raises(InputError, match=rf"{name}.* row 2 holds {value}"):
+            model(dataclasses.replace(pyramid, **{name: tuple(tables)}))
     objects = create_model("scanobjectnn", **OBJECTS).eval()
     with pytest.raises(InputError, match=r"clouds of \[60\] points; the network takes exactly 64"):
         objects(make_pyramid((60, 16), (8, 6), 0, nearest=False))
