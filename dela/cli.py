@@ -6,7 +6,9 @@ stays quick; the functions live in each folder's ``commands`` module.
 
 from __future__ import annotations
 
+import codecs
 import importlib
+import io
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -59,6 +61,7 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point of ``dela``; ends the process with 0 (done), 1 (failed) or 2 (usage)."""
+    _tolerate_any_name(sys.stdout)
     sys.exit(_run_guarded(sys.argv[1:] if argv is None else list(argv)))
 
 
@@ -91,8 +94,17 @@ def run_command(argv: Sequence[str]) -> Any:
         raise SystemExit(EXIT_USAGE) from error
     # No command returns a number: one is the exit code of an early end inside Typer (Ctrl-C).
     if type(result) is int and result != 0:
+        if result == EXIT_INTERRUPTED:
+            print("interrupted", file=sys.stderr)
         raise SystemExit(result)
     return result
+
+
+def _tolerate_any_name(stream: Any) -> None:
+    """File names are bytes: what the stream's encoding lacks is written as the byte or escaped."""
+    if isinstance(stream, io.TextIOWrapper):
+        utf8 = codecs.lookup(stream.encoding).name == "utf-8"
+        stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
 def _run_guarded(argv: list[str]) -> int:
@@ -104,6 +116,7 @@ def _run_guarded(argv: list[str]) -> int:
     except SystemExit as request:
         return request.code if isinstance(request.code, int) else EXIT_FAILED
     except (KeyboardInterrupt, typer.Abort):
+        print("interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader of our output (head, less) went away: nothing left to say to it.
@@ -185,7 +198,8 @@ def _usage_message(error: Exception) -> str | None:
         return None
     context = getattr(error, "ctx", None)
     path = context.command_path if context is not None else "dela"
-    return f"{path}: {error.format_message()}\nTry '{path} --help'."
+    message = error.format_message().replace(": Value error, ", ": ")
+    return f"{path}: {message}\nTry '{path} --help'."
 
 
 def _failure_message(error: Exception) -> str:

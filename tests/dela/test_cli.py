@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import subprocess
 import sys
 
@@ -110,7 +111,23 @@ def test_debug_anywhere_shows_where_an_error_comes_from(monkeypatch):
 
 def test_interruption_is_code_130(capsys, monkeypatch):
     put_command(monkeypatch, fail_with(KeyboardInterrupt()))
-    assert run(capsys, "doctor")[0] == 130
+    assert run(capsys, "doctor") == (130, "", "interrupted\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
+def test_file_names_that_are_no_text_can_be_printed(tmp_path, encoding):
+    folder = os.fsencode(tmp_path / "r") + b"\xe9sum"
+    scan = folder + b"/t\xff.xyz"
+    os.mkdir(folder)
+    with open(scan, "wb") as file:
+        file.write(b"0 0 0\n1 1 1\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "dela", "info", scan],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding},
+    )
+    assert done.returncode == 0, done.stderr
+    assert b"points" in done.stdout
 
 
 def test_run_command_returns_what_the_command_returns(monkeypatch):
