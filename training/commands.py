@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 from collections.abc import Callable
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
     from dela.training.config import TrainConfig
 
 EXIT_INTERRUPTED = 130
+
+
+class SplitName(StrEnum):
+    """Choices of ``--split``."""
+
+    train = "train"
+    val = "val"
+    test = "test"
 
 
 def train(
@@ -51,6 +60,8 @@ def train(
     from dela.training.loop import TrainingInterrupted
     from dela.training.loop import train as run
 
+    if resume and overwrite:
+        raise typer.BadParameter("--resume goes on with a run, --overwrite removes it; give one")
     path = find_config(config)
     overrides = list(set_ or [])
     overrides += [
@@ -91,7 +102,7 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Folder that the data paths start from.", show_default=False)
     ] = None,
-    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    split: Annotated[SplitName, typer.Option(help="Part of the data to score.")] = SplitName.test,
     votes: Annotated[int, typer.Option(min=1, help="Passes over turned and resampled data.")] = 1,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
     json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
@@ -101,7 +112,9 @@ def evaluate(
     from dela.training import evaluate as scoring
     from dela.training.config import TrainConfig, load_config, model_classes
     from dela.training.datasets import open_dataset
+    from dela.training.loop import usable_device
 
+    torch_device = usable_device(device)
     loaded = load_checkpoint(checkpoint)
     if config is not None:
         described: TrainConfig = load_config(find_config(config), data_root=data)
@@ -119,8 +132,8 @@ def evaluate(
             f"the data has the classes {', '.join(offered)}; the network tells apart "
             f"{', '.join(names)}; give the configuration it was trained with"
         )
-    dataset = open_dataset(source, loaded.config, split)
-    forward = scoring.network_forward(loaded.model.to(device))
+    dataset = open_dataset(source, loaded.config, split.value)
+    forward = scoring.network_forward(loaded.model.to(torch_device))
     log = _log_to(sys.stderr)
     confusion = scoring.evaluate(
         forward, dataset, votes, lambda done, total: log(f"{split}: {done:,} of {total:,} voxels")

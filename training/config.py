@@ -77,9 +77,9 @@ class DataConfig:
         first_seed: seed of the first training room; validation and test rooms follow 10,000 and
             20,000 later.
         points: most points (voxels) in a training sample: the ones nearest a random centre.
-        eval_points: most points in an evaluation crop; larger scans are cut into crops.
-        margin: metres of surroundings an evaluation crop carries beyond the part it answers for;
-            4 voxels of the coarsest stage when None.
+        eval_points: most points (voxels) in one run when scoring; larger scans are cut into tiles.
+        margin: metres of surroundings a tile carries beyond the part it answers for; 4 voxels of
+            the coarsest stage when None.
         balance: share of training samples centred on a class drawn evenly instead of on any point.
     """
 
@@ -301,8 +301,10 @@ def load_config(
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read configuration {path}: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot read configuration {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not valid TOML: it is not UTF-8 text") from error
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

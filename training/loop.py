@@ -94,7 +94,7 @@ def train(
     if seed is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
     schedule = config.train
-    torch_device = _usable_device(device)
+    torch_device = usable_device(device)
     folder = RunFolder(run_dir)
     saved = _resumable(folder, config) if resume else None
     if saved is None and not overwrite:
@@ -275,7 +275,12 @@ def stage_ratios(pyramids: list[Pyramid]) -> list[dict[str, float]]:
     ]
 
 
-def _usable_device(name: str) -> torch.device:
+def usable_device(name: str) -> torch.device:
+    """The torch device of this name.
+
+    Raises:
+        InputError: torch does not know it, or cannot use it here.
+    """
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

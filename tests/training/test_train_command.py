@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dela.cli import run_command  # noqa: E402
-from dela.errors import InputError  # noqa: E402
+from dela.errors import ConfigError, InputError  # noqa: E402
 from dela.training.commands import find_config  # noqa: E402
 from dela.training.config import load_config  # noqa: E402
 from dela.training.run_folder import to_toml  # noqa: E402
@@ -48,6 +48,27 @@ def test_eval_refuses_data_of_other_classes(config_file, tmp_path, capsys):
     other.write_text(config_file.read_text().replace('"box"', '"roof"'), encoding="utf-8")
     with pytest.raises(InputError, match="floor, roof; the network tells apart floor, box"):
         run_command(["eval", str(run / "last.pt"), "--config", str(other), "--split", "val"])
+
+
+def test_bad_choices_are_refused_before_anything_is_read(config_file, tmp_path, capsys):
+    run = tmp_path / "run"
+    for words in (
+        ["train", str(config_file), "-o", str(run), "--resume", "--overwrite"],
+        ["eval", str(run / "best.pt"), "--split", "exam"],
+    ):
+        with pytest.raises(SystemExit) as ended:
+            run_command(words)
+        assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert "give one" in errors and "'train', 'val', 'test'" in errors
+    with pytest.raises(InputError, match="device 'nonsense' is not usable"):
+        run_command(["eval", str(run / "best.pt"), "--device", "nonsense"])
+    with pytest.raises(InputError, match="Is a directory"):
+        run_command(["train", str(tmp_path)])
+    (tmp_path / "scan.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        run_command(["train", str(tmp_path / "scan.toml")])
+    assert not run.exists()
 
 
 def test_packaged_configurations_go_by_their_names():
