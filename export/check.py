@@ -11,7 +11,7 @@ import numpy as np
 
 from dela.errors import CheckpointError, ParityError
 from dela.export.example import example_pyramid
-from dela.metadata import LOGIT_TOLERANCE, OUTPUT, ModelMetadata
+from dela.metadata import OUTPUT, TOLERANCES, ModelMetadata
 from dela.plugins import native
 from dela.pyramid import Pyramid
 
@@ -84,7 +84,7 @@ def check_export(path: str | os.PathLike[str], model: Network) -> Iterator[Check
         except Exception as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ParityError(f"{name}: the exported file does not run: {line}") from error
-        yield _compare(name, expected[id(pyramid)], found, LOGIT_TOLERANCE[metadata.dtype])
+        yield _compare(name, expected[id(pyramid)], found, TOLERANCES[metadata.dtype].error)
 
 
 class _LeftOutError(Exception):

@@ -71,8 +71,8 @@ def load_backend(
     """
     path = Path(path)
     if not path.is_file():
-        what = "is a folder, not a model file" if path.is_dir() else "no such model file"
-        raise InputError(f"{path}: {what}")
+        what = "is a folder; name a model file in it" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {what}")
     if backend is None:
         backend = next(
             (name for name, suffixes in BACKENDS.items() if path.suffix.lower() in suffixes), None
@@ -185,6 +185,11 @@ def _load_failure(path: Path, error: Exception) -> CheckpointError:
     reason = _reason(error)
     if "protobuf" in reason.lower() or path.stat().st_size == 0:
         return CheckpointError(f"{path} is not an ONNX file, or it is cut short")
+    if "find an implementation" in reason:
+        return CheckpointError(
+            f"{path} does not run in ONNX Runtime on a CPU: {reason}; "
+            "a bf16 file needs another backend, for this one export with --dtype fp32 or fp16"
+        )
     return CheckpointError(f"{path} does not load in ONNX Runtime: {reason}")
 
 

@@ -37,7 +37,8 @@ def verify(
     file carries. fp32 passes with errors up to 1e-4 of the largest logit and 99.99 % equal labels;
     fp16 with 2e-2 and 99 %, bf16 with 1e-1 and 95 %. A miss ends with exit code 1.
     """
-    from dela.runtime.verify import Tolerance, tolerance_of
+    from dela.metadata import Tolerance
+    from dela.runtime.verify import tolerance_of
     from dela.runtime.verify import verify as compare
 
     cloud = read_cloud(scan)
@@ -57,7 +58,10 @@ def verify(
     limits = None
     if tolerance is not None:
         limits = Tolerance(tolerance, tolerance_of(exported).agreement)
-    with report.progress_bar("verify") as update:
+    with (
+        report.naming(scan, model, checkpoint),
+        report.progress_bar("verify") as update,
+    ):
         reports = compare(
             reference,
             candidates,

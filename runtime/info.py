@@ -22,7 +22,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        what = "is a folder; name a file in it" if path.is_dir() else "does not exist"
+        raise InputError(f"{path} {what}")
     suffix = path.suffix.lower()
     common = {"file": str(path), "bytes": path.stat().st_size}
     if suffix in BACKENDS["onnxruntime"]:
@@ -96,8 +97,9 @@ def _scan(path: Path) -> dict[str, Any]:
         low, high = inside.min(axis=0), inside.max(axis=0)
         result["lowest"] = [round(float(value), 3) for value in low]
         result["highest"] = [round(float(value), 3) for value in high]
-        area = float(np.prod(np.maximum((high - low)[:2], 1e-9)))
-        result["points_per_square_metre"] = round(len(inside) / area, 2)
+        area = float(np.prod((high - low)[:2]))
+        if area > 0:
+            result["points_per_square_metre"] = round(len(inside) / area, 2)
     result["columns"] = {
         name: {
             "dtype": str(column.dtype),

@@ -38,11 +38,15 @@ _RAMP = np.array(
 
 @dataclass(frozen=True)
 class Panel:
-    """One view of the cloud: a title, perhaps a remark beside it, and a colour per point."""
+    """One view of the cloud: a title, perhaps a remark beside it, and a colour per point.
+
+    ``classes`` [N] are the class indices that the colours stand for; None: none.
+    """
 
     title: str
     colors: np.ndarray
     remark: str = ""
+    classes: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +70,13 @@ def error_colors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def natural_colors(points: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """[N, 3] uint8: the scan's own colour; without one, height as a ramp, shaded by intensity."""
+    """[N, 3] uint8: the scan's own colour; without one, height as a ramp, shaded by intensity.
+
+    What is not finite takes the lowest value.
+    """
     if all(name in columns for name in ("red", "green", "blue")):
         rgb = np.stack([columns[name] for name in ("red", "green", "blue")], axis=1)
-        return np.clip(rgb, 0, 255).astype(np.uint8)
+        return np.clip(np.nan_to_num(rgb), 0, 255).astype(np.uint8)
     colors = _ramp(_unit_range(points[:, 2], 0.01, 0.99))
     if "intensity" in columns:
         light = 0.6 + 0.5 * _unit_range(columns["intensity"].astype(np.float64), 0.02, 0.98)
@@ -120,7 +127,8 @@ def draw_panels(
     Args:
         points: [N, 3] metres; rows that are not finite are left out.
         panels: one to four colourings; three stand in a row, four in a square.
-        legend: classes named under the panels.
+        legend: the classes; those that the panels show are named under them, all of them where
+            no panel tells its classes.
         width: of the picture, pixels.
         whole: draw ceilings and near walls too (see :func:`cut_away`).
 
@@ -133,7 +141,7 @@ def draw_panels(
     camera = camera or Camera()
     rows = np.flatnonzero(np.isfinite(points).all(axis=1))
     if len(rows) == 0:
-        raise InputError(f"{path}: nothing to draw, the cloud has no finite point")
+        raise InputError("nothing to draw: the cloud has no finite point")
     if not whole:
         rows = rows[cut_away(points[rows], camera)]
     rows = rows[:: math.ceil(len(rows) / _MAX_DRAWN)]
@@ -151,7 +159,7 @@ def draw_panels(
     caption_height = round(heading * 1.9)
     title_height = round(heading * (2.0 if title else 0) + small * (1.7 if subtitle else 0))
     grid_rows = math.ceil(len(panels) / columns)
-    legend_lines = _legend_lines(legend, small, width - 2 * margin)
+    legend_lines = _legend_lines(_shown(legend, panels, rows), small, width - 2 * margin)
     legend_height = round(len(legend_lines) * small * 2.0)
     height = (
         margin
@@ -329,6 +337,17 @@ def _eye_dome(depth: np.ndarray) -> np.ndarray:
     return light
 
 
+def _shown(
+    legend: Sequence[ClassInfo], panels: Sequence[Panel], rows: np.ndarray
+) -> Sequence[ClassInfo]:
+    """The classes of the points drawn: a ceiling that was cut away needs no entry."""
+    drawn = [np.unique(panel.classes[rows]) for panel in panels if panel.classes is not None]
+    if not drawn:
+        return legend
+    found = set(np.concatenate(drawn).tolist())
+    return [info for index, info in enumerate(legend) if index in found]
+
+
 def _legend_lines(
     legend: Sequence[ClassInfo], size: int, width: int
 ) -> list[list[tuple[ClassInfo, float]]]:
@@ -372,5 +391,10 @@ def _ramp(values: np.ndarray) -> np.ndarray:
 
 
 def _unit_range(values: np.ndarray, low: float, high: float) -> np.ndarray:
-    bottom, top = np.quantile(values[np.isfinite(values)], [low, high])
-    return np.clip((values - bottom) / max(top - bottom, 1e-9), 0.0, 1.0)
+    """Values from 0 to 1 between two quantiles; 0 for what is not finite."""
+    finite = np.isfinite(values)
+    if not finite.any():
+        return np.zeros(len(values))
+    bottom, top = np.quantile(values[finite], [low, high])
+    scaled = (np.where(finite, values, bottom) - bottom) / max(top - bottom, 1e-9)
+    return np.clip(scaled, 0.0, 1.0)

@@ -76,46 +76,49 @@ def predict(
             model, backend.value if backend else None, kernels=not no_kernels, threads=threads
         )
     )
+    if output is not None and output not in (target for _, target in jobs):
+        _make_folder(output)
     classes = predictor.config.classes
     results: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     scores: Confusion | None = None
     for scan, target in jobs:
         try:
-            drawing = target.with_suffix(".png") if picture else None
-            for path in (target, drawing):
-                if path is not None:
-                    check_writable(path, overwrite)
-            start = time.perf_counter()
-            cloud = read_cloud(scan)
-            read = time.perf_counter() - start
-            known = None
-            if truth is not None:
-                known = classes_of_codes(column_of(cloud, truth), classes, aliases)
-            with report.progress_bar(scan.name) as update:
-                prediction = predictor.predict(
-                    cloud,
-                    max_points=max_points,
-                    votes=votes,
-                    drop_invalid=drop_invalid,
-                    progress=update,
-                )
-            start = time.perf_counter()
-            write_cloud(target, with_prediction(cloud, prediction, target), overwrite)
-            write = time.perf_counter() - start
-            result = _result(scan, target, prediction, classes)
-            result["seconds"] = {"read": read, **prediction.seconds, "write": write}
-            if known is not None:
-                found = score(known, prediction.classes, len(classes))
-                result["scores"] = found.to_dict([info.name for info in classes])
-                scores = found if scores is None else scores + found
-            if drawing is not None:
-                _draw(drawing, scan, cloud, known, prediction, classes, overwrite)
-                result["picture"] = str(drawing)
+            with report.naming(scan, target):
+                drawing = target.with_suffix(".png") if picture else None
+                for path in (target, drawing):
+                    if path is not None:
+                        check_writable(path, overwrite, inputs=(scan, model))
+                start = time.perf_counter()
+                cloud = read_cloud(scan)
+                read = time.perf_counter() - start
+                known = None
+                if truth is not None:
+                    known = classes_of_codes(column_of(cloud, truth), classes, aliases)
+                with report.progress_bar(scan.name) as update:
+                    prediction = predictor.predict(
+                        cloud,
+                        max_points=max_points,
+                        votes=votes,
+                        drop_invalid=drop_invalid,
+                        progress=update,
+                    )
+                start = time.perf_counter()
+                write_cloud(target, with_prediction(cloud, prediction, target), overwrite)
+                write = time.perf_counter() - start
+                result = _result(scan, target, prediction, classes)
+                result["seconds"] = {"read": read, **prediction.seconds, "write": write}
+                if known is not None:
+                    found = score(known, prediction.classes, len(classes))
+                    result["scores"] = found.to_dict([info.name for info in classes])
+                    scores = found if scores is None else scores + found
+                if drawing is not None:
+                    _draw(drawing, scan, cloud, known, prediction, classes, overwrite)
+                    result["picture"] = str(drawing)
         except DelaError as error:
             if len(jobs) == 1:
-                raise type(error)(_naming(scan, target, error)) from error
-            print(f"error: {_naming(scan, target, error)}", file=sys.stderr)
+                raise
+            print(f"error: {error}", file=sys.stderr)
             failures.append({"input": str(scan), "error": str(error)})
             continue
         results.append(result)
@@ -134,7 +137,8 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
     Scans found in a folder that are results themselves (``*_labelled``) are passed over.
 
     Raises:
-        InputError: nothing found, a file name for several scans, or two results of one name.
+        InputError: nothing found, a file name for several scans, a name that is neither a scan's
+            nor a folder's, or two results of one name.
     """
     named = {path for path in scans if not path.is_dir()}
     found = [
@@ -149,25 +153,33 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
         if len(found) > 1:
             raise InputError(f"-o {output} names one file for {len(found)} scans; give a folder")
         return [(found[0], output)]
+    if output is not None and not output.is_dir() and (output.exists() or _is_file_name(output)):
+        raise InputError(
+            f"-o {output} has no suffix of a scan ({', '.join(SUFFIXES)}) and is no folder"
+            + ("" if output.exists() else "; make the folder first if you mean one")
+        )
     targets: dict[Path, Path] = {}
     for scan in found:
         target = (output or scan.parent) / f"{scan.stem}{LABELLED}{scan.suffix}"
         if target in targets:
-            raise InputError(f"{targets[target]} and {scan} would both be written to {target}")
+            raise InputError(
+                f"{targets[target]} and {scan} would both be written to {target}; label them apart "
+                "or leave out -o"
+            )
         targets[target] = scan
-    if output is not None:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {output}: {error.strerror}") from error
     return [(scan, target) for target, scan in targets.items()]
 
 
-def _naming(scan: Path, target: Path, error: DelaError) -> str:
-    """The error with the name of the scan before it, unless it names a file already."""
-    text = str(error)
-    named = str(scan) in text or str(target) in text
-    return text if named else f"{scan}: {text}"
+def _is_file_name(path: Path) -> bool:
+    """Whether a name ends like a file's: ``a.obj``, but not ``v1.2`` or ``tiles``."""
+    return path.suffix[1:].isalpha()
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"cannot make the folder {path}: {error.strerror}") from error
 
 
 def _result(
@@ -215,13 +227,13 @@ def _draw(
     overwrite: bool,
 ) -> None:
     from dela.runtime.picture import draw_panels
-    from dela.runtime.view import label_panels, present_classes
+    from dela.runtime.view import label_panels
 
     draw_panels(
         path,
         cloud.points,
         label_panels(cloud, truth, prediction.classes, classes),
-        present_classes(classes, truth, prediction.classes),
+        classes,
         title=scan.name,
         overwrite=overwrite,
     )

@@ -7,11 +7,13 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from dela.errors import DelaError
 from dela.metrics import Confusion
 from dela.runtime.doctor import BROKEN, NOTE, OK, WARNING, Finding
 from dela.runtime.verify import Parity
@@ -35,6 +37,17 @@ def print_json(value: Any) -> None:
 def warn(message: str) -> None:
     """One line on stderr."""
     print(f"warning: {message}", file=sys.stderr)
+
+
+@contextmanager
+def naming(scan: Path, *named: Path | None) -> Iterator[None]:
+    """Puts the scan's name before an error inside the block that names none of these files."""
+    try:
+        yield
+    except DelaError as error:
+        if any(path is not None and str(path) in str(error) for path in (scan, *named)):
+            raise
+        raise type(error)(f"{scan}: {error}") from error
 
 
 @contextmanager

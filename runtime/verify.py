@@ -12,31 +12,9 @@ from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
 from dela.config import ModelConfig
 from dela.errors import InputError
+from dela.metadata import TOLERANCES, Tolerance
 from dela.runtime.backends import Backend
 from dela.runtime.predictor import Progress, Voxels, valid_points
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What still counts as the same answer.
-
-    Attributes:
-        error: largest absolute logit error, as a share of the largest logit.
-        agreement: least share of points whose label is the same.
-    """
-
-    error: float
-    agreement: float
-
-
-# fp32 is summed in another order: a few units in the last place of 24 bits. 16-bit layers keep 11
-# (fp16) or 8 (bf16) bits and every layer rounds; the limits are three times what networks of the
-# published sizes show. Labels may differ only where two classes tie within that error.
-TOLERANCES = {
-    "fp32": Tolerance(error=1e-4, agreement=0.9999),
-    "fp16": Tolerance(error=2e-2, agreement=0.99),
-    "bf16": Tolerance(error=1e-1, agreement=0.95),
-}
 
 
 @dataclass(frozen=True)
@@ -179,8 +157,8 @@ def verify(
         InputError: the scan cannot be used, or a candidate is of a different network.
     """
     config = reference.config
-    for name, candidate in candidates.items():
-        _check_same_network(config, name, candidate.config)
+    for candidate in candidates.values():
+        _check_same_network(config, str(candidate.path), candidate.config)
     cloud = cloud.select(valid_points(cloud, drop_invalid))
     voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
     answers: dict[str, list[np.ndarray]] = {name: [] for name in ("", *candidates)}

@@ -14,6 +14,7 @@ from dela.config import ClassInfo, generic_classes
 from dela.errors import InputError
 from dela.files import check_writable
 from dela.formats import read_cloud
+from dela.runtime import report
 from dela.runtime.backends import load_backend
 from dela.runtime.labelled import (
     CONFIDENCE,
@@ -53,7 +54,9 @@ def view(
     map_codes: CodeMap = None,
     title: Annotated[str | None, typer.Option(help="Heading; the scan's name else.")] = None,
     subtitle: Annotated[str, typer.Option(help="A line under the heading.")] = "",
-    azimuth: Annotated[float, typer.Option(help="Viewing direction, degrees.")] = -62.0,
+    azimuth: Annotated[
+        float, typer.Option(min=-360, max=360, help="Viewing direction, degrees.")
+    ] = -62.0,
     elevation: Annotated[float, typer.Option(min=-90, max=90, help="Degrees.")] = 40.0,
     width: Annotated[int, typer.Option(min=200, max=16000, help="Pixels.")] = 1600,
     whole: Annotated[
@@ -69,26 +72,27 @@ def view(
     if target.suffix.lower() != ".png":
         raise InputError(f"{target}: pictures are written as .png")
     check_writable(target, overwrite)
+    aliases = code_aliases(map_codes)
     cloud = read_cloud(scan)
     if label is None and truth is None:
         label, truth = _found_labels(cloud, scan)
-    aliases = code_aliases(map_codes)
-    codes = [column_of(cloud, name) for name in (truth, label) if name is not None]
-    classes = load_backend(model).config.classes if model else _numbered_classes(codes)
-    known = _classes(cloud, truth, classes, aliases)
-    predicted = _classes(cloud, label, classes, aliases)
-    draw_panels(
-        target,
-        cloud.points,
-        label_panels(cloud, known, predicted, classes),
-        present_classes(classes, known, predicted),
-        title=scan.name if title is None else title,
-        subtitle=subtitle,
-        camera=Camera(azimuth, elevation),
-        width=width,
-        whole=whole,
-        overwrite=overwrite,
-    )
+    with report.naming(scan, target, model):
+        codes = [column_of(cloud, name) for name in (truth, label) if name is not None]
+        classes = load_backend(model).config.classes if model else _numbered_classes(codes)
+        known = _classes(cloud, truth, classes, aliases)
+        predicted = _classes(cloud, label, classes, aliases)
+        draw_panels(
+            target,
+            cloud.points,
+            label_panels(cloud, known, predicted, classes),
+            classes,
+            title=scan.name if title is None else title,
+            subtitle=subtitle,
+            camera=Camera(azimuth, elevation),
+            width=width,
+            whole=whole,
+            overwrite=overwrite,
+        )
     print(target)
     return target
 
@@ -106,27 +110,19 @@ def label_panels(
     """
     panels = [Panel("Scan", natural_colors(cloud.points, cloud.columns), f"{len(cloud):,} points")]
     if truth is not None:
-        panels.append(Panel("Truth", class_colors(truth, classes)))
+        panels.append(Panel("Truth", class_colors(truth, classes), classes=truth))
     if predicted is not None:
         remark = ""
         if truth is not None:
             scores = score(truth, predicted, len(classes))
             remark = f"mIoU {100 * scores.miou:.1f} %" if scores.points else ""
-        panels.append(Panel("Prediction", class_colors(predicted, classes), remark))
+        panels.append(Panel("Prediction", class_colors(predicted, classes), remark, predicted))
     if truth is not None and predicted is not None:
         share = float(np.mean((truth != predicted)[truth >= 0])) if (truth >= 0).any() else 0.0
         panels.append(
             Panel("Errors", error_colors(truth, predicted), f"{100 * share:.1f} % of the points")
         )
     return panels
-
-
-def present_classes(
-    classes: Sequence[ClassInfo], *labellings: np.ndarray | None
-) -> list[ClassInfo]:
-    """The classes that occur in any of the labellings, for a legend."""
-    found = {int(index) for given in labellings if given is not None for index in np.unique(given)}
-    return [info for index, info in enumerate(classes) if index in found]
 
 
 def _found_labels(cloud: PointCloud, path: Path) -> tuple[str | None, str | None]:

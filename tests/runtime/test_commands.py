@@ -259,6 +259,43 @@ class TestBadInput:
         assert sorted(tmp_path.iterdir()) == before
 
 
+def test_the_scan_itself_is_never_overwritten(run, network, scan):
+    before = scan.read_bytes()
+    words = ["predict", scan, "-m", network.onnx, "-o", scan, "--overwrite"]
+    assert_failed_in_words(run(*words), "is the input itself")
+    assert scan.read_bytes() == before
+
+
+def test_a_failure_before_the_first_scan_makes_no_folder(run, network, scan, tmp_path):
+    words = ["predict", scan, "-m", tmp_path / "none.onnx", "-o", tmp_path / "out"]
+    assert_failed_in_words(run(*words), "none.onnx does not exist")
+    words = ["predict", scan, "-m", network.onnx, "-o", tmp_path / "out.obj"]
+    assert_failed_in_words(run(*words), "out.obj has no suffix of a scan")
+    assert sorted(tmp_path.iterdir()) == [scan]
+
+
+@pytest.mark.parametrize("command", ["verify", "view"])
+def test_errors_about_a_scan_name_it(run, network, tmp_path, command):
+    pytest.importorskip("PIL.Image")
+    path = write_cloud(tmp_path / "empty.ply", make_cloud(0))
+    words = {
+        "verify": [network.onnx, "--checkpoint", network.checkpoint, "-i", path],
+        "view": [path],
+    }
+    assert_failed_in_words(run(command, *words[command]), "empty.ply: ")
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_view_leaves_out_points_that_are_not_finite(run, tmp_path):
+    pytest.importorskip("PIL.Image")
+    cloud = make_cloud(500)
+    cloud.points[3] = np.nan
+    cloud = PointCloud(cloud.points, {})
+    path = write_cloud(tmp_path / "scan.ply", cloud)
+    code, _, error = run("view", path, "--width", 300)
+    assert code == 0 and error == ""
+
+
 def test_verify_passes_a_true_export_and_prints_both_columns(run, network, scan):
     words = ["verify", network.onnx, "--checkpoint", network.checkpoint, "--input", scan]
     code, out, error = run(*words)
@@ -315,6 +352,9 @@ def test_info_describes_each_kind(run, network, scan):
     assert values["columns"]["intensity"]["most"] < 4000
     assert_failed_in_words(run("info", scan.parent), "is a folder")
     assert_failed_in_words(run("info", __file__), "unknown suffix '.py'")
+    single = write_cloud(scan.with_name("one.ply"), make_cloud(1))
+    code, out, _ = run("info", single, "--json")
+    assert code == 0 and "points_per_square_metre" not in json.loads(out)
 
 
 def test_view_draws_truth_beside_prediction(run, network, scan, tmp_path):

@@ -125,6 +125,33 @@ def test_points_that_are_not_finite_are_left_out(tmp_path):
         draw(tmp_path, points[:100], colors[:100])
 
 
+def test_natural_colors_survive_what_is_not_finite():
+    points = np.array([[0, 0, 0], [0, 0, np.nan], [0, 0, 2.0]])
+    colors = natural_colors(points, {"intensity": np.array([1.0, np.nan, 3.0])})
+    assert (colors[0] != colors[2]).any() and colors.shape == (3, 3)
+    assert natural_colors(points[:0], {}).shape == (0, 3)
+    assert natural_colors(points[1:2], {}).shape == (1, 3)
+    shade = {name: np.array([np.nan, 300.0, 20.0]) for name in ("red", "green", "blue")}
+    assert natural_colors(points, shade)[:, 0].tolist() == [0, 255, 20]
+
+
+def test_the_legend_names_only_what_is_drawn(tmp_path):
+    points, face = room(np.random.default_rng(4))
+    ceiling = ClassInfo("ceiling", 1, (255, 0, 255))
+    classes = (face == 1).astype(int)
+    colors = np.full((len(points), 3), 120, dtype=np.uint8)
+
+    def magenta(**arguments) -> int:
+        path = tmp_path / "legend.png"
+        panels = [Panel("Truth", colors, classes=classes)]
+        draw_panels(path, points, panels, (CLASSES[0], ceiling), overwrite=True, **arguments)
+        with Image.open(path) as picture:
+            return close_to(np.asarray(picture.convert("RGB")).astype(int), ceiling.color).sum()
+
+    assert magenta(whole=True, width=400) > 20
+    assert magenta(width=400) == 0
+
+
 def test_four_panels_stand_in_a_square_and_nothing_is_overwritten(tmp_path):
     points, face = room(np.random.default_rng(3))
     colors = class_colors((face > 2).astype(int), CLASSES)

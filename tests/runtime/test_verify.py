@@ -10,8 +10,9 @@ import pytest
 from small_networks import CONFIG, make_cloud, write_network
 
 from dela.errors import InputError
+from dela.metadata import TOLERANCES, Tolerance
 from dela.runtime import load_backend
-from dela.runtime.verify import TOLERANCES, Tolerance, compare_logits, verify
+from dela.runtime.verify import compare_logits, verify
 
 
 def test_measures_of_known_logits():
