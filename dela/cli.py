@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import inspect
 import io
 import os
 import sys
@@ -34,7 +35,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "Prove on a scan that an exported file gives PyTorch's answer.",
     ),
     "info": ("dela.runtime.commands:info", "Describe a checkpoint, an ONNX file or a scan."),
-    "view": ("dela.runtime.view:view", "Draw a scan, or scans side by side, as a PNG."),
+    "view": ("dela.runtime.view:view", "Draw a scan and its labels as a PNG."),
     "room": ("dela.training.room_command:room", "Generate a labelled indoor room."),
     "import-checkpoint": (
         "dela.commands:import_checkpoint",
@@ -144,9 +145,17 @@ def _application(requested: str | None) -> typer.Typer:
     )
     app.callback()(_global_options)
     for name, (target, help_line) in COMMANDS.items():
-        function = _resolve(target) if name == requested else _placeholder
-        app.command(name, help=None if name == requested else help_line)(function)
+        if name == requested:
+            function = _resolve(target)
+            app.command(name, help=_unwrapped(function.__doc__ or help_line))(function)
+        else:
+            app.command(name, help=help_line)(_placeholder)
     return app
+
+
+def _unwrapped(text: str) -> str:
+    """Paragraphs in one line each: the terminal's width breaks them, not the source's."""
+    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n"))
 
 
 def _resolve(target: str) -> Callable[..., Any]:

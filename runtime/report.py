@@ -138,6 +138,9 @@ def parity_table(reports: Sequence[Parity]) -> Table:
 def findings_table(findings: Sequence[Finding]) -> Table:
     """What ``dela doctor`` found, the mend under each finding that needs one."""
     table = Table(box=None, pad_edge=False, show_header=False)
+    for name in ("status", "subject"):
+        table.add_column(name, no_wrap=True)
+    table.add_column("detail", overflow="fold")
     for finding in findings:
         detail = finding.detail
         if finding.mend and finding.status != OK:
@@ -172,7 +175,12 @@ def _class_cell(report: Parity, index: int) -> str:
 def _table(*headers: str, left: int = 1) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for index, header in enumerate(headers):
-        table.add_column(header, justify="left" if index < left else "right", no_wrap=index >= left)
+        table.add_column(
+            header,
+            justify="left" if index < left else "right",
+            no_wrap=index >= left,
+            overflow="fold" if index < left else "ellipsis",
+        )
     return table
 
 

@@ -130,6 +130,19 @@ def test_file_names_that_are_no_text_can_be_printed(tmp_path, encoding):
     assert b"points" in done.stdout
 
 
+def test_help_texts_break_at_the_terminal_width_alone(capsys, monkeypatch):
+    def command() -> None:
+        """Does it.
+
+        Words up to here, where the source
+        breaks the line, then more.
+        """
+
+    put_command(monkeypatch, command)
+    _, out, _ = run(capsys, "doctor", "--help")
+    assert "Words up to here, where the source breaks the line, then more." in out
+
+
 def test_run_command_returns_what_the_command_returns(monkeypatch):
     def command(name: str, times: int = typer.Option(1)) -> list[str]:
         return [name] * times

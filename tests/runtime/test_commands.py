@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from rich.console import Console
 from small_networks import make_cloud
 
 from dela import cli
 from dela.cloud import PointCloud
 from dela.formats import read_cloud, write_cloud
+from dela.runtime import doctor, report
 
 
 @pytest.fixture
@@ -294,6 +296,19 @@ def test_view_leaves_out_points_that_are_not_finite(run, tmp_path):
     path = write_cloud(tmp_path / "scan.ply", cloud)
     code, _, error = run("view", path, "--width", 300)
     assert code == 0 and error == ""
+
+
+def test_long_paths_are_shown_whole(capsys):
+    path = "/data/" + "survey_of_the_northern_valley/" * 6 + "scan.laz"
+    finding = doctor.Finding("native library", doctor.OK, path)
+    seconds = dict.fromkeys(("read", "pyramid", "network", "write"), 0.0)
+    result = {"input": path, "points": 1, "voxels": 1, "tiles": 1, "seconds": seconds}
+    for table in (report.findings_table([finding]), report.predictions_table([result])):
+        Console(width=80).print(table)
+        out = capsys.readouterr().out
+        assert "…" not in out
+        assert max(len(line) for line in out.splitlines()) <= 80
+        assert "scan.laz" in out.replace("\n", "").replace(" ", "")
 
 
 def test_verify_passes_a_true_export_and_prints_both_columns(run, network, scan):
