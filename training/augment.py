@@ -71,6 +71,13 @@ def transform(points: np.ndarray, linear: np.ndarray) -> np.ndarray:
     return points @ linear.T.astype(np.float32)
 
 
+def mix_scenes(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """float32 [N + M, 3]: both scenes in one place, the second moved up or down to the first's
+    ground (the 2nd percentile of z). After Nekrasov et al., "Mix3D", 2021."""
+    lift = np.percentile(first[:, 2], 2) - np.percentile(second[:, 2], 2)
+    return np.concatenate([first, second + np.array([0, 0, lift], np.float32)])
+
+
 def transform_directions(directions: np.ndarray, linear: np.ndarray) -> np.ndarray:
     """Unit normals [N, 3] after their surface went through ``linear``; zero rows stay zero."""
     turned = directions @ np.linalg.inv(linear).astype(np.float32)

@@ -144,6 +144,8 @@ class AugmentConfig:
         scale_axes: draw a factor per axis rather than one for all.
         jitter: standard deviation of the noise on coordinates, metres, clipped at three of them.
         drop_points: largest share of points left out.
+        mix: probability of a sample made of two crops of half the size laid over each other, so
+            that objects are recognised without their usual surroundings.
         color_drop: probability of a sample without colour (all zero).
         color_contrast: probability of stretching the colours to the full range, partly.
         color_jitter: standard deviation of the noise on colour, in units of the full range.
@@ -159,6 +161,7 @@ class AugmentConfig:
     scale_axes: bool = False
     jitter: float = 0.0
     drop_points: float = 0.0
+    mix: float = 0.0
     color_drop: float = 0.0
     color_contrast: float = 0.0
     color_jitter: float = 0.0
@@ -169,7 +172,7 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         _between("augment.rotate_z", self.rotate_z, 0, 180)
         _between("augment.tilt", self.tilt, 0, 90)
-        for name in ("color_drop", "color_contrast"):
+        for name in ("mix", "color_drop", "color_contrast"):
             _between(f"augment.{name}", getattr(self, name), 0, 1)
         _between("augment.drop_points", self.drop_points, 0, 0.95)
         _between("augment.intensity_scale", self.intensity_scale, 0, 0.95)

@@ -29,6 +29,7 @@ from dela.training.augment import (
     augment_points,
     jitter,
     keep_rows,
+    mix_scenes,
 )
 from dela.training.config import AugmentConfig, DataConfig
 
@@ -127,32 +128,49 @@ class Dataset:
             generator: all of its randomness.
             threads: native threads; None for all. Changes only the speed.
         """
+        mixed = self.augmentation.mix > 0 and generator.random() < self.augmentation.mix
+        count = self.data.points // 2 if mixed else self.data.points
+        points, attributes, labels, index = self._crop(count, generator, threads)
+        if mixed:
+            more = self._crop(count, generator, threads)
+            points = mix_scenes(points, more[0])
+            attributes, labels = (
+                np.concatenate(pair) for pair in ((attributes, more[1]), (labels, more[2]))
+            )
+            grid = voxel_grid(points, self.model.grid[0], None, _seed(generator), threads)
+            points, attributes, labels = (a[grid.kept] for a in (points, attributes, labels))
+        pyramid = build_pyramid(
+            points, attributes, self.model, _seed(generator), pick=None, threads=threads
+        )
+        return Sample(pyramid, labels, index)
+
+    def _crop(
+        self, count: int, generator: np.random.Generator, threads: int | None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+        """Points, attributes and labels of at most ``count`` voxels about a random centre of a
+        scan, augmented, and the scan's index."""
         index, centre_row = self._centre(generator)
         scan = self.scans[index]
         voxels = scan.points[scan.grid.kept]
         centre = voxels[centre_row]
         # Enlarging spreads the crop over more voxels; the surplus is cut after augmentation.
-        wanted = int(self.data.points * 1.2 / min(1.0, self.augmentation.scale[0]) ** 2)
+        wanted = int(count * 1.2 / min(1.0, self.augmentation.scale[0]) ** 2)
         rows = _members_of(scan, _nearest_rows(voxels, centre, wanted))
         if self.augmentation.drop_points:
             rows = rows[keep_rows(len(rows), self.augmentation.drop_points, generator)]
         points, linear, growth = augment_points(
             scan.points[rows] - centre, self.augmentation, generator
         )
-        grid = voxel_grid(points, self.model.grid[0], None, _seed(generator), threads)
-        kept = grid.kept
-        if len(kept) > self.data.points:
-            kept = kept[_nearest_rows(points[kept], np.zeros(3, np.float32), self.data.points)]
+        kept = voxel_grid(points, self.model.grid[0], None, _seed(generator), threads).kept
+        if len(kept) > count:
+            kept = kept[_nearest_rows(points[kept], np.zeros(3, np.float32), count)]
         points = points[kept]
         if self.augmentation.jitter:
             points = jitter(points, self.augmentation.jitter, generator)
         attributes = augment_attributes(
             scan.attributes[rows[kept]], self.columns, self.augmentation, generator, linear, growth
         )
-        pyramid = build_pyramid(
-            points, attributes, self.model, _seed(generator), pick=None, threads=threads
-        )
-        return Sample(pyramid, scan.labels[rows[kept]].astype(np.int64), index)
+        return points, attributes, scan.labels[rows[kept]].astype(np.int64), index
 
     def _centre(self, generator: np.random.Generator) -> tuple[int, int]:
         """Scan and voxel row of a random centre."""

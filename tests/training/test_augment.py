@@ -153,3 +153,15 @@ def test_columns_are_found_by_name():
     assert SCANNET.height == (3,)
     assert SCANNET.directions == (4, 5, 6)
     assert SCANNET.intensity == ()
+
+
+@given(seeds, st.floats(-50, 50))
+def test_mixed_scenes_share_their_ground(seed, lift):
+    first, _ = cloud(seed)
+    second, _ = cloud(seed + 1, 300)
+    mixed = a.mix_scenes(first, second + np.array([0, 0, lift], np.float32))
+    assert mixed.dtype == np.float32
+    np.testing.assert_array_equal(mixed[:200], first)
+    np.testing.assert_allclose(mixed[200:, :2], second[:, :2])
+    ground = [np.percentile(part[:, 2], 2) for part in (mixed[:200], mixed[200:])]
+    assert ground[0] == pytest.approx(ground[1], abs=1e-4)

@@ -191,6 +191,24 @@ def test_augmentation_reaches_the_sample(folder):
     assert 5.5 < 10 * sample.pyramid.attributes[:, 1].max() <= 7.6
 
 
+def test_a_mixed_sample_lays_two_crops_over_each_other(folder):
+    data = dataclasses.replace(DATA, root=str(folder), points=200)
+    still = AugmentConfig(rotate_z=0, flip=False, scale=(1, 1))
+    widths = {}
+    for mix in (0.0, 1.0):
+        mixed = open_dataset(data, MODEL, "train", dataclasses.replace(still, mix=mix))
+        rng = np.random.default_rng(0)
+        samples = [mixed.sample(rng) for _ in range(20)]
+        for sample in samples:
+            # Intensity carries the label code: rows of points and labels stayed together.
+            codes = (10 * sample.pyramid.attributes[:, 0]).astype(int)
+            assert set(codes[sample.labels == 1]) <= {4, 5}
+            assert set(codes[sample.labels == 0]) <= {2, 8}
+            assert 50 < len(sample.labels) <= 200
+        widths[mix] = np.mean([np.ptp(s.pyramid.points[:, :2], axis=0).mean() for s in samples])
+    assert widths[1.0] < 0.85 * widths[0.0]
+
+
 def test_balanced_centres_favour_the_rare_class(folder):
     labels = {}
     for balance in (0.0, 1.0):
