@@ -102,6 +102,12 @@ def check_indices(name: str, table: Tensor, limit: int) -> None:
 
 
 def check_device(operator: str, tensor: Tensor) -> None:
+    """Raises InputError unless ``tensor`` is one that the native kernels can read."""
+    if not isinstance(tensor, Tensor):
+        raise InputError(
+            f"{operator} was given a {type(tensor).__name__}; it takes torch tensors: "
+            "torch.from_numpy(array)"
+        )
     if tensor.device.type != "cpu" and not torch.compiler.is_compiling():
         raise InputError(
             f"{operator} has no kernel for {tensor.device.type} tensors; move them to the CPU, or "

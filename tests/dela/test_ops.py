@@ -255,6 +255,12 @@ def test_an_index_out_of_range_is_named_with_its_row(value, implementation):
             ops.spamp(**call)
 
 
+def test_arrays_that_are_no_tensors_are_refused_with_the_conversion():
+    case = spse_case(4, 9, 3, 8)
+    with pytest.raises(InputError, match=r"spse was given a ndarray; .*torch.from_numpy"):
+        ops.spse(case["points"], case["neighbors"], case["weight"], epsilon=1e-8)
+
+
 def test_other_devices_are_refused_with_a_way_out():
     call = {
         key: value.to("meta") if isinstance(value, torch.Tensor) else value
