@@ -93,6 +93,7 @@ class Predictor:
         network = _Timed(self.backend)
         answer = predict_voxels(
             network.run,
+            cloud.points - cloud.points.min(axis=0),
             lambda pick: Voxels.of(cloud, attributes, self.config, pick),
             self.config,
             max_points=max_points,
@@ -101,7 +102,7 @@ class Predictor:
         )
         spent = time.perf_counter() - start
         classes = answer.probabilities.argmax(axis=1).astype(np.int32)
-        rows = answer.voxels.voxel_of_point
+        rows = answer.row_of_point
         found = _scatter(classes[rows], valid, UNLABELLED)
         return Prediction(
             classes=found,

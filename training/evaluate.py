@@ -31,6 +31,7 @@ def evaluate(
     for scan in dataset.scans:
         answer = predict_voxels(
             forward,
+            scan.points,
             scan.voxels,
             dataset.model,
             max_points=dataset.data.eval_points,
@@ -38,7 +39,7 @@ def evaluate(
             context=dataset.data.margin,
             progress=_shifted(progress, before, total) if progress else None,
         )
-        confusion.add(scan.labels, answer.probabilities.argmax(1)[scan.grid.voxel_of_point])
+        confusion.add(scan.labels, answer.probabilities.argmax(1)[answer.row_of_point])
         before += votes * len(scan.grid.kept)
     return confusion
 

@@ -43,28 +43,42 @@ def logits_of(number: np.ndarray) -> np.ndarray:
     return np.sin(np.multiply.outer(number, [1.0, 2.0, 3.0])).astype(np.float32) * 4
 
 
-def test_votes_add_the_probabilities_of_the_points_each_of_them_picks():
-    _, grid, look = scan()
+def test_each_point_listens_most_to_the_votes_whose_point_stood_near():
+    points, grid, look = scan()
     answer = predict_voxels(
-        lambda pyramid: logits_of(pyramid.attributes[:, 0]), look, CONFIG, max_points=400, votes=3
+        lambda pyramid: logits_of(pyramid.attributes[:, 0]),
+        points,
+        look,
+        CONFIG,
+        max_points=400,
+        votes=3,
     )
-    expected = np.mean([softmax(logits_of(grid.picked(vote))) for vote in range(3)], axis=0)
-    np.testing.assert_allclose(answer.probabilities, expected, atol=1e-6)
+    total = np.zeros((len(points), 3))
+    weights = np.zeros((len(points), 1))
+    for vote in range(3):
+        standing = grid.picked(vote)[grid.voxel_of_point]
+        distance = np.linalg.norm(points.astype(float) - points[standing], axis=1, keepdims=True)
+        weight = np.exp(-((distance / (0.2 * CONFIG.grid[0])) ** 2)) + 1e-3
+        total += weight * softmax(logits_of(standing.astype(np.float32)))
+        weights += weight
+    assert np.array_equal(answer.row_of_point, np.arange(len(points)))
+    np.testing.assert_allclose(answer.probabilities, total / weights, atol=1e-5)
     np.testing.assert_allclose(answer.probabilities.sum(axis=1), 1, atol=1e-5)
     assert answer.runs % 3 == 0 and answer.runs > 3
 
 
 def test_one_vote_is_the_scan_as_it_is():
-    _, grid, look = scan()
+    points, grid, look = scan()
     shown = []
 
     def forward(pyramid):
         shown.append(pyramid)
         return logits_of(pyramid.attributes[:, 0])
 
-    plain = predict_voxels(forward, look, CONFIG, max_points=10**6)
+    plain = predict_voxels(forward, points, look, CONFIG, max_points=10**6)
     assert np.array_equal(plain.probabilities, softmax(logits_of(grid.kept)))
-    predict_voxels(forward, look, CONFIG, max_points=10**6, votes=4)
+    assert np.array_equal(plain.row_of_point, grid.voxel_of_point)
+    predict_voxels(forward, points, look, CONFIG, max_points=10**6, votes=4)
     for (name, alone), (_, first) in zip(shown[0].inputs(), shown[1].inputs(), strict=True):
         assert np.array_equal(alone, first), name
 
@@ -114,10 +128,11 @@ def test_later_stages_pick_one_point_of_every_cell_counted_from_the_corner():
 
 
 def test_progress_counts_every_voxel_of_every_vote():
-    _, _, look = scan()
+    points, _, look = scan()
     seen = []
     answer = predict_voxels(
         lambda pyramid: logits_of(pyramid.attributes[:, 0]),
+        points,
         look,
         CONFIG,
         max_points=500,
