@@ -150,7 +150,7 @@ def find_config(name: str) -> Path:
         InputError: neither; the message lists the package's own.
     """
     path = Path(name)
-    if path.exists():
+    if path.is_file():
         return path
     here = Path(__file__).resolve().parent
     # Beside the modules in a wheel, at the top of the repository in a checkout.
@@ -159,8 +159,10 @@ def find_config(name: str) -> Path:
         for folder in (here / "configs", here.parent / "configs")
         for file in sorted(folder.glob("*.toml"))
     }
-    if name in shipped:
+    if name in shipped:  # also where a run left a folder of that name
         return shipped[name]
+    if path.exists():
+        return path
     raise InputError(
         f"there is no configuration file {name}; give a TOML file or one of: "
         f"{', '.join(sorted(shipped))}"

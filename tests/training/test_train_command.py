@@ -71,9 +71,13 @@ def test_bad_choices_are_refused_before_anything_is_read(config_file, tmp_path, 
     assert not run.exists()
 
 
-def test_packaged_configurations_go_by_their_names():
+def test_packaged_configurations_go_by_their_names(tmp_path, monkeypatch):
     assert find_config("demo").name == "demo.toml"
     assert load_config(find_config("rooms")).data.kind == "rooms"
+    # A folder of that name, such as a demo's output, does not hide it.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert find_config("demo").name == "demo.toml"
     with pytest.raises(InputError, match=r"no configuration file nowhere; .*demo.*rooms"):
         find_config("nowhere")
 
