@@ -72,10 +72,12 @@ def error_colors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 def natural_colors(points: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
     """[N, 3] uint8: the scan's own colour; without one, height as a ramp, shaded by intensity.
 
-    What is not finite takes the lowest value.
+    Lidar is often stored in formats with colour that nobody filled in: all black is none. What is
+    not finite takes the lowest value.
     """
-    if all(name in columns for name in ("red", "green", "blue")):
-        rgb = np.stack([columns[name] for name in ("red", "green", "blue")], axis=1)
+    names = ("red", "green", "blue")
+    if all(name in columns for name in names) and any(columns[name].any() for name in names):
+        rgb = np.stack([columns[name] for name in names], axis=1)
         return np.clip(np.nan_to_num(rgb), 0, 255).astype(np.uint8)
     colors = _ramp(_unit_range(points[:, 2], 0.01, 0.99))
     if "intensity" in columns:

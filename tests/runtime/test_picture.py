@@ -63,6 +63,8 @@ def test_natural_colors_are_the_scans_own_or_a_ramp():
     assert natural_colors(points, rgb)[0].tolist() == [9, 255, 0]
     ramp = natural_colors(points, {})
     assert ramp.dtype == np.uint8 and len(np.unique(ramp, axis=0)) > 30
+    black = {name: np.zeros(50, np.uint8) for name in ("red", "green", "blue")}
+    assert np.array_equal(natural_colors(points, black), ramp)
     bright = natural_colors(points, {"intensity": np.arange(50)})
     assert bright[5].sum() < ramp[5].sum() and bright[45].sum() >= ramp[45].sum()
 
