@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/dela demo -o demo --overwrite
 
 test: $(VENV)/.installed
-	$(VENV)/bin/python -m pytest -n auto --dist loadfile
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
