@@ -27,7 +27,7 @@ lint: $(VENV)/.installed
 bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/operators.py
 	$(VENV)/bin/python benchmarks/preprocessing.py
-	$(VENV)/bin/python benchmarks/network.py
+	$(VENV)/bin/python benchmarks/network.py --onnx
 
 clean:
 	rm -rf $(VENV) build dist demo
