@@ -72,8 +72,8 @@ class Predictor:
         Args:
             cloud: needs the model's attribute columns.
             max_points: voxels in one run; a larger scene is cut into overlapping tiles.
-            votes: looks at the scene, see :func:`dela.votes.predict_voxels`: each takes other points
-                of the voxels and sees the scene turned about z, every other time mirrored.
+            votes: looks at the scene, see :func:`dela.votes.predict_voxels`: each takes other
+                points of the voxels and sees the scene turned about z, every second one mirrored.
             drop_invalid: leave points with NaN or infinite coordinates out instead of refusing
                 the cloud; they keep their place in the result, unlabelled.
             probabilities: return those of every class too.
