@@ -69,6 +69,9 @@ class DataConfig:
         kind: ``rooms`` (generated indoor scans) or ``folder`` (labelled LAS, LAZ, PLY, NPZ files).
         root: folder that relative paths start from; the TOML file's own folder when empty.
         train, val, test: files, folders or globs of each split (``folder``).
+        join: the files of a split are parts of one scene, as the tiles of a survey (``folder``).
+        context: files, folders or globs whose points surround the validation and test scans, as far
+            as a tile's margin; their labels are never read (``folder``).
         label: column holding the class (``folder``).
         classes: the class map (``folder``); rooms bring their own 13 classes.
         ignore: label values that take part as points but are neither trained on nor scored.
@@ -88,6 +91,8 @@ class DataConfig:
     train: tuple[str, ...] = ()
     val: tuple[str, ...] = ()
     test: tuple[str, ...] = ()
+    join: bool = False
+    context: tuple[str, ...] = ()
     label: str = "classification"
     classes: tuple[ClassMap, ...] = ()
     ignore: tuple[int, ...] = ()

@@ -23,6 +23,8 @@ from dela.geometry import VoxelGrid, voxel_grid
 from dela.metrics import IGNORED
 from dela.pyramid import Pyramid, build_pyramid, pack
 from dela.scene import Voxels, scan_grid
+from dela.surroundings import join_clouds, surroundings
+from dela.tiles import context_width
 from dela.training.augment import (
     Columns,
     augment_attributes,
@@ -215,17 +217,35 @@ def open_dataset(
         sources = [(str(path), _file(path)) for path in split_files(data, split)]
     if not sources:
         raise InputError(f"data.{split} names no scans; give files, folders or globs")
-    scans = []
+    around = _context(data, split)
+    scans: list[Scan] = []
+    parts: list[tuple[str, PointCloud]] = []
     for number, (name, load) in enumerate(sources):
         if progress:
             progress(number, len(sources), name)
-        scans.append(label_scan(load(), name, data, model))
+        cloud = load()
+        if data.join:
+            parts.append((name, cloud))
+        else:
+            others = [other for path, other in around.items() if path != name]
+            scans.append(label_scan(cloud, name, data, model, others))
+    if parts:
+        names = {name for name, _ in parts}
+        others = [other for path, other in around.items() if path not in names]
+        scans.append(_joined_scan(parts, data, model, others))
     if progress:
         progress(len(sources), len(sources), "")
     dataset = Dataset(scans, data, model, augmentation)
     if not dataset.class_counts().any():
         raise InputError(f"data.{split} has no labelled point; every label is ignored")
     return dataset
+
+
+def _context(data: DataConfig, split: str) -> dict[str, PointCloud]:
+    """The files that may surround the scans of a split, by name."""
+    if split == "train" or not data.context:
+        return {}
+    return {str(path): read_cloud(path) for path in _expand(data, "context")}
 
 
 def room_seeds(data: DataConfig, split: str) -> range:
@@ -254,26 +274,68 @@ def split_files(data: DataConfig, split: str) -> list[Path]:
     return files
 
 
-def label_scan(cloud: PointCloud, name: str, data: DataConfig, model: ModelConfig) -> Scan:
+def label_scan(
+    cloud: PointCloud,
+    name: str,
+    data: DataConfig,
+    model: ModelConfig,
+    others: Sequence[PointCloud] = (),
+) -> Scan:
     """A cloud with its label column mapped to class indices and its attributes computed.
+
+    Args:
+        others: scans around it; their nearest points become part of the scan, labelled as ignored.
 
     Raises:
         InputError: an empty cloud, non-finite coordinates, a missing column, or label values
             outside the class map (with their counts).
     """
+    return _scan(name, cloud, _labels(cloud, name, data), data, model, others)
+
+
+def _joined_scan(
+    parts: Sequence[tuple[str, PointCloud]],
+    data: DataConfig,
+    model: ModelConfig,
+    others: Sequence[PointCloud],
+) -> Scan:
+    """One scan of several files, each checked under its own name."""
+    labels = np.concatenate([_labels(cloud, name, data) for name, cloud in parts])
+    name = parts[0][0] if len(parts) == 1 else f"{len(parts)} joined scans"
+    return _scan(name, join_clouds([cloud for _, cloud in parts]), labels, data, model, others)
+
+
+def _labels(cloud: PointCloud, name: str, data: DataConfig) -> np.ndarray:
+    """[N] int16 class indices of a file that can be trained on."""
     if not len(cloud):
         raise InputError(f"{name} has no points")
     broken = int((~np.isfinite(cloud.points)).any(1).sum())
     if broken:
         raise InputError(f"{name}: {broken} of {len(cloud)} points are not finite; remove them")
     try:
-        labels = map_labels(_label_column(cloud, data), data)
-        attributes = compute_attributes(cloud, model.input_columns)
+        return map_labels(_label_column(cloud, data), data)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
-    origin = cloud.points.min(axis=0)
-    points = cloud.points - origin
+
+
+def _scan(
+    name: str,
+    cloud: PointCloud,
+    labels: np.ndarray,
+    data: DataConfig,
+    model: ModelConfig,
+    others: Sequence[PointCloud],
+) -> Scan:
     try:
+        if others:
+            width = context_width(model) if data.margin is None else data.margin
+            near = surroundings(cloud, others, width)
+            if len(near):
+                cloud = join_clouds([cloud, near])
+                labels = np.concatenate([labels, np.full(len(near), IGNORED, np.int16)])
+        attributes = compute_attributes(cloud, model.input_columns)
+        origin = cloud.points.min(axis=0)
+        points = cloud.points - origin
         grid = scan_grid(points, model)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error

@@ -301,3 +301,56 @@ def test_real_tiles_load_by_the_shipped_configuration(lidar_dir):
     sample = tile.sample(np.random.default_rng(0))
     assert len(sample.labels) == config.data.points
     assert np.isfinite(sample.pyramid.attributes).all()
+
+
+def tile(seed: int, east: float) -> PointCloud:
+    cloud = scan(seed)
+    cloud.points[:, 0] += east
+    return cloud
+
+
+@pytest.fixture
+def survey(tmp_path):
+    for seed, name in enumerate(["t0.ply", "t1.ply", "t2.ply"]):
+        write_cloud(tmp_path / name, tile(seed, 20.0 * seed))
+    strange = tile(3, 60.0)
+    strange.columns["classification"][:] = 77
+    write_cloud(tmp_path / "t3.ply", strange)
+    return dataclasses.replace(DATA, root=str(tmp_path), train=("t0.ply", "t1.ply"))
+
+
+def test_joined_tiles_are_one_scan_in_one_frame(survey):
+    apart = open_dataset(survey, MODEL, "train").scans
+    (joined,) = open_dataset(dataclasses.replace(survey, join=True), MODEL, "train").scans
+    assert joined.name == "2 joined scans"
+    expected = np.concatenate([part.points + part.origin for part in apart])
+    assert np.allclose(joined.points + joined.origin, expected, atol=1e-4)
+    assert np.array_equal(joined.labels, np.concatenate([part.labels for part in apart]))
+
+
+def test_a_wrong_label_in_a_joined_tile_names_its_file(survey):
+    data = dataclasses.replace(survey, join=True, train=("t0.ply", "t3.ply"))
+    with pytest.raises(InputError, match=r"t3\.ply: label values outside"):
+        open_dataset(data, MODEL, "train")
+
+
+@pytest.mark.parametrize("join", [False, True])
+def test_context_surrounds_held_out_scans_unlabelled(survey, join):
+    data = dataclasses.replace(survey, test=("t2.ply",), context=("t*.ply",), join=join, margin=5.0)
+    plain = open_dataset(dataclasses.replace(data, context=()), MODEL, "test").scans[0]
+    (found,) = open_dataset(data, MODEL, "test").scans
+    size = len(plain.labels)
+    assert np.array_equal(found.labels[:size], plain.labels)
+    assert np.allclose(found.points[:size] + found.origin, plain.points + plain.origin, atol=1e-4)
+    around = found.points[size:, 0].astype(float) + found.origin[0] - plain.origin[0]
+    assert (found.labels[size:] == -1).all()
+    # A quarter of each neighbour of 20 m, and nothing of the scan itself.
+    assert 0.4 * size < len(around) < 0.6 * size
+    assert ((around > -5.1) & (around < 0.1) | (around > 19.9) & (around < 25.1)).all()
+
+
+def test_training_scans_have_no_context(survey):
+    data = dataclasses.replace(survey, context=("t*.ply",))
+    plain = open_dataset(survey, MODEL, "train").scans
+    found = open_dataset(data, MODEL, "train").scans
+    assert [len(a.labels) for a in found] == [len(a.labels) for a in plain]
