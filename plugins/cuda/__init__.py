@@ -1,0 +1,1 @@
+"""CUDA kernels of the operators and of the pyramid, and what launches them."""

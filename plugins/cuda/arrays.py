@@ -1,0 +1,369 @@
+"""Arrays on the device and in page-locked memory, and the arrays of other libraries.
+
+Other libraries' arrays come in, and ours go out, without a copy: through DLPack (see
+``dlpack.py``) or ``__cuda_array_interface__``. Rows are contiguous everywhere.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from dela.plugins.cuda.driver import LEGACY_STREAM, Device, Stream, call, driver
+
+# numpy has no such type; on the host its values are the upper 16 bits of float32.
+BFLOAT16 = "bfloat16"
+GROWTH = 1.5
+
+DType = np.dtype | str
+
+
+def as_dtype(dtype: Any) -> DType:
+    """A numpy dtype, or the string ``bfloat16``."""
+    return BFLOAT16 if str(dtype) == BFLOAT16 else np.dtype(dtype)
+
+
+def item_size(dtype: DType) -> int:
+    """Bytes of one value."""
+    return 2 if dtype == BFLOAT16 else np.dtype(dtype).itemsize
+
+
+def _size(shape: Sequence[int], dtype: DType) -> int:
+    return math.prod(shape) * item_size(dtype)
+
+
+class _Memory:
+    """Device memory that is freed when nothing refers to it any more."""
+
+    def __init__(self, size: int, device: Device) -> None:
+        device.make_current()
+        raw = call("cuMemAlloc", size)
+        self.pointer = int(raw)
+        device.on_collection(self, "cuMemFree", raw)
+
+
+class DeviceArray:
+    """A C-contiguous array in device memory.
+
+    Attributes:
+        pointer: address of the first value; 0 for an empty array.
+        shape: of the array.
+        dtype: numpy dtype, or the string ``bfloat16``.
+        device: where it lies.
+        owner: what keeps the memory alive.
+        stream: where its values are made, as far as this array knows; other libraries that take
+            the array wait for it. None: they are there.
+    """
+
+    def __init__(
+        self,
+        pointer: int,
+        shape: Sequence[int],
+        dtype: Any,
+        owner: Any = None,
+        device: Device | None = None,
+        stream: Stream | None = None,
+    ) -> None:
+        self.pointer = int(pointer)
+        self.shape = tuple(int(size) for size in shape)
+        self.dtype = as_dtype(dtype)
+        self.owner = owner
+        self.device = device or Device()
+        self.stream = stream
+
+    @classmethod
+    def empty(
+        cls,
+        shape: Sequence[int],
+        dtype: Any,
+        device: Device | None = None,
+        stream: Stream | None = None,
+    ) -> DeviceArray:
+        """New device memory with whatever lies in it.
+
+        Raises:
+            CudaError: out of memory.
+        """
+        device = device or (stream.device if stream else Device())
+        shape, dtype = tuple(shape), as_dtype(dtype)
+        size = _size(shape, dtype)
+        memory = _Memory(size, device) if size else None
+        return cls(memory.pointer if memory else 0, shape, dtype, memory, device, stream)
+
+    @classmethod
+    def from_host(cls, array: np.ndarray, stream: Stream, dtype: Any = None) -> DeviceArray:
+        """A copy of a host array, finished on return.
+
+        Args:
+            array: any numpy array.
+            stream: that copies.
+            dtype: ``bfloat16`` for uint16 values that are bfloat16 bits; None for the array's own.
+        """
+        array = np.ascontiguousarray(array)
+        copied = cls.empty(array.shape, dtype or array.dtype, stream=stream)
+        copied.copy_from_host(array, stream)
+        stream.synchronize()
+        return copied
+
+    def to_host(self, stream: Stream) -> np.ndarray:
+        """A copy on the host, finished on return; bfloat16 comes as uint16 bits."""
+        array = np.empty(self.shape, _host_dtype(self.dtype))
+        self.copy_to_host(array, stream)
+        stream.synchronize()
+        return array
+
+    @property
+    def nbytes(self) -> int:
+        return _size(self.shape, self.dtype)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def view(
+        self, shape: Sequence[int] | None = None, dtype: Any = None, offset: int = 0
+    ) -> DeviceArray:
+        """The same memory under another shape or dtype, from ``offset`` bytes on.
+
+        Raises:
+            ValueError: it would reach past the end.
+        """
+        shape = self.shape if shape is None else tuple(shape)
+        dtype = self.dtype if dtype is None else as_dtype(dtype)
+        if offset < 0 or offset + _size(shape, dtype) > self.nbytes:
+            raise ValueError(
+                f"a view of {list(shape)} {dtype} from byte {offset} does not fit into "
+                f"{self.nbytes} bytes"
+            )
+        pointer = self.pointer + offset if self.pointer else 0
+        return DeviceArray(pointer, shape, dtype, self.owner, self.device, self.stream)
+
+    def copy_from_host(self, array: np.ndarray, stream: Stream) -> None:
+        """Queues a copy from a C-contiguous host array of the same size.
+
+        Page-locked memory (:class:`PinnedArray`) must stay and keep its values until the stream
+        has passed the copy; other memory has been read when this returns.
+        """
+        self._check_host(array)
+        if self.nbytes:
+            self.device.make_current()
+            call("cuMemcpyHtoDAsync", self.pointer, array.ctypes.data, self.nbytes, stream.handle)
+
+    def copy_to_host(self, array: np.ndarray, stream: Stream) -> None:
+        """Queues a copy into a C-contiguous host array, there once the stream has passed it."""
+        self._check_host(array)
+        if self.nbytes:
+            self.device.make_current()
+            call("cuMemcpyDtoHAsync", array.ctypes.data, self.pointer, self.nbytes, stream.handle)
+
+    def copy_from(self, other: DeviceArray, stream: Stream) -> None:
+        """Queues a copy of another device array of the same size."""
+        if other.nbytes != self.nbytes:
+            raise ValueError(f"{other.nbytes} bytes do not fit into {self.nbytes}")
+        if self.nbytes:
+            self.device.make_current()
+            call("cuMemcpyDtoDAsync", self.pointer, other.pointer, self.nbytes, stream.handle)
+
+    def fill_zero(self, stream: Stream) -> None:
+        """Queues setting every byte to zero."""
+        if self.nbytes:
+            self.device.make_current()
+            call("cuMemsetD8Async", self.pointer, 0, self.nbytes, stream.handle)
+
+    def _check_host(self, array: np.ndarray) -> None:
+        if array.nbytes != self.nbytes or not array.flags.c_contiguous:
+            gaps = "" if array.flags.c_contiguous else " with gaps"
+            raise ValueError(
+                f"the host array has {array.nbytes} bytes{gaps}; the device array needs "
+                f"{self.nbytes} without gaps"
+            )
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        if self.dtype == BFLOAT16:
+            raise AttributeError("__cuda_array_interface__ has no bfloat16; use DLPack")
+        interface = {
+            "shape": self.shape,
+            "typestr": self.dtype.str,  # type: ignore[union-attr]
+            "data": (self.pointer, False),
+            "strides": None,
+            "version": 3,
+        }
+        if self.stream is not None:
+            interface["stream"] = self.stream.handle
+        return interface
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        from dela.plugins.cuda import dlpack
+
+        return dlpack.CUDA, self.device.ordinal
+
+    def __dlpack__(self, *, stream: int | None = None, **_options: Any) -> Any:
+        from dela.plugins.cuda import dlpack
+
+        if stream != -1 and self.stream is not None:
+            consumer = Stream.borrowed(stream or LEGACY_STREAM, self.device)
+            consumer.wait_for(self.stream)
+        return dlpack.export(self)
+
+    def __repr__(self) -> str:
+        return f"DeviceArray({list(self.shape)} {self.dtype} at {self.pointer:#x})"
+
+
+def _host_dtype(dtype: DType) -> np.dtype:
+    return np.dtype(np.uint16) if dtype == BFLOAT16 else np.dtype(dtype)
+
+
+class PinnedArray:
+    """A numpy array in page-locked host memory, which the device copies from and to by itself.
+
+    Attributes:
+        array: [shape] numpy array over the memory, which lives as long as any view of it.
+    """
+
+    def __init__(self, shape: Sequence[int], dtype: Any, device: Device | None = None) -> None:
+        self.device = device or Device()
+        dtype = _host_dtype(as_dtype(dtype))
+        size = _size(tuple(shape), dtype)
+        if not size:
+            self.array = np.empty(shape, dtype)
+            return
+        self.device.make_current()
+        pointer = int(call("cuMemHostAlloc", size, 0))
+        memory = (ctypes.c_char * size).from_address(pointer)
+        self.device.on_collection(memory, "cuMemFreeHost", pointer)
+        buffer: Any = memory
+        self.array = np.frombuffer(buffer, dtype).reshape(shape)
+
+
+class GrowingBuffer:
+    """Memory for arrays of changing size: it grows by half more than asked, and never shrinks.
+
+    Arrays handed out earlier keep the memory they had. The contents are not carried over.
+
+    Args:
+        device: where, or whose transfers it serves.
+        pinned: page-locked host memory instead of device memory.
+    """
+
+    def __init__(self, device: Device | None = None, pinned: bool = False) -> None:
+        self.device = device or Device()
+        self.pinned = pinned
+        self._memory: Any = None  # a flat DeviceArray, or a flat numpy array where pinned
+
+    @property
+    def capacity(self) -> int:
+        """Bytes it holds without growing."""
+        return 0 if self._memory is None else self._memory.nbytes
+
+    @property
+    def pointer(self) -> int:
+        """Address of the memory; it changes only when the capacity does. 0 before the first use."""
+        if self._memory is None:
+            return 0
+        if isinstance(self._memory, DeviceArray):
+            return self._memory.pointer
+        return self._memory.ctypes.data
+
+    def reserve(self, size: int) -> None:
+        """Makes room for ``size`` bytes.
+
+        Raises:
+            CudaError: out of memory.
+        """
+        if size <= self.capacity:
+            return
+        grown = size if self._memory is None else max(size, int(self.capacity * GROWTH))
+        # The old memory goes first where nobody else holds it.
+        self._memory = None
+        grown = (grown + 255) // 256 * 256
+        if self.pinned:
+            self._memory = PinnedArray((grown,), np.uint8, self.device).array
+        else:
+            self._memory = DeviceArray.empty((grown,), np.uint8, self.device)
+
+    def array(self, shape: Sequence[int], dtype: Any) -> Any:
+        """The start of the memory as a :class:`DeviceArray`, or a numpy array where pinned."""
+        dtype = as_dtype(dtype)
+        shape = tuple(shape)
+        size = _size(shape, dtype)
+        self.reserve(size)
+        if self.pinned:
+            host = _host_dtype(dtype)
+            if not size:
+                return np.empty(shape, host)
+            return self._memory[:size].view(host).reshape(shape)
+        if not size:
+            return DeviceArray(0, shape, dtype, None, self.device)
+        return self._memory.view(shape, dtype)
+
+
+def as_device_array(source: Any, stream: Stream | None = None) -> DeviceArray:
+    """Any CUDA array of any library (torch, CuPy, PyCUDA, Numba ...), without a copy.
+
+    Args:
+        source: a :class:`DeviceArray`, or an object with ``__dlpack__`` (preferred: it orders
+            streams and knows bfloat16) or ``__cuda_array_interface__``.
+        stream: that will use the array; it waits for the stream that makes the values. None waits
+            for them on the host.
+
+    Raises:
+        TypeError: not an array on a CUDA device, rows with gaps, or a dtype without a name here.
+    """
+    if isinstance(source, DeviceArray):
+        if source.stream is not None:
+            _order(source.stream, stream)
+        return source
+    if hasattr(source, "__dlpack__") and hasattr(source, "__dlpack_device__"):
+        from dela.plugins.cuda import dlpack
+
+        return dlpack.adopt(source, stream)
+    interface = getattr(source, "__cuda_array_interface__", None)
+    if interface is None:
+        raise TypeError(
+            f"{type(source).__name__} is no array on a CUDA device: it has neither "
+            "__cuda_array_interface__ nor __dlpack__"
+        )
+    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    if interface.get("mask") is not None:
+        raise TypeError("the array has a mask; pass it without")
+    if dtype.hasobject or dtype.fields or not dtype.isnative:
+        raise TypeError(f"the array is {interface['typestr']}; pass plain numbers in native order")
+    check_strides(shape, interface.get("strides"), dtype.itemsize)
+    pointer = int(interface["data"][0] or 0)
+    device = stream.device if stream else _device_of(pointer)
+    producer = interface.get("stream")
+    if producer is not None:
+        _order(Stream.borrowed(int(producer), device), stream)
+    return DeviceArray(pointer, shape, dtype, source, device, stream)
+
+
+def check_strides(shape: Sequence[int], strides: Sequence[int] | None, step: int) -> None:
+    """Raises TypeError unless the rows lie one after the other; strides are in units of ``step``
+    divided by the size of a value."""
+    if strides is None or 0 in shape:
+        return
+    for size, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
+        if size > 1 and stride != step:
+            raise TypeError(
+                f"the array of shape {list(shape)} has gaps or another order (strides "
+                f"{list(strides)}); pass a contiguous copy"
+            )
+        step *= size
+
+
+def _order(producer: Stream, consumer: Stream | None) -> None:
+    if consumer is None:
+        producer.synchronize()
+    else:
+        consumer.wait_for(producer)
+
+
+def _device_of(pointer: int) -> Device:
+    if not pointer:
+        return Device()
+    attribute = driver().CUpointer_attribute.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL
+    return Device(int(call("cuPointerGetAttribute", attribute, pointer)))
