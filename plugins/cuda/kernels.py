@@ -1,76 +1,7 @@
-"""The CUDA kernels: what each takes, how it is launched; finds their image and launches them.
+"""Finds the kernels' image for a device and launches them; nothing is compiled here.
 
-Nothing is compiled here: the image that fits the device comes from plugins/cuda/images/.
-
-Every kernel is `extern "C"`, takes pointers to its inputs, then int32 sizes by value, then pointers
-to its outputs, all arrays contiguous and row-major. One thread block has 128 threads along x and
-no dynamic shared memory; `threads` below means a grid of ceil(threads / 128) blocks, `blocks` a grid
-of exactly so many. Nothing is launched when that number is 0. T is the dtype of the features:
-`f32`, `f16` or `bf16`; everything else is float32 or int32.
-
-==================================  =====================================  ===========================
-kernel                              arguments                              grid
-==================================  =====================================  ===========================
-dela_spse_S                         points[n, 3+e+l], neighbors[n, k],     threads
-                                    weight[12+e+l, c];                     ceil(n / rows) * ceil(c / 4)
-                                    n, k, c, e, l, rows, epsilon_bits;
-                                    out[n, c]
-dela_spse_winner_S                  the same; out, winner[n, c]            the same
-dela_spse_backward                  points, neighbors, weight, out,        threads ceil(n / rows) * c
-                                    winner, grad[n, c];
-                                    n, k, c, e, l, rows;
-                                    moments[ceil(n / rows), 9+e+l, c]
-dela_spse_weight_gradient           weight, moments;                       blocks ceil(c / 8)
-                                    chunks, c, e, l;
-                                    grad_weight[12+e+l, c]
-dela_spamp_V                        features[n, c] T, points[n, 3],        threads m * c / width
-                                    neighbors[m, k], centers[m] or null,
-                                    weight[4, c/4];
-                                    n, m, k, c;
-                                    out[m, c] T
-dela_spamp_winner_V                 the same; out, winner[m, c]            the same
-dela_spamp_backward_T               points, neighbors, centers, weight,    threads ceil(m / rows) * c
-                                    out[m, c] T, winner, grad[m, c] T;
-                                    n, m, k, c, rows;
-                                    passed[m, c], sums[ceil(m / rows), 4, c]
-dela_spamp_weight_gradient          weight, sums;                          blocks ceil(c / 8)
-                                    chunks, c;
-                                    grad_weight[4, c/4]
-dela_spamp_feature_gradient_T       passed, winner, counts, ends, entries; threads n * c / 4
-                                    n, m, k, c;
-                                    grad_features[n, c] T
-dela_reverse_count                  neighbors[m, k], centers or null;      threads m * (k + 1)
-                                    n, m, k;
-                                    counts[n], zeroed before
-dela_reverse_place                  counts;                                threads n
-                                    n;
-                                    ends[n], total[1], total zeroed before
-dela_reverse_fill                   neighbors, centers;                    threads m * (k + 1)
-                                    n, m, k;
-                                    ends, entries[m * (k + 1)]
-dela_reverse_sort                   counts, ends;                          threads n
-                                    n;
-                                    entries
-==================================  =====================================  ===========================
-
-- S, the shape of SPSE: `0` to `4` (so many attributes, no directions), `4_3` (four attributes, three
-  directions), `any` (whatever e and l say). `any` is right for every shape, only slower.
-- V, SPAMP's vector: `f32`, `f16`, `bf16` take 4 channels a thread (width 4), any c divisible by 4;
-  `f16_8` and `bf16_8` take 8 (width 8, 16-byte loads) and need c divisible by 8.
-- rows: consecutive rows per thread. SPSE's forward pass factors its metrics once per thread, so 4 on
-  large clouds, fewer on small ones; every value >= 1 gives the same result bit for bit. Backward: rows
-  per partial sum, max(32, ceil(n / 1024)), which fixes the order of additions.
-- chunks = ceil(n / rows), or ceil(m / rows), of the partial sums.
-- winner: uint8 when k <= 256, else uint16; k at most 65535.
-- epsilon_bits: the float32 epsilon's bits as int32.
-- centers null: row m belongs to point m, m = n. A neighbor outside [0, n) counts as the row's own
-  center, a center outside as point 0.
-- SPAMP's feature gradient gathers: the four reverse kernels, run in this order once per neighbor
-  table, list for every point the rows that name it, as center (entry m * (k + 1)) or as neighbor in
-  slot s (entry m * (k + 1) + 1 + s), in ascending order: entries[ends[i] - counts[i] : ends[i]]. So it
-  needs no atomic additions of floats and is the same on every run. The lists depend on neighbors and
-  centers only and may be reused.
-- Limits: n, m, c, k and every thread count below 2^31; m * (k + 1) below 2^32.
+Names, arguments and launch geometry of the operator kernels are the table in
+:mod:`dela.plugins.cuda.launch`.
 """
 
 from __future__ import annotations
@@ -83,14 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from dela.plugins.cuda import launch
 from dela.plugins.cuda.arrays import DeviceArray
 from dela.plugins.cuda.driver import CudaError, CudaUnavailable, Device, Stream, driver
 
 IMAGES = Path(__file__).parent / "images"
-BLOCK = 128
 LOWEST_CAPABILITY = (8, 0)
-# Of the features' dtype, in the names of SPAMP's kernels.
-SUFFIXES = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 
 _UNSUPPORTED_PTX, _NO_BINARY = 222, 209
 _C_TYPES = {
@@ -100,16 +29,6 @@ _C_TYPES = {
     np.dtype(np.uint64): ctypes.c_uint64,
     np.dtype(np.float64): ctypes.c_double,
 }
-
-
-def blocks(threads: int) -> int:
-    """Blocks of :data:`BLOCK` threads that hold ``threads``."""
-    return -(-threads // BLOCK)
-
-
-def operator_blocks(rows: int, channels: int) -> int:
-    """Blocks of an operator kernel: a thread per row and four channels."""
-    return blocks(rows * -(-channels // 4))
 
 
 def float_bits(value: float) -> np.int32:
@@ -275,13 +194,14 @@ class Kernels:
         ``out``: [n, c] float32; ``winner``: [n, c] slot of the winning neighbor, uint8, or uint16
         where k > 256, or None.
         """
-        sizes = (*map(np.int32, (n, k, c, e, l)), float_bits(epsilon))
-        name = "dela_spse_f32" if winner is None else f"dela_spse_winner{_winner_suffix(k)}"
+        rows = launch.spse_rows(n, c)
+        sizes = (*map(np.int32, (n, k, c, e, l, rows)), float_bits(epsilon))
+        kind = "" if winner is None else "winner_"
         outputs = (out,) if winner is None else (out, winner)
         self.launch(
-            name,
-            operator_blocks(n, c),
-            BLOCK,
+            f"dela_spse_{kind}{launch.spse_shape(e, l)}",
+            launch.spse_grid(n, c, rows),
+            launch.BLOCK,
             (points, neighbors, weight, *sizes, *outputs),
             stream,
         )
@@ -309,20 +229,141 @@ class Kernels:
         ``out``: [m, c] of ``dtype``; ``winner`` as for :meth:`spse`.
         """
         sizes = tuple(map(np.int32, (n, m, k, c)))
-        kind = "" if winner is None else f"winner{_winner_suffix(k)}_"
-        name = f"dela_spamp_{kind}{SUFFIXES[dtype]}"
+        vector, width = launch.spamp_vector(dtype, c)
+        kind = "" if winner is None else "winner_"
         outputs = (out,) if winner is None else (out, winner)
         self.launch(
-            name,
-            operator_blocks(m, c),
-            BLOCK,
+            f"dela_spamp_{kind}{vector}",
+            launch.spamp_grid(m, c, width),
+            launch.BLOCK,
             (features, points, neighbors, centers, weight, *sizes, *outputs),
             stream,
         )
 
+    def spse_backward(
+        self,
+        points: Any,
+        neighbors: Any,
+        weight: Any,
+        out: Any,
+        winner: Any,
+        grad: Any,
+        moments: Any,
+        grad_weight: Any,
+        *,
+        n: int,
+        k: int,
+        c: int,
+        e: int,
+        l: int,  # noqa: E741
+        stream: Stream | int,
+    ) -> None:
+        """SPSE's gradient, of ``weight`` only: ``grad_weight`` [12 + e + l, c] float32.
 
-def _winner_suffix(k: int) -> str:
-    return "" if k <= 256 else "_u16"
+        ``out``, ``winner`` as :meth:`spse` wrote them, ``grad`` [n, c] float32 of ``out``;
+        ``moments``: scratch, :func:`launch.chunks` (n) * (9 + e + l) * c float32.
+        """
+        rows, chunks = launch.chunk_rows(n), launch.chunks(n)
+        sizes = map(np.int32, (n, k, c, e, l, rows))
+        self.launch(
+            "dela_spse_backward",
+            launch.backward_grid(n, c),
+            launch.BLOCK,
+            (points, neighbors, weight, out, winner, grad, *sizes, moments),
+            stream,
+        )
+        self.launch(
+            "dela_spse_weight_gradient",
+            launch.weight_gradient_grid(c),
+            launch.BLOCK,
+            (weight, moments, *map(np.int32, (chunks, c, e, l)), grad_weight),
+            stream,
+        )
+
+    def reverse_neighbors(
+        self,
+        neighbors: Any,
+        centers: Any,
+        counts: Any,
+        ends: Any,
+        entries: Any,
+        *,
+        n: int,
+        m: int,
+        k: int,
+        stream: Stream | int,
+    ) -> None:
+        """Lists for every point the rows that name it; :meth:`spamp_backward` gathers by them.
+
+        ``neighbors`` [m, k] and ``centers`` [m] or None, int32. Written, all int32: ``counts``
+        [n + 1], zero before; ``ends`` [n]; ``entries`` [m * (k + 1)].
+        """
+        counts = counts.pointer if isinstance(counts, DeviceArray) else counts
+        total = counts + 4 * n
+        n32, *sizes = map(np.int32, (n, m, k))
+        by_entry = launch.divide_up(launch.reverse_entries(m, k), launch.BLOCK)
+        by_point = launch.divide_up(n, launch.BLOCK)
+        for name, grid, arguments in (
+            ("dela_reverse_count", by_entry, (neighbors, centers, n32, *sizes, counts)),
+            ("dela_reverse_place", by_point, (counts, n32, ends, total)),
+            ("dela_reverse_fill", by_entry, (neighbors, centers, n32, *sizes, ends, entries)),
+            ("dela_reverse_sort", by_point, (counts, ends, n32, entries)),
+        ):
+            self.launch(name, grid, launch.BLOCK, arguments, stream)
+
+    def spamp_backward(
+        self,
+        points: Any,
+        neighbors: Any,
+        centers: Any,
+        weight: Any,
+        out: Any,
+        winner: Any,
+        grad: Any,
+        reverse: tuple[Any, Any, Any],
+        passed: Any,
+        sums: Any,
+        grad_features: Any,
+        grad_weight: Any,
+        *,
+        n: int,
+        m: int,
+        k: int,
+        c: int,
+        dtype: str,
+        stream: Stream | int,
+    ) -> None:
+        """SPAMP's gradients: ``grad_features`` [n, c] of ``dtype``, ``grad_weight`` [4, c / 4].
+
+        ``out``, ``winner`` as :meth:`spamp` wrote them, ``grad`` [m, c] of ``dtype``; ``reverse``:
+        (counts, ends, entries) of :meth:`reverse_neighbors`; scratch of float32: ``passed``
+        m * c, ``sums`` :func:`launch.chunks` (m) * 4 * c.
+        """
+        suffix = launch.spamp_suffix(dtype)
+        rows, chunks = launch.chunk_rows(m), launch.chunks(m)
+        sizes = tuple(map(np.int32, (n, m, k, c)))
+        self.launch(
+            f"dela_spamp_backward_{suffix}",
+            launch.backward_grid(m, c),
+            launch.BLOCK,
+            (points, neighbors, centers, weight, out, winner, grad)
+            + (*sizes, np.int32(rows), passed, sums),
+            stream,
+        )
+        self.launch(
+            "dela_spamp_weight_gradient",
+            launch.weight_gradient_grid(c),
+            launch.BLOCK,
+            (weight, sums, np.int32(chunks), np.int32(c), grad_weight),
+            stream,
+        )
+        self.launch(
+            f"dela_spamp_feature_gradient_{suffix}",
+            launch.feature_gradient_grid(n, c),
+            launch.BLOCK,
+            (passed, winner, *reverse, *sizes, grad_features),
+            stream,
+        )
 
 
 @functools.cache
