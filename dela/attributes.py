@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dela.cloud import PointCloud
-from dela.config import AttributeInfo
+from dela.config import CATEGORY, AttributeInfo
 from dela.errors import InputError
 
 # Scaled values are cut to this range: see compute_attributes.
@@ -27,7 +27,8 @@ def compute_attributes(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> np.
     """The columns a network wants, scaled: ``(raw - offset) / scale``.
 
     ``height`` (above the cloud's lowest point) and ``height_above_ground`` are computed from the
-    coordinates, never read from a column; every other name is a column of the cloud. Scaled values
+    coordinates, never read from a column; ``category_3`` tells whether the column ``category`` is
+    3; every other name is a column of the cloud. Scaled values
     are cut to [-5, 5]: raw lidar intensity is heavy-tailed (one retro-reflector reads a hundred
     times the median) and a few such points would swamp the distances SPSE takes, while the
     published scalings stay within about [-1, 3].
@@ -57,6 +58,8 @@ def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
         return z - (finite.min() if len(finite) else 0.0)
     if name == "height_above_ground":
         return height_above_ground(cloud.points)
+    if name.startswith(f"{CATEGORY}_"):
+        return _is_category(cloud, int(name.removeprefix(f"{CATEGORY}_")), needed)
     if name not in cloud.columns:
         message = (
             f"the scan has no column {name!r}; the model needs {', '.join(needed)}, "
@@ -77,6 +80,23 @@ def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
                 "fill them in or remove those points"
             )
     return column
+
+
+def _is_category(cloud: PointCloud, number: int, needed: list[str]) -> np.ndarray:
+    count = sum(name.startswith(f"{CATEGORY}_") for name in needed)
+    if CATEGORY not in cloud.columns:
+        raise InputError(
+            f"the scan has no column {CATEGORY!r}; the model tells parts of {count} categories "
+            f"apart and needs each point's, 0..{count - 1}"
+        )
+    values = cloud.columns[CATEGORY]
+    unknown = ~np.isin(values, np.arange(count))
+    if unknown.any():
+        raise InputError(
+            f"column {CATEGORY!r} holds {values[unknown][0]:g}; the model's categories are "
+            f"0..{count - 1}"
+        )
+    return values == number
 
 
 def height_above_ground(points: np.ndarray) -> np.ndarray:

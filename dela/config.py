@@ -19,6 +19,9 @@ Task = Literal["segmentation", "classification"]
 EPSILON = 1e-8
 EPSILON_WITH_DIRECTIONS = 1.0 + 1e-4
 
+# Column of a scan that tells each point's category, and what the input columns made of it start by.
+CATEGORY = "category"
+
 
 @dataclass(frozen=True)
 class ClassInfo:
@@ -44,11 +47,22 @@ class AttributeInfo:
 
 
 @dataclass(frozen=True)
+class CategoryInfo:
+    """A kind of object whose parts are told apart: its name and the classes its parts have."""
+
+    name: str
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that shapes a DeLA v2 network and the input it expects.
 
     Per-stage tuples have one entry per stage. ``grid`` (metres) is for segmentation, ``points``
     (points kept per cloud) for classification; the other is empty.
+
+    ``categories`` are for part segmentation: the category of an object, known beforehand as the
+    scan's column ``category`` (0, 1 ..), then conditions the head.
     """
 
     task: Task
@@ -63,6 +77,7 @@ class ModelConfig:
     head_dim: int = 0
     attributes: tuple[AttributeInfo, ...] = ()
     directions: tuple[AttributeInfo, ...] = ()
+    categories: tuple[CategoryInfo, ...] = ()
     epsilon: float | None = None
     mlp_ratio: float = 2.0
     drop_path: float = 0.1
@@ -112,6 +127,15 @@ class ModelConfig:
             )
         if not self.classes:
             raise ConfigError("classes is empty; name at least one")
+        if self.categories and self.task != "segmentation":
+            raise ConfigError("categories are for part segmentation; remove them")
+        for category in self.categories:
+            for index in category.classes:
+                if not 0 <= index < len(self.classes):
+                    raise ConfigError(
+                        f"category {category.name} has the class {index}; "
+                        f"classes are numbered 0..{len(self.classes) - 1}"
+                    )
         if len({info.code for info in self.classes}) != len(self.classes):
             raise ConfigError("two classes share a label code; give each its own")
         if len({info.name for info in self.classes}) != len(self.classes):
@@ -141,8 +165,14 @@ class ModelConfig:
 
     @property
     def input_columns(self) -> tuple[AttributeInfo, ...]:
-        """Columns of the pyramid's ``attributes`` array: scalars first, then directions."""
-        return self.attributes + self.directions
+        """Columns of the pyramid's ``attributes`` array: scalars, directions, then for each
+        category whether the point's object belongs to it."""
+        return self.attributes + self.directions + self.category_columns
+
+    @property
+    def category_columns(self) -> tuple[AttributeInfo, ...]:
+        """The last columns of ``attributes``: ``category_0``, ``category_1`` .., 0 or 1."""
+        return tuple(AttributeInfo(f"{CATEGORY}_{i}") for i in range(len(self.categories)))
 
     @property
     def vector_columns(self) -> tuple[int, ...]:
@@ -182,6 +212,10 @@ class ModelConfig:
             )
             for key in ("attributes", "directions"):
                 converted[key] = tuple(AttributeInfo(**a) for a in values.get(key, ()))
+            converted["categories"] = tuple(
+                CategoryInfo(str(c["name"]), tuple(c["classes"]))
+                for c in values.get("categories", ())
+            )
             for key in ("dims", "depths", "neighbors", "spread", "grid", "points"):
                 if key in values:
                     converted[key] = tuple(values[key])

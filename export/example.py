@@ -35,7 +35,11 @@ def example_pyramid(config: ModelConfig, size: int, seed: int = 0) -> Pyramid:
     if config.directions:
         directions = rng.normal(size=(counts[0], len(config.directions)))
         directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-        attributes[:, len(config.attributes) :] = directions
+        first = len(config.attributes)
+        attributes[:, first : first + len(config.directions)] = directions
+    if config.categories:
+        kinds = rng.integers(len(config.categories), size=counts[0])
+        attributes[:, -len(config.categories) :] = np.eye(len(config.categories))[kinds]
 
     stages = [points]
     kept = []

@@ -64,3 +64,13 @@ def refuse_unknown(values: dict[str, Any], known: set[str], where: str) -> None:
             raise ConfigError(
                 f"unknown key {key!r} in {where}{hint}; known: {', '.join(sorted(known))}"
             )
+
+
+def at_least(name: str, value: float, least: float) -> None:
+    if not value >= least:
+        raise ConfigError(f"{name} is {value}; it must be at least {least}")
+
+
+def between(name: str, value: float, least: float, largest: float) -> None:
+    if not least <= value <= largest:
+        raise ConfigError(f"{name} is {value}; it must lie in {least}..{largest}")

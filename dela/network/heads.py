@@ -35,8 +35,27 @@ class StageProjection(nn.Module):
         return self.project(self.norm(x))
 
 
+class CategoryProjection(nn.Module):
+    """What the category of a point's object adds to the head's features."""
+
+    def __init__(self, categories: int, head_dim: int, momentum: float, hidden: int = 64) -> None:
+        super().__init__()
+        self.expand = nn.Linear(categories, hidden, bias=False)
+        self.norm = BatchNorm(hidden, momentum=momentum)
+        self.project = nn.Linear(hidden, head_dim, bias=False)
+
+    def forward(self, category: Tensor) -> Tensor:
+        """One-hot categories [N, categories] to [N, head_dim]."""
+        return self.project(self.norm(self.expand(category)))
+
+
 class SegmentationHead(nn.Module):
-    """Brings every stage to stage 0 by nearest point, sums, classifies each point."""
+    """Brings every stage to stage 0 by nearest point, sums, classifies each point.
+
+    With categories (part segmentation) each point's own adds a learned vector to the sum.
+    """
+
+    category: CategoryProjection | None
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -45,11 +64,22 @@ class SegmentationHead(nn.Module):
         self.projections = module_list(
             StageProjection(dim, config.head_dim, momentum) for dim in config.dims
         )
+        self.category = (
+            CategoryProjection(len(config.categories), config.head_dim, momentum)
+            if config.categories
+            else None
+        )
         self.norm = BatchNorm(config.head_dim, momentum=momentum)
         self.classify = nn.Linear(config.head_dim, config.num_classes)
 
-    def forward(self, features: Sequence[Tensor], nearest: Sequence[Tensor]) -> Tensor:
-        """Features [N_d, dims_d] of every stage to logits [N_0, classes]."""
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        nearest: Sequence[Tensor],
+        category: Tensor | None = None,
+    ) -> Tensor:
+        """Features [N_d, dims_d] of every stage and one-hot categories [N_0, categories] (with
+        categories only) to logits [N_0, classes]."""
         total = None
         for stage, (project, x) in enumerate(zip(self.projections, features, strict=True)):
             y = project(x)
@@ -58,6 +88,8 @@ class SegmentationHead(nn.Module):
             if self.training:
                 y = drop_rows(y, self.drop_rates[stage])
             total = y if total is None else total + y
+        if self.category is not None:
+            total = total + self.category(category)
         return self.classify(F.gelu(self.norm(total)))
 
 
@@ -70,7 +102,12 @@ class ClassificationHead(nn.Module):
         self.norm = BatchNorm(2 * config.dims[-1], momentum=config.bn_momentum)
         self.classify = nn.Linear(2 * config.dims[-1], config.num_classes)
 
-    def forward(self, features: Sequence[Tensor], nearest: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        nearest: Sequence[Tensor],
+        category: Tensor | None = None,
+    ) -> Tensor:
         """Features of every stage (the last [B points[-1], dims[-1]]) to logits [B, classes]."""
         return self.classify(self.norm(pool_clouds(features[-1], self.points_per_cloud)))
 

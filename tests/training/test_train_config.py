@@ -141,14 +141,14 @@ def test_unknown_sections_and_class_keys_are_refused(write):
         ("data.points=0", "at least 1"),
         ("data.train='a.laz'", "expected a list"),
         ("data.ignore=[2]", "label 2 belongs to"),
-        ("data.kind=cloud", "must be rooms or folder"),
+        ("data.kind=cloud", "must be prepared, folder, rooms"),
         ("data.kind=rooms", "remove them"),
         ("data.classes=[]", r"\[\[data.classes\]\]"),
         ("model.grid=[0.1, 0]", "above 0"),
         ("model.grid=[0.1, 0.1]", "coarser"),
         ("model.dims=[6, 8]", "multiple of 4"),
         ("model.neighbors=[8]", "neighbors has 1 entries"),
-        ("model.preset=scanobjectnn", "one of: s3dis, scannet"),
+        ("model.preset=s3dis2", "one of: s3dis, scannet"),
     ],
 )
 def test_values_out_of_range_are_refused_in_words(write, override, message):
