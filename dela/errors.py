@@ -19,6 +19,10 @@ class CheckpointError(DelaError, ValueError):
     """A checkpoint or an ONNX file that is not ours, or of another version."""
 
 
+class EngineError(DelaError, ValueError):
+    """An engine that cannot be built, or that does not fit the machine or the input at hand."""
+
+
 class MissingDependencyError(DelaError, ImportError):
     """An optional package is needed; the message names the pip command."""
 
