@@ -21,6 +21,9 @@ from dela.plugins.cuda.driver import CudaError, CudaUnavailable, Device, Stream,
 IMAGES = Path(__file__).parent / "images"
 LOWEST_CAPABILITY = (8, 0)
 
+SpseSizes = tuple[int, int, int, int, int]  # n, k, c, e, l
+SpampSizes = tuple[int, int, int, int]  # n, m, k, c
+
 _UNSUPPORTED_PTX, _NO_BINARY = 222, 209
 _C_TYPES = {
     np.dtype(np.int32): ctypes.c_int32,
@@ -61,6 +64,9 @@ def image_candidates(name: str, capability: tuple[int, int]) -> list[Path]:
 
 class Kernels:
     """The kernels of one image set on one device; get it with :meth:`of`.
+
+    Every method queues work and returns: nothing is allocated on the device, nothing waited for.
+    Arrays are :class:`DeviceArray` or addresses; their shapes stand in ``launch.py``.
 
     Attributes:
         device: where they run.
@@ -179,30 +185,54 @@ class Kernels:
         neighbors: Any,
         weight: Any,
         out: Any,
+        winner: Any = None,
         *,
-        n: int,
-        k: int,
-        c: int,
-        e: int,
-        l: int,  # noqa: E741
+        sizes: SpseSizes,
         epsilon: float,
         stream: Stream | int,
-        winner: Any = None,
     ) -> None:
-        """SPSE: points [n, 3 + e + l], neighbors [n, k] int32, weight [12 + e + l, c] float32.
-
-        ``out``: [n, c] float32; ``winner``: [n, c] slot of the winning neighbor, uint8, or uint16
-        where k > 256, or None.
-        """
+        """SPSE, and its winners where ``winner`` is given."""
+        n, k, c, e, l = sizes  # noqa: E741
         rows = launch.spse_rows(n, c)
-        sizes = (*map(np.int32, (n, k, c, e, l, rows)), float_bits(epsilon))
-        kind = "" if winner is None else "winner_"
-        outputs = (out,) if winner is None else (out, winner)
+        kind = "dela_spse_" if winner is None else "dela_spse_winner_"
         self.launch(
-            f"dela_spse_{kind}{launch.spse_shape(e, l)}",
+            kind + launch.spse_shape(e, l),
             launch.spse_grid(n, c, rows),
             launch.BLOCK,
-            (points, neighbors, weight, *sizes, *outputs),
+            (points, neighbors, weight, *_int32(n, k, c, e, l, rows), float_bits(epsilon))
+            + ((out,) if winner is None else (out, winner)),
+            stream,
+        )
+
+    def spse_backward(
+        self,
+        points: Any,
+        neighbors: Any,
+        weight: Any,
+        out: Any,
+        winner: Any,
+        gradient: Any,
+        moments: Any,
+        weight_gradient: Any,
+        *,
+        sizes: SpseSizes,
+        stream: Stream | int,
+    ) -> None:
+        """Gradient of SPSE's weight; ``moments`` is workspace, [chunks(n), 9 + e + l, c]."""
+        n, k, c, e, l = sizes  # noqa: E741
+        numbers = _int32(n, k, c, e, l, launch.chunk_rows(n))
+        self.launch(
+            "dela_spse_backward",
+            launch.backward_grid(n, c),
+            launch.BLOCK,
+            (points, neighbors, weight, out, winner, gradient, *numbers, moments),
+            stream,
+        )
+        self.launch(
+            "dela_spse_weight_gradient",
+            launch.weight_gradient_grid(c),
+            launch.BLOCK,
+            (weight, moments, *_int32(chunks(n), c, e, l), weight_gradient),
             stream,
         )
 
@@ -214,102 +244,24 @@ class Kernels:
         centers: Any,
         weight: Any,
         out: Any,
+        winner: Any = None,
         *,
-        n: int,
-        m: int,
-        k: int,
-        c: int,
+        sizes: SpampSizes,
         dtype: str,
         stream: Stream | int,
-        winner: Any = None,
     ) -> None:
-        """SPAMP: features [n, c] of ``dtype``, points [n, 3], neighbors [m, k] int32, centers [m]
-        int32 or None (row m itself), weight [4, c / 4] float32.
-
-        ``out``: [m, c] of ``dtype``; ``winner`` as for :meth:`spse`.
-        """
-        sizes = tuple(map(np.int32, (n, m, k, c)))
+        """SPAMP of ``dtype`` features, and its winners where ``winner`` is given."""
+        n, m, k, c = sizes
         vector, width = launch.spamp_vector(dtype, c)
-        kind = "" if winner is None else "winner_"
-        outputs = (out,) if winner is None else (out, winner)
+        kind = "dela_spamp_" if winner is None else "dela_spamp_winner_"
         self.launch(
-            f"dela_spamp_{kind}{vector}",
+            kind + vector,
             launch.spamp_grid(m, c, width),
             launch.BLOCK,
-            (features, points, neighbors, centers, weight, *sizes, *outputs),
+            (features, points, neighbors, centers, weight, *_int32(n, m, k, c))
+            + ((out,) if winner is None else (out, winner)),
             stream,
         )
-
-    def spse_backward(
-        self,
-        points: Any,
-        neighbors: Any,
-        weight: Any,
-        out: Any,
-        winner: Any,
-        grad: Any,
-        moments: Any,
-        grad_weight: Any,
-        *,
-        n: int,
-        k: int,
-        c: int,
-        e: int,
-        l: int,  # noqa: E741
-        stream: Stream | int,
-    ) -> None:
-        """SPSE's gradient, of ``weight`` only: ``grad_weight`` [12 + e + l, c] float32.
-
-        ``out``, ``winner`` as :meth:`spse` wrote them, ``grad`` [n, c] float32 of ``out``;
-        ``moments``: scratch, :func:`launch.chunks` (n) * (9 + e + l) * c float32.
-        """
-        rows, chunks = launch.chunk_rows(n), launch.chunks(n)
-        sizes = map(np.int32, (n, k, c, e, l, rows))
-        self.launch(
-            "dela_spse_backward",
-            launch.backward_grid(n, c),
-            launch.BLOCK,
-            (points, neighbors, weight, out, winner, grad, *sizes, moments),
-            stream,
-        )
-        self.launch(
-            "dela_spse_weight_gradient",
-            launch.weight_gradient_grid(c),
-            launch.BLOCK,
-            (weight, moments, *map(np.int32, (chunks, c, e, l)), grad_weight),
-            stream,
-        )
-
-    def reverse_neighbors(
-        self,
-        neighbors: Any,
-        centers: Any,
-        counts: Any,
-        ends: Any,
-        entries: Any,
-        *,
-        n: int,
-        m: int,
-        k: int,
-        stream: Stream | int,
-    ) -> None:
-        """Lists for every point the rows that name it; :meth:`spamp_backward` gathers by them.
-
-        ``neighbors`` [m, k] and ``centers`` [m] or None, int32. Written, all int32: ``counts``
-        [n + 1], zero before; ``ends`` [n]; ``entries`` [m * (k + 1)].
-        """
-        counts = counts.pointer if isinstance(counts, DeviceArray) else counts
-        total = counts + 4 * n
-        n32, *sizes = map(np.int32, (n, m, k))
-        by_entry = launch.divide_up(launch.reverse_entries(m, k), launch.BLOCK)
-        by_point = launch.divide_up(n, launch.BLOCK)
-        for name, grid, arguments in (
-            ("dela_reverse_count", by_entry, (neighbors, centers, n32, *sizes, counts)),
-            ("dela_reverse_place", by_point, (counts, n32, ends, total)),
-            ("dela_reverse_fill", by_entry, (neighbors, centers, n32, *sizes, ends, entries)),
-            ("dela_reverse_sort", by_point, (counts, ends, n32, entries)),
-        ):
-            self.launch(name, grid, launch.BLOCK, arguments, stream)
 
     def spamp_backward(
         self,
@@ -319,51 +271,93 @@ class Kernels:
         weight: Any,
         out: Any,
         winner: Any,
-        grad: Any,
-        reverse: tuple[Any, Any, Any],
+        gradient: Any,
         passed: Any,
         sums: Any,
-        grad_features: Any,
-        grad_weight: Any,
+        weight_gradient: Any,
         *,
-        n: int,
-        m: int,
-        k: int,
-        c: int,
+        sizes: SpampSizes,
         dtype: str,
         stream: Stream | int,
     ) -> None:
-        """SPAMP's gradients: ``grad_features`` [n, c] of ``dtype``, ``grad_weight`` [4, c / 4].
+        """Gradient of SPAMP's weight, and in ``passed`` what each winner hands to its features.
 
-        ``out``, ``winner`` as :meth:`spamp` wrote them, ``grad`` [m, c] of ``dtype``; ``reverse``:
-        (counts, ends, entries) of :meth:`reverse_neighbors`; scratch of float32: ``passed``
-        m * c, ``sums`` :func:`launch.chunks` (m) * 4 * c.
+        ``sums`` is workspace, [chunks(m), 4, c].
         """
-        suffix = launch.spamp_suffix(dtype)
-        rows, chunks = launch.chunk_rows(m), launch.chunks(m)
-        sizes = tuple(map(np.int32, (n, m, k, c)))
+        n, m, k, c = sizes
+        numbers = _int32(n, m, k, c, launch.chunk_rows(m))
         self.launch(
-            f"dela_spamp_backward_{suffix}",
+            f"dela_spamp_backward_{launch.spamp_suffix(dtype)}",
             launch.backward_grid(m, c),
             launch.BLOCK,
-            (points, neighbors, centers, weight, out, winner, grad)
-            + (*sizes, np.int32(rows), passed, sums),
+            (points, neighbors, centers, weight, out, winner, gradient, *numbers, passed, sums),
             stream,
         )
         self.launch(
             "dela_spamp_weight_gradient",
             launch.weight_gradient_grid(c),
             launch.BLOCK,
-            (weight, sums, np.int32(chunks), np.int32(c), grad_weight),
+            (weight, sums, *_int32(chunks(m), c), weight_gradient),
             stream,
         )
+
+    def reverse_lists(
+        self,
+        neighbors: Any,
+        centers: Any,
+        counts: Any,
+        total: Any,
+        ends: Any,
+        entries: Any,
+        *,
+        sizes: SpampSizes,
+        stream: Stream | int,
+    ) -> None:
+        """For every point the rows that name it; ``counts`` and ``total`` come zeroed."""
+        n, m, k, _ = sizes
+        per_entry = launch.divide_up(launch.reverse_entries(m, k), launch.BLOCK)
+        per_point = launch.divide_up(n, launch.BLOCK)
+        nmk, points = _int32(n, m, k), _int32(n)
+        for name, grid, arguments in (
+            ("dela_reverse_count", per_entry, (neighbors, centers, *nmk, counts)),
+            ("dela_reverse_place", per_point, (counts, *points, ends, total)),
+            ("dela_reverse_fill", per_entry, (neighbors, centers, *nmk, ends, entries)),
+            ("dela_reverse_sort", per_point, (counts, ends, *points, entries)),
+        ):
+            self.launch(name, grid, launch.BLOCK, arguments, stream)
+
+    def spamp_feature_gradient(
+        self,
+        passed: Any,
+        winner: Any,
+        counts: Any,
+        ends: Any,
+        entries: Any,
+        feature_gradient: Any,
+        *,
+        sizes: SpampSizes,
+        dtype: str,
+        stream: Stream | int,
+    ) -> None:
+        """Gradient of SPAMP's features from ``passed`` and the reverse lists."""
+        n, _, _, c = sizes
         self.launch(
-            f"dela_spamp_feature_gradient_{suffix}",
+            f"dela_spamp_feature_gradient_{launch.spamp_suffix(dtype)}",
             launch.feature_gradient_grid(n, c),
             launch.BLOCK,
-            (passed, winner, *reverse, *sizes, grad_features),
+            (passed, winner, counts, ends, entries, *_int32(*sizes), feature_gradient),
             stream,
         )
+
+
+def chunks(rows: int) -> int:
+    """Partial sums of a backward pass over so many rows."""
+    return launch.divide_up(rows, launch.chunk_rows(rows))
+
+
+def _int32(*values: int) -> tuple[np.int32, ...]:
+    # Larger values are refused by numpy, with an OverflowError that names them.
+    return tuple(np.int32(value) for value in values)
 
 
 @functools.cache
