@@ -40,7 +40,9 @@ class ScheduleConfig:
     Attributes:
         epochs: how many; the cosine schedule ends with the last.
         steps_per_epoch: optimiser steps; 0 means once through the training data.
-        batch_size: samples packed into one step.
+        batch_size: samples that are packed and computed together, in each process.
+        accumulate: such batches per optimiser step, one after the other: a step of more samples
+            than fit into memory.
         learning_rate: at the top of the schedule (AdamW).
         weight_decay: on matrices; 1-D parameters have none.
         warmup: epochs of linear warm-up.
@@ -56,14 +58,27 @@ class ScheduleConfig:
             each validation; 0 keeps the running ones.
         dtype: ``fp32``, ``bf16`` for the dense layers, or ``auto``: bf16 where the device computes
             in it, fp32 elsewhere (other processors emulate it slowly).
+        checkpoint: compute every block twice rather than keep its activations for the backward
+            pass: less memory, a third more time, the same numbers.
+        compile: ``torch.compile`` the training pass; minutes at the start, fewer launches later.
+        sync_norm: batch norms over the samples of all processes rather than each its own.
         seed: of weights, order and augmentation.
         validate_every: epochs between validations; the last epoch is always validated.
+        save_minutes: minutes between the checkpoints within an epoch, which a killed run goes on
+            from; 0 saves at the end of each epoch alone.
+        save_steps: steps between such checkpoints, beside those by the clock; 0 is off.
         workers: samples are prepared ahead by this many workers; 0 prepares them in line.
+        tensorboard: also write event files for TensorBoard.
+        init: checkpoint whose weights the run starts from (``--init``).
+        freeze: parts of the network that stay as they are: ``["ellipsoids", "stages.0"]``.
+        layer_decay: learning rate of each stage in parts of the next one's, from the head down; 1
+            trains all alike.
     """
 
     epochs: int = 100
     steps_per_epoch: int = 0
     batch_size: int = 4
+    accumulate: int = 1
     learning_rate: float = 6e-3
     weight_decay: float = 5e-2
     warmup: float = 5.0
@@ -76,12 +91,21 @@ class ScheduleConfig:
     weight_average: float = 0.0
     norm_batches: int = 16
     dtype: str = "fp32"
+    checkpoint: bool = False
+    compile: bool = False
+    sync_norm: bool = False
     seed: int = 0
     validate_every: int = 1
+    save_minutes: float = 10.0
+    save_steps: int = 0
     workers: int = 1
+    tensorboard: bool = False
+    init: str = ""
+    freeze: tuple[str, ...] = ()
+    layer_decay: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "validate_every"):
+        for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             at_least(f"train.{name}", getattr(self, name), 1)
         for name in (
             "steps_per_epoch",
@@ -93,13 +117,16 @@ class ScheduleConfig:
             "clip_gradient",
             "norm_batches",
             "seed",
+            "save_minutes",
+            "save_steps",
             "workers",
         ):
             at_least(f"train.{name}", getattr(self, name), 0)
-        for name in ("learning_rate", "coordinate_loss_decay"):
+        for name in ("learning_rate", "coordinate_loss_decay", "layer_decay"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be above 0")
         between("train.label_smoothing", self.label_smoothing, 0, 0.99)
+        between("train.layer_decay", self.layer_decay, 0, 1)
         between("train.weight_average", self.weight_average, 0, 0.99999)
         if self.dtype not in ("fp32", "bf16", "auto"):
             raise ConfigError(f"train.dtype is {self.dtype!r}; it must be fp32, bf16 or auto")

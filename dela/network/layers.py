@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dela import ops
+from dela.network.recompute import recomputing
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -27,7 +28,8 @@ class BatchNorm(nn.BatchNorm1d):
     """Batch normalisation over points.
 
     A single row has no variance: in training it is normalised by the running statistics, which
-    stay as they are, so that a tiny cloud at a coarse stage does not stop a run.
+    stay as they are, so that a tiny cloud at a coarse stage does not stop a run. They also stay
+    when a checkpointed block is computed again.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -35,10 +37,12 @@ class BatchNorm(nn.BatchNorm1d):
             return F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
+        if self.training and not torch.compiler.is_compiling() and recomputing():
+            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
         return super().forward(x)
 
 
-def drop_rows(branch: Tensor, rate: float, lengths: Sequence[int] | None = None) -> Tensor:
+def drop_rows(branch: Tensor, rate: float, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
     """Drops whole rows with probability ``rate`` and scales the others by ``1 / (1 - rate)``.
 
     Args:
@@ -52,7 +56,7 @@ def drop_rows(branch: Tensor, rate: float, lengths: Sequence[int] | None = None)
     count = branch.shape[0] if lengths is None else len(lengths)
     scale = branch.new_empty(count, 1).bernoulli_(keep).div_(keep)
     if lengths is not None and count > 1:
-        repeats = torch.tensor(lengths, device=branch.device)
+        repeats = torch.as_tensor(lengths, device=branch.device)
         scale = scale.repeat_interleave(repeats, dim=0, output_size=branch.shape[0])
     return branch * scale
 
@@ -109,7 +113,7 @@ class Block(nn.Module):
         points: Tensor,
         neighbors: Tensor,
         drop_rates: Sequence[float],
-        lengths: Sequence[int] | None,
+        lengths: Sequence[int] | Tensor | None,
     ) -> Tensor:
         """Features [N, dim] to [N, dim].
 

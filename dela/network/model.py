@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from dela.errors import InputError
 from dela.network.embedding import Ellipsoids, SpatialEncoding
 from dela.network.heads import ClassificationHead, CoordinateHead, SegmentationHead
 from dela.network.layers import Block, Downsample, module_list
+from dela.network.recompute import recomputed
 from dela.pyramid import Pyramid
 
 
@@ -144,6 +145,16 @@ class PyramidModule(nn.Module):
         raise NotImplementedError
 
 
+def split_category(
+    attributes: Tensor | None, config: ModelConfig
+) -> tuple[Tensor | None, Tensor | None]:
+    """Input columns [N_0, F] parted into SPSE's (None without any) and the head's categories."""
+    if attributes is None or not config.categories:
+        return attributes, None
+    own = attributes.shape[1] - len(config.categories)
+    return (attributes[:, :own] if own else None), attributes[:, own:]
+
+
 def _within(rows: Tensor, size: int) -> bool:
     return not len(rows) or (int(rows.min()) >= 0 and int(rows.max()) < size)
 
@@ -155,10 +166,17 @@ class Network(PyramidModule):
     classification head pools the last stage. Stage 0 has its own ellipsoids (with attributes and
     directions), stage 1 its own, deeper stages share those of stage 1; in classification every
     stage shares those of stage 0.
+
+    Attributes:
+        checkpoint_blocks: in training, compute every stage's block a second time for its gradients
+            rather than keep its activations; less memory, the same numbers.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
+        self.checkpoint_blocks = False
+        # A function of the network, not a method: copies of the network compute with their own.
+        self._training_pass: Callable[..., tuple[Tensor, Tensor]] = _training_pass
         own = 1 if config.task == "classification" else min(2, config.stages)
         scalars, directions = len(config.attributes), len(config.directions)
         self.ellipsoids = module_list(
@@ -198,14 +216,16 @@ class Network(PyramidModule):
         points, attributes, neighbors, kept, nearest = self.tensors(pyramid, dtype)
         if not self.training:
             return self.forward_inputs(points, attributes, neighbors, kept, nearest)
-        features, positions = self._encode(points, attributes, neighbors, kept, pyramid.lengths)
-        logits = self.head(features, nearest)
-        loss = logits.new_zeros(())
-        for head, x, position, table in reversed(
-            list(zip(self.coordinate_heads, features, positions, neighbors, strict=False))
-        ):
-            loss = loss + head.loss(x, position, table)
-        return logits, loss
+        lengths = [torch.tensor(clouds, device=points.device) for clouds in pyramid.lengths]
+        return self._training_pass(self, points, attributes, neighbors, kept, nearest, lengths)
+
+    def compile_training(self, **options: Any) -> None:
+        """Has ``torch.compile`` make one graph, for batches of any size, of the training pass.
+
+        Args:
+            options: of ``torch.compile``, such as ``backend``.
+        """
+        self._training_pass = torch.compile(_training_pass, dynamic=True, **options)
 
     def forward_inputs(
         self,
@@ -216,8 +236,9 @@ class Network(PyramidModule):
         nearest: Sequence[Tensor],
     ) -> Tensor:
         """See :meth:`PyramidModule.forward_inputs`."""
+        attributes, category = split_category(attributes, self.config)
         features, _ = self._encode(points, attributes, neighbors, kept, None)
-        return self.head(features, nearest)
+        return self.head(features, nearest, category)
 
     def _encode(
         self,
@@ -225,10 +246,11 @@ class Network(PyramidModule):
         attributes: Tensor | None,
         neighbors: Sequence[Tensor],
         kept: Sequence[Tensor],
-        lengths: Sequence[Sequence[int]] | None,
+        lengths: Sequence[Tensor] | None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Features [N_d, dims_d] and points in units of the spread [N_d, 3] of every stage."""
         config = self.config
+        recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
         weights = [ellipsoids.weight() for ellipsoids in self.ellipsoids]
         features: list[Tensor] = []
         positions: list[Tensor] = []
@@ -252,13 +274,35 @@ class Network(PyramidModule):
                 x = x + stage.downsample(
                     features[-1], positions[-1], neighbors[index - 1], kept[index - 1]
                 )
-            x = stage.block(
+            arguments = (
                 x,
                 position,
                 neighbors[index],
                 stage.drop_rates,
                 None if lengths is None else lengths[index],
             )
+            x = recomputed(stage.block, *arguments) if recompute else stage.block(*arguments)
             features.append(x)
             positions.append(position)
         return features, positions
+
+
+def _training_pass(
+    model: Network,
+    points: Tensor,
+    attributes: Tensor | None,
+    neighbors: Sequence[Tensor],
+    kept: Sequence[Tensor],
+    nearest: Sequence[Tensor],
+    lengths: Sequence[Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Logits and coordinate loss; ``lengths`` are int64 [clouds], one tensor a stage."""
+    attributes, category = split_category(attributes, model.config)
+    features, positions = model._encode(points, attributes, neighbors, kept, lengths)
+    logits = model.head(features, nearest, category)
+    loss = logits.new_zeros(())
+    for head, x, position, table in reversed(
+        list(zip(model.coordinate_heads, features, positions, neighbors, strict=False))
+    ):
+        loss = loss + head.loss(x, position, table)
+    return logits, loss
