@@ -102,16 +102,16 @@ def check_indices(name: str, table: Tensor, limit: int) -> None:
 
 
 def check_device(operator: str, tensor: Tensor) -> None:
-    """Raises InputError unless ``tensor`` is one that the native kernels can read."""
+    """Raises InputError unless there is a kernel for tensors like this one."""
     if not isinstance(tensor, Tensor):
         raise InputError(
             f"{operator} was given a {type(tensor).__name__}; it takes torch tensors: "
             "torch.from_numpy(array)"
         )
-    if tensor.device.type != "cpu" and not torch.compiler.is_compiling():
+    if tensor.device.type not in ("cpu", "cuda") and not torch.compiler.is_compiling():
         raise InputError(
-            f"{operator} has no kernel for {tensor.device.type} tensors; move them to the CPU, or "
-            'use the slower PyTorch one: with dela.ops.implementation("reference")'
+            f"{operator} has no kernel for {tensor.device.type} tensors; move them to the CPU or a "
+            'CUDA device, or use the slower PyTorch one: dela.ops.implementation("reference")'
         )
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dela.errors import InputError
-from dela.ops import _native, reference, select
+from dela.ops import _autocast, _cuda, _native, reference, select
 
 _FEATURE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -36,8 +36,13 @@ def spamp(
         [M, C] in the dtype of ``features``; arithmetic is float32. NaN where no neighbor's value
         is a number.
 
+    On CUDA tensors the kernels run on torch's current stream; an index outside [0, N) is no error
+    there, because looking at the values would wait for the device: a neighbor counts as the row's
+    own center, a center as point 0.
+
     Raises:
-        InputError: a shape, a dtype or an index that does not fit.
+        InputError: a shape, a dtype or, on the CPU, an index that does not fit.
+        MissingDependencyError: CUDA tensors without the package that talks to the driver.
     """
     if torch.onnx.is_in_onnx_export():
         if centers is None:
@@ -153,6 +158,12 @@ def _spamp(
     return _forward(features, points, neighbors, weight, centers, with_winner=False)[0]
 
 
+@_spamp.register_kernel("cuda")
+def _(features, points, neighbors, weight, centers=None):
+    _check(features, points, neighbors, weight, centers, torch.float32)
+    return _cuda.spamp_forward(features, points, neighbors, weight, centers, False)[0]
+
+
 @_spamp.register_fake
 def _(features, points, neighbors, weight, centers=None):
     _check(features, points, neighbors, weight, centers, torch.float32)
@@ -169,6 +180,12 @@ def _spamp_training(
 ) -> tuple[Tensor, Tensor]:
     """The output and, for the backward pass, the winner's slot of each."""
     return _forward(features, points, neighbors, weight, centers, with_winner=True)
+
+
+@_spamp_training.register_kernel("cuda")
+def _(features, points, neighbors, weight, centers=None):
+    _check(features, points, neighbors, weight, centers, torch.float32)
+    return _cuda.spamp_forward(features, points, neighbors, weight, centers, True)
 
 
 @_spamp_training.register_fake
@@ -216,6 +233,9 @@ def _spamp_backward(
         weight_gradient.data_ptr(),
     )
     return feature_gradient.to(out.dtype), weight_gradient
+
+
+_spamp_backward.register_kernel("cuda")(_cuda.spamp_backward)
 
 
 @_spamp_backward.register_fake
@@ -267,3 +287,6 @@ def _backward_again(ctx, gradient):
 
 
 _spamp.register_autograd(_backward_again, setup_context=_save_inputs)
+
+for _name in ("spamp", "spamp_training"):
+    _autocast.keep_float32(_name, ("points", "weight"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dela.errors import InputError
-from dela.ops import _native, reference, select
+from dela.ops import _autocast, _cuda, _native, reference, select
 
 
 def spse(
@@ -29,8 +29,12 @@ def spse(
     Returns:
         [N, C] float32. NaN where no neighbor has a finite distance.
 
+    On CUDA tensors the kernels run on torch's current stream; an index outside [0, N) is no error
+    there, because looking at the values would wait for the device: it counts as the point itself.
+
     Raises:
-        InputError: a shape, a dtype or a neighbor index that does not fit.
+        InputError: a shape, a dtype or, on the CPU, a neighbor index that does not fit.
+        MissingDependencyError: CUDA tensors without the package that talks to the driver.
     """
     if torch.onnx.is_in_onnx_export():
         return torch.onnx.ops.symbolic(
@@ -120,6 +124,12 @@ def _spse(
     return _forward(points, neighbors, weight, epsilon, directions, None)
 
 
+@_spse.register_kernel("cuda")
+def _(points, neighbors, weight, epsilon, directions=0):
+    _check(points, neighbors, weight, directions, torch.float32)
+    return _cuda.spse_forward(points, neighbors, weight, epsilon, directions, False)[0]
+
+
 @_spse.register_fake
 def _(points, neighbors, weight, epsilon, directions=0):
     _check(points, neighbors, weight, directions, torch.float32)
@@ -139,6 +149,12 @@ def _spse_training(
     )
     winner = torch.empty(points.shape[0], weight.shape[1], dtype=_native.winner_dtype(neighbors))
     return _forward(points, neighbors, weight, epsilon, directions, winner), winner
+
+
+@_spse_training.register_kernel("cuda")
+def _(points, neighbors, weight, epsilon, directions=0):
+    _check(points, neighbors, weight, directions, torch.float32)
+    return _cuda.spse_forward(points, neighbors, weight, epsilon, directions, True)
 
 
 @_spse_training.register_fake
@@ -178,6 +194,9 @@ def _spse_backward(
         weight_gradient.data_ptr(),
     )
     return weight_gradient
+
+
+_spse_backward.register_kernel("cuda")(_cuda.spse_backward)
 
 
 @_spse_backward.register_fake
@@ -227,3 +246,6 @@ def _backward_again(ctx, gradient):
 
 
 _spse.register_autograd(_backward_again, setup_context=_save_inputs)
+
+for _name in ("spse", "spse_training"):
+    _autocast.keep_float32(_name, ("points", "weight"))
