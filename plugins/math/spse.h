@@ -1,41 +1,48 @@
-// SPSE's algebra per channel, in double: what is done once per call, outside the loop over points.
+// SPSE's algebra per channel: what is done once per channel, outside the loop over points. In double
+// on the CPU, once per call; in float on a GPU, once per thread.
 //
 // With W (3 x 3, row r maps coordinate r to the axes) and centre p, the loop needs
 // |W^T (d - p)|^2 = |R d + b|^2, where W^T = Q R, R is upper triangular and b = -R p:
 // six multiply-adds instead of nine, without the cancellation of the expanded quadratic form.
 #pragma once
 
-#include <cmath>
+#include "math/portable.h"
 
 namespace dela {
 
 // Rows of the factored form: R00 R01 R02 R11 R12 R22 b0 b1 b2.
 constexpr int kFactoredRows = 9;
 
-// `weight` points at row 0 of one channel, rows `stride` floats apart (9 of W, 3 of p).
-static inline void factor_ellipsoid(const float* weight, long stride, double factored[9]) {
-  double column[3][3], r[3][3] = {};  // column[i]: what coordinate i adds along each axis
+// `weight` holds one channel: 9 of W, 3 of p. A column of length 0 or NaN has that length in R and
+// no direction.
+template <class Real>
+DELA_MATH void factor_ellipsoid(const Real weight[12], Real factored[kFactoredRows]) {
+  Real column[3][3], r[3][3];  // column[i]: what coordinate i adds along each axis
   for (int i = 0; i < 3; ++i) {
-    for (int a = 0; a < 3; ++a) column[i][a] = weight[(3 * i + a) * stride];
+    for (int a = 0; a < 3; ++a) column[i][a] = weight[3 * i + a];
   }
   for (int i = 0; i < 3; ++i) {  // modified Gram-Schmidt
-    const double length = std::sqrt(column[i][0] * column[i][0] + column[i][1] * column[i][1] +
-                                    column[i][2] * column[i][2]);
-    r[i][i] = length;
-    if (!(length > 0)) continue;
-    double q[3];
-    for (int a = 0; a < 3; ++a) q[a] = column[i][a] / length;
+    const Real square = column[i][0] * column[i][0] + column[i][1] * column[i][1] +
+                        column[i][2] * column[i][2];
+    const Real inverse = square > 0 ? inverse_root(square) : Real(0);
+    r[i][i] = square > 0 ? square * inverse : square;
+    Real q[3];
+    for (int a = 0; a < 3; ++a) q[a] = column[i][a] * inverse;
     for (int j = i + 1; j < 3; ++j) {
       r[i][j] = q[0] * column[j][0] + q[1] * column[j][1] + q[2] * column[j][2];
       for (int a = 0; a < 3; ++a) column[j][a] -= r[i][j] * q[a];
     }
   }
-  const double p[3] = {weight[9 * stride], weight[10 * stride], weight[11 * stride]};
-  const double upper[6] = {r[0][0], r[0][1], r[0][2], r[1][1], r[1][2], r[2][2]};
-  for (int i = 0; i < 6; ++i) factored[i] = upper[i];
-  factored[6] = -(r[0][0] * p[0] + r[0][1] * p[1] + r[0][2] * p[2]);
-  factored[7] = -(r[1][1] * p[1] + r[1][2] * p[2]);
-  factored[8] = -r[2][2] * p[2];
+  const Real px = weight[9], py = weight[10], pz = weight[11];
+  factored[0] = r[0][0];
+  factored[1] = r[0][1];
+  factored[2] = r[0][2];
+  factored[3] = r[1][1];
+  factored[4] = r[1][2];
+  factored[5] = r[2][2];
+  factored[6] = -(r[0][0] * px + r[0][1] * py + r[0][2] * pz);
+  factored[7] = -(r[1][1] * py + r[1][2] * pz);
+  factored[8] = -r[2][2] * pz;
 }
 
 // The backward pass only sums moments of e = d - p over the winners, with h = gradient / out:
@@ -43,8 +50,9 @@ static inline void factor_ellipsoid(const float* weight, long stride, double fac
 // dW[r][a] = sum_b W[b][a] S[r][b] and dp = -W W^T T.
 constexpr int kMomentRows = 9;
 
-static inline void ellipsoid_gradient(const float* weight, long stride, const double moments[9],
-                                      float* gradient) {
+// `weight` and `gradient` point at row 0 of one channel, rows `stride` floats apart.
+DELA_MATH void ellipsoid_gradient(const float* weight, long stride, const double moments[9],
+                                  float* gradient) {
   const double s[3][3] = {{moments[0], moments[1], moments[2]},
                           {moments[1], moments[3], moments[4]},
                           {moments[2], moments[4], moments[5]}};

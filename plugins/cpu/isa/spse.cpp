@@ -116,8 +116,9 @@ void spse_prepare(const Spse& op, float* prepared) {
       for (int i = 0; i < rows; ++i) column[i * kLanes] = 0.0f;
       continue;
     }
-    double factored[kFactoredRows];
-    factor_ellipsoid(op.weight + c, op.channels, factored);
+    double weight[12], factored[kFactoredRows];
+    for (int i = 0; i < 12; ++i) weight[i] = op.weight[i * op.channels + c];
+    factor_ellipsoid(weight, factored);
     for (int i = 0; i < kFactoredRows; ++i) column[i * kLanes] = static_cast<float>(factored[i]);
     for (int i = 0; i < extra; ++i) {
       column[(kFactoredRows + i) * kLanes] = op.weight[(12 + i) * op.channels + c];
