@@ -11,6 +11,7 @@ import numpy as np
 
 from dela.errors import CheckpointError, ParityError
 from dela.export.example import example_pyramid
+from dela.export.onnx_file import signature
 from dela.metadata import OUTPUT, TOLERANCES, ModelMetadata
 from dela.plugins import native
 from dela.pyramid import Pyramid
@@ -102,23 +103,9 @@ def _check_structure(proto: onnx.ModelProto, path: str) -> ModelMetadata:
     metadata = ModelMetadata.from_properties(
         {entry.key: entry.value for entry in proto.metadata_props}, path
     )
-    inputs = {value.name: (_dtype(value), _shape(value)) for value in proto.graph.input}
-    outputs = {value.name: _shape(value) for value in proto.graph.output}
-    metadata.check_graph(inputs, outputs, path)
+    inputs, outputs = signature(proto)
+    metadata.check_graph(inputs, {name: shape for name, (_, shape) in outputs.items()}, path)
     return metadata
-
-
-def _dtype(value: onnx.ValueInfoProto) -> str:
-    import onnx
-
-    return onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
-
-
-def _shape(value: onnx.ValueInfoProto) -> list[int | str | None]:
-    return [
-        size.dim_value if size.HasField("dim_value") else size.dim_param
-        for size in value.type.tensor_type.shape.dim
-    ]
 
 
 def _torch_logits(model: Network, pyramid: Pyramid) -> np.ndarray:

@@ -1,0 +1,380 @@
+"""A TensorRT engine from an exported file: parsed, configured, built, described, put in place."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+import dela
+from dela.errors import EngineError, InputError, MissingDependencyError
+from dela.export.network import ParsedNetwork, parse_network
+from dela.export.onnx_file import read_onnx
+from dela.export.profiles import default_profile, input_shapes, parse_profile
+from dela.files import atomic_path, check_writable
+from dela.metadata import ModelMetadata
+from dela.plugins.cuda.driver import CudaUnavailable, Device
+from dela.plugins.cuda.kernels import IMAGES, LOWEST_CAPABILITY
+from dela.plugins.tensorrt import bindings, messages
+from dela.sidecar import (
+    COMPATIBILITIES,
+    FLAVOURS,
+    PLUGIN_FORMS,
+    Profile,
+    Sidecar,
+    digest_of,
+    sidecar_path,
+)
+
+_LEVELS = range(6)
+_MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What is asked of an engine.
+
+    Attributes:
+        backend: ``tensorrt``, which builds on the GPU that will run the engine, or
+            ``tensorrt-rtx``, which builds on the CPU.
+        profiles: sizes as :func:`dela.export.profiles.parse_profile` takes them, one text per
+            profile; None for the default.
+        headroom: above the measured shares of coarser stages.
+        plugins: how the operators run: ``python``, ``ahead-of-time`` (``tensorrt`` only) or
+            ``none``: spelled out in standard layers.
+        dtype: refuse a file of another precision; None takes any.
+        compute_capabilities: ``tensorrt-rtx``: of the GPUs to build for; empty: all that it and
+            our kernels know.
+        compatibility: ``tensorrt``: one of :data:`dela.sidecar.COMPATIBILITIES`.
+        tf32: allow float32 products rounded to TF32, which is faster and misses float32 parity.
+        workspace: most scratch memory of a layer, MiB; None leaves it to TensorRT.
+        level: builder optimisation level 0 to 5, quick to thorough; None leaves it to TensorRT.
+        timing_cache: file of measured timings, read when it exists, written after.
+    """
+
+    backend: str = "tensorrt"
+    profiles: Sequence[str] | None = None
+    headroom: float = 1.5
+    plugins: str = "python"
+    dtype: str | None = None
+    compute_capabilities: Sequence[str] = ()
+    compatibility: str = "none"
+    tf32: bool = False
+    workspace: int | None = None
+    level: int | None = None
+    timing_cache: Path | None = None
+
+
+class Progress(Protocol):
+    """Watches a build; phases nest, each takes a known number of steps."""
+
+    def started(self, phase: str, parent: str | None, steps: int) -> None: ...
+    def advanced(self, phase: str, step: int) -> None: ...
+    def finished(self, phase: str) -> None: ...
+
+
+def build_engine(
+    model: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    request: BuildRequest | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Sidecar:
+    """Builds an engine and writes it with its sidecar, both whole or neither.
+
+    Args:
+        model: an exported file.
+        output: the engine to write; its sidecar is named after it.
+        request: what is asked of it.
+        overwrite: whether existing files may be replaced.
+        progress: told about every phase.
+
+    Returns:
+        The sidecar.
+
+    Raises:
+        CheckpointError: ``model`` is not ours.
+        InputError: an option out of range, sizes that do not fit, or a file that cannot be
+            written.
+        MissingDependencyError: TensorRT is not installed, or of an unsupported version.
+        EngineError: no GPU where one is needed, another precision than asked for, a missing plugin
+            layer, or TensorRT gave up; nothing is left behind.
+    """
+    request = request or BuildRequest()
+    output = Path(output)
+    _check_request(request)
+    cache = () if request.timing_cache is None else (request.timing_cache,)
+    for path in (output, sidecar_path(output)):
+        check_writable(path, overwrite, inputs=(model, *cache))
+    proto, metadata = read_onnx(model)
+    if request.dtype is not None and request.dtype != metadata.dtype:
+        raise EngineError(
+            f"{model} is {metadata.dtype}, {request.dtype} is asked for; precision lies in the "
+            f"file: `dela export --dtype {request.dtype}`"
+        )
+    texts = request.profiles or [default_profile(metadata.config)]
+    profiles = tuple(parse_profile(text, metadata, request.headroom) for text in texts)
+
+    trt = _bindings(request.backend)
+    capabilities = _capabilities(trt, request)
+    digest = _register(trt, request.plugins)
+    messages.logger(trt).clear()
+    builder = trt.Builder(messages.logger(trt))
+    properties = {entry.key: entry.value for entry in proto.metadata_props}
+    parsed = parse_network(trt, builder, proto, metadata, request.plugins, str(model))
+    config = _configure(trt, builder, request, capabilities)
+    _add_profiles(trt, builder, config, metadata, profiles)
+    serialized = _build(trt, builder, parsed, config, progress)
+    with atomic_path(output, overwrite) as temporary:
+        temporary.write_bytes(serialized)
+        sidecar = Sidecar(
+            flavour=request.backend,
+            tensorrt_version=trt.__version__,
+            compute_capabilities=capabilities,
+            compatibility=request.compatibility,
+            dtype=metadata.dtype,
+            tf32=request.tf32,
+            plugins=request.plugins,
+            plugin_layers=parsed.plugin_layers,
+            kernels_sha256=digest,
+            profiles=profiles,
+            engine_sha256=digest_of(temporary),
+            properties=properties,
+            dela_version=dela.__version__,
+        )
+        with atomic_path(sidecar_path(output), overwrite) as beside:
+            sidecar.write(beside)
+    if request.timing_cache is not None:
+        _save_timings(config, request.timing_cache)
+    return sidecar
+
+
+def _check_request(request: BuildRequest) -> None:
+    for name, value, choices in (
+        ("backend", request.backend, FLAVOURS),
+        ("plugins", request.plugins, PLUGIN_FORMS),
+        ("hardware compatibility", request.compatibility, COMPATIBILITIES),
+    ):
+        if value not in choices:
+            raise InputError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
+    if request.level is not None and request.level not in _LEVELS:
+        raise InputError(f"level is {request.level}; it runs from 0 (quick) to 5 (thorough)")
+    if request.workspace is not None and request.workspace < 1:
+        raise InputError(f"workspace is {request.workspace} MiB; it must be above 0")
+    if request.backend == "tensorrt-rtx":
+        if request.plugins == "ahead-of-time":
+            raise InputError(
+                "TensorRT for RTX has no plugins ahead of time; build with --plugins python, or "
+                "--plugins none for an engine that needs nothing of dela"
+            )
+        if request.compatibility != "none":
+            raise InputError(
+                "TensorRT for RTX builds for several GPUs by --compute-capability; leave out "
+                "--hardware-compatibility"
+            )
+    elif request.compute_capabilities:
+        raise InputError(
+            "tensorrt builds for the GPU of this machine; leave out --compute-capability, or see "
+            "--hardware-compatibility"
+        )
+
+
+def _bindings(flavour: str) -> ModuleType:
+    try:
+        return bindings.load(flavour)
+    except bindings.TensorRTUnavailable as error:
+        raise MissingDependencyError(str(error)) from error
+
+
+def _capabilities(trt: ModuleType, request: BuildRequest) -> tuple[str, ...]:
+    """Compute capabilities to build for, such as ``("8.9",)``."""
+    if request.backend == "tensorrt":
+        try:
+            major, minor = Device().compute_capability
+        except CudaUnavailable as error:
+            raise EngineError(
+                f"tensorrt builds on a GPU: {error}; `--backend tensorrt-rtx` builds without one"
+            ) from error
+        return (f"{major}.{minor}",)
+    known = known_capabilities(trt)
+    lowest = ".".join(map(str, LOWEST_CAPABILITY))
+    usable = tuple(name for name in known if _number(name) >= LOWEST_CAPABILITY)
+    for name in request.compute_capabilities:
+        if name not in known:
+            raise InputError(
+                f"compute capability {name} is not one of {', '.join(known)}, which TensorRT for "
+                f"RTX {trt.__version__} builds for; other GPUs need --backend tensorrt"
+            )
+        if name not in usable and request.plugins != "none":
+            raise InputError(
+                f"dela's kernels need compute capability {lowest} or newer, not {name}; build "
+                "with --plugins none for older GPUs"
+            )
+    return tuple(dict.fromkeys(request.compute_capabilities)) or usable
+
+
+def known_capabilities(trt: ModuleType) -> tuple[str, ...]:
+    """Compute capabilities that TensorRT for RTX builds for, such as ``8.9``, oldest first."""
+    numbers = [
+        int(name.removeprefix("SM"))
+        for name in trt.ComputeCapability.__members__
+        if name.startswith("SM")
+    ]
+    return tuple(f"{number // 10}.{number % 10}" for number in sorted(numbers))
+
+
+def _number(capability: str) -> tuple[int, int]:
+    major, minor = capability.split(".")
+    return int(major), int(minor)
+
+
+def _register(trt: ModuleType, plugins: str) -> str:
+    """Makes the plugins known to TensorRT; returns the digest of their kernels."""
+    if plugins == "none":
+        return ""
+    if plugins == "python":
+        from dela.plugins.tensorrt import launched
+
+        launched.register(trt)
+    else:
+        from dela.plugins.tensorrt import ahead_of_time
+
+        ahead_of_time.register(trt)
+    return kernels_digest()
+
+
+def kernels_digest() -> str:
+    """SHA-256 over the compiled operator kernels of this package.
+
+    Raises:
+        EngineError: there are none.
+    """
+    images = sorted(IMAGES.glob("operators.*"))
+    if not images:
+        raise EngineError(f"{IMAGES} has no compiled kernels; reinstall dela")
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(image.name.encode() + image.read_bytes())
+    return digest.hexdigest()
+
+
+def _configure(
+    trt: ModuleType, builder: Any, request: BuildRequest, capabilities: tuple[str, ...]
+) -> Any:
+    config = builder.create_builder_config()
+    if request.tf32:
+        config.set_flag(trt.BuilderFlag.TF32)
+    else:
+        config.clear_flag(trt.BuilderFlag.TF32)
+    if request.workspace is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, request.workspace * _MEBIBYTE)
+    if request.level is not None:
+        config.builder_optimization_level = request.level
+    if request.compatibility != "none":
+        config.hardware_compatibility_level = getattr(
+            trt.HardwareCompatibilityLevel, request.compatibility.upper().replace("-", "_")
+        )
+    if request.backend == "tensorrt-rtx":
+        config.num_compute_capabilities = len(capabilities)
+        for index, name in enumerate(capabilities):
+            kind = getattr(trt.ComputeCapability, "SM" + name.replace(".", ""))
+            if not config.set_compute_capability(kind, index):
+                raise EngineError(
+                    f"TensorRT for RTX does not build for compute capability {name}: "
+                    f"{messages.first_error(trt)}"
+                )
+    if request.timing_cache is not None:
+        _load_timings(trt, config, request.timing_cache)
+    return config
+
+
+def _load_timings(trt: ModuleType, config: Any, path: Path) -> None:
+    try:
+        stored = path.read_bytes() if path.exists() else b""
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+    cache = config.create_timing_cache(stored)
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise EngineError(
+            f"{path} is no timing cache of this TensorRT and GPU: {messages.first_error(trt)}; "
+            "name another file"
+        )
+
+
+def _save_timings(config: Any, path: Path) -> None:
+    cache = config.get_timing_cache()
+    if cache is not None:
+        with atomic_path(path, overwrite=True) as temporary:
+            temporary.write_bytes(cache.serialize())
+
+
+def _add_profiles(
+    trt: ModuleType,
+    builder: Any,
+    config: Any,
+    metadata: ModelMetadata,
+    profiles: tuple[Profile, ...],
+) -> None:
+    for profile in profiles:
+        shapes = builder.create_optimization_profile()
+        for name, (smallest, best, largest) in input_shapes(metadata, profile).items():
+            shapes.set_shape(name, smallest, best, largest)
+        if config.add_optimization_profile(shapes) < 0:
+            raise EngineError(f"TensorRT refuses the sizes {profile}: {messages.first_error(trt)}")
+
+
+def _build(
+    trt: ModuleType, builder: Any, parsed: ParsedNetwork, config: Any, progress: Progress | None
+) -> Any:
+    with _interruptible() as interrupted:
+        monitor = _monitor_class(trt)(progress, interrupted)
+        config.progress_monitor = monitor
+        serialized = builder.build_serialized_network(parsed.network, config)
+    if interrupted.is_set():
+        raise KeyboardInterrupt
+    if serialized is None:
+        raise EngineError(f"TensorRT built no engine: {messages.first_error(trt)}")
+    return serialized
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Turns Ctrl-C into an event: an exception cannot pass through TensorRT's own frames."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _monitor_class(trt: ModuleType) -> type[Any]:
+    class Monitor(trt.IProgressMonitor):
+        def __init__(self, progress: Progress | None, interrupted: threading.Event) -> None:
+            super().__init__()
+            self.progress, self.interrupted = progress, interrupted
+
+        def phase_start(self, phase: str, parent: str | None, steps: int) -> None:
+            if self.progress is not None:
+                self.progress.started(phase, parent, steps)
+
+        def step_complete(self, phase: str, step: int) -> bool:
+            if self.progress is not None:
+                self.progress.advanced(phase, step)
+            return not self.interrupted.is_set()
+
+        def phase_finish(self, phase: str) -> None:
+            if self.progress is not None:
+                self.progress.finished(phase)
+
+    return Monitor

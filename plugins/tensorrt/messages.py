@@ -1,0 +1,47 @@
+"""TensorRT's messages, kept for errors in words. One logger per process, as TensorRT has it."""
+
+from __future__ import annotations
+
+import functools
+from types import ModuleType
+from typing import Any
+
+_KEPT = 50
+
+
+@functools.cache
+def logger(trt: ModuleType) -> Any:
+    """The process's logger over these bindings: silent, it keeps the latest errors and warnings.
+
+    Its ``errors`` and ``warnings`` are lists of lines; ``clear()`` empties both. TensorRT keeps to
+    the first logger it is given, so every builder and runtime of this package takes this one.
+    """
+
+    class Logger(trt.ILogger):
+        def __init__(self) -> None:
+            super().__init__()
+            self.errors: list[str] = []
+            self.warnings: list[str] = []
+
+        def clear(self) -> None:
+            self.errors.clear()
+            self.warnings.clear()
+
+        def log(self, severity: Any, message: str) -> None:
+            severities = trt.ILogger.Severity
+            if severity in (severities.ERROR, severities.INTERNAL_ERROR):
+                kept = self.errors
+            elif severity == severities.WARNING:
+                kept = self.warnings
+            else:
+                return
+            kept.append(" ".join(message.split()))
+            del kept[:-_KEPT]
+
+    return Logger()
+
+
+def first_error(trt: ModuleType) -> str:
+    """The first error since the last ``clear()``, or that there was none."""
+    errors = logger(trt).errors
+    return errors[0] if errors else "TensorRT gave no reason"
