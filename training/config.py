@@ -41,11 +41,16 @@ class ScheduleConfig:
         epochs: how many; the cosine schedule ends with the last.
         steps_per_epoch: optimiser steps; 0 means once through the training data.
         batch_size: samples that are packed and computed together, in each process.
+        batch_points: most points (voxels) computed together in each process: samples are packed
+            until so many are there, the last one is cut to what is left; 0 sets no limit.
         accumulate: such batches per optimiser step, one after the other: a step of more samples
             than fit into memory.
         learning_rate: at the top of the schedule (AdamW).
         weight_decay: on matrices; 1-D parameters have none.
         warmup: epochs of linear warm-up.
+        warmup_start: share of ``learning_rate`` from which the warm-up starts.
+        warmup_inside: the cosine spans the warm-up too, as published, rather than begin after it.
+        final_rate: share of ``learning_rate`` at the end.
         label_smoothing: share of the target spread over all classes.
         coordinate_loss, coordinate_loss_decay: weight of the coordinate loss,
             ``coordinate_loss * coordinate_loss_decay ** progress``.
@@ -78,10 +83,14 @@ class ScheduleConfig:
     epochs: int = 100
     steps_per_epoch: int = 0
     batch_size: int = 4
+    batch_points: int = 0
     accumulate: int = 1
     learning_rate: float = 6e-3
     weight_decay: float = 5e-2
     warmup: float = 5.0
+    warmup_start: float = 0.0
+    warmup_inside: bool = False
+    final_rate: float = 0.0
     label_smoothing: float = 0.2
     coordinate_loss: float = 0.25
     coordinate_loss_decay: float = 0.003
@@ -109,6 +118,7 @@ class ScheduleConfig:
             at_least(f"train.{name}", getattr(self, name), 1)
         for name in (
             "steps_per_epoch",
+            "batch_points",
             "weight_decay",
             "warmup",
             "coordinate_loss",
@@ -125,6 +135,8 @@ class ScheduleConfig:
         for name in ("learning_rate", "coordinate_loss_decay", "layer_decay"):
             if not getattr(self, name) > 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be above 0")
+        between("train.warmup_start", self.warmup_start, 0, 1)
+        between("train.final_rate", self.final_rate, 0, 1)
         between("train.label_smoothing", self.label_smoothing, 0, 0.99)
         between("train.layer_decay", self.layer_decay, 0, 1)
         between("train.weight_average", self.weight_average, 0, 0.99999)

@@ -8,6 +8,7 @@ fresh random choice (centre, augmentation, one random point per voxel); evaluati
 from __future__ import annotations
 
 import glob
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,21 +20,26 @@ from dela.cloud import PointCloud
 from dela.config import ModelConfig
 from dela.errors import ConfigError, InputError
 from dela.formats import find_scans, read_cloud
-from dela.geometry import VoxelGrid, voxel_grid
+from dela.geometry import VoxelGrid
 from dela.metrics import IGNORED
-from dela.pyramid import Pyramid, build_pyramid, pack
 from dela.scene import Voxels, scan_grid
 from dela.surroundings import join_clouds, surroundings
 from dela.tiles import context_width
-from dela.training.augment import (
-    Columns,
-    augment_attributes,
-    augment_points,
-    jitter,
-    keep_rows,
-    mix_scenes,
-)
-from dela.training.config import AugmentConfig, DataConfig
+from dela.training.augment_columns import Columns
+from dela.training.augment_config import NOTHING, AugmentConfig
+from dela.training.data_config import DataConfig
+from dela.training.samples import Batch, Sample, Sampler, pack_samples
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Sample",
+    "Scan",
+    "label_scan",
+    "map_labels",
+    "open_dataset",
+    "pack_samples",
+]
 
 SPLITS = ("train", "val", "test")
 # Apart enough that no split's rooms run into the next one's.
@@ -68,29 +74,6 @@ class Scan:
         return Voxels(self.points[kept], self.attributes[kept], self.grid.voxel_of_point)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One cloud for the network.
-
-    Attributes:
-        pyramid: the input; N0 points at stage 0.
-        labels: [N0] int64, -1 where ignored.
-        scan: index of the scan it comes from.
-    """
-
-    pyramid: Pyramid
-    labels: np.ndarray
-    scan: int
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Samples packed into one pyramid, their labels one after the other."""
-
-    pyramid: Pyramid
-    labels: np.ndarray
-
-
 class Dataset:
     """The scans of one split. Picklable; keeps no generator and no state between samples."""
 
@@ -104,7 +87,7 @@ class Dataset:
         self.scans = list(scans)
         self.data = data
         self.model = model
-        self.augmentation = augmentation or AugmentConfig(rotate_z=0, flip=False, scale=(1, 1))
+        self.augmentation = augmentation or NOTHING
         self.columns = Columns.of(model)
         self._voxels = np.array([len(scan.grid.kept) for scan in self.scans])
         self._members = [
@@ -112,10 +95,20 @@ class Dataset:
             for scan in self.scans
         ]
 
-    @property
-    def samples_per_pass(self) -> int:
-        """Training samples that together have as many points as the data has voxels."""
-        return max(1, int(np.ceil(self._voxels.sum() / self.data.points)))
+    def steps_per_epoch(self, batch_size: int) -> int:
+        """Steps of an epoch: ``data.passes`` over every scan, the last unfull batch left out, or
+        samples that together have as many points as the data has voxels."""
+        if self.data.passes:
+            return max(1, len(self.scans) * self.data.passes // batch_size)
+        samples = max(1, math.ceil(self._voxels.sum() / self.data.points))
+        return math.ceil(samples / batch_size)
+
+    def order(self, generator: np.random.Generator) -> np.ndarray | None:
+        """The scan of each sample of an epoch, ``data.passes`` of every scan in random order; None
+        where samples are drawn by place."""
+        if not self.data.passes:
+            return None
+        return generator.permutation(np.repeat(np.arange(len(self.scans)), self.data.passes))
 
     def class_counts(self) -> np.ndarray:
         """[classes] int64: voxels of each class in the split; ignored ones count nowhere."""
@@ -123,59 +116,43 @@ class Dataset:
             [sum(len(rows[c]) for rows in self._members) for c in range(self.model.num_classes)]
         )
 
-    def sample(self, generator: np.random.Generator, threads: int | None = None) -> Sample:
-        """A training sample: a random crop, augmented.
+    def sample(
+        self,
+        generator: np.random.Generator,
+        threads: int | None = None,
+        scan: int | None = None,
+        progress: float = 0.0,
+        most: int | None = None,
+    ) -> Sample:
+        """A training sample: a random crop of a scan or an object, augmented.
 
         Args:
             generator: all of its randomness.
             threads: native threads; None for all. Changes only the speed.
+            scan: index of the scan; None draws one.
+            progress: share of the training that is over, for changes that grow or fade with it.
+            most: points of the sample, where ``data.points`` is more.
         """
-        mixed = self.augmentation.mix > 0 and generator.random() < self.augmentation.mix
-        count = self.data.points // 2 if mixed else self.data.points
-        points, attributes, labels, index = self._crop(count, generator, threads)
+        sampler = Sampler(self.model, self.columns, self.augmentation, threads)
+        mixed = generator.random() < self.augmentation.mix_at(progress)
+        if self.model.task == "classification":
+            index = int(generator.integers(len(self.scans))) if scan is None else scan
+            other = self.scans[generator.integers(len(self.scans))] if mixed else None
+            return sampler.object_sample(self.scans[index], other, index, generator)
+        count = self.data.points if most is None else min(most, self.data.points)
+        index, row = self._centre(generator, scan)
+        piece = sampler.piece(self.scans[index], row, count, generator)
         if mixed:
-            more = self._crop(count, generator, threads)
-            points = mix_scenes(points, more[0])
-            attributes, labels = (
-                np.concatenate(pair) for pair in ((attributes, more[1]), (labels, more[2]))
-            )
-            grid = voxel_grid(points, self.model.grid[0], None, _seed(generator), threads)
-            points, attributes, labels = (a[grid.kept] for a in (points, attributes, labels))
-        pyramid = build_pyramid(
-            points, attributes, self.model, _seed(generator), pick=None, threads=threads
-        )
-        return Sample(pyramid, labels, index)
+            second = None if scan is None else int(generator.integers(len(self.scans)))
+            second, row = self._centre(generator, second)
+            other_piece = sampler.piece(self.scans[second], row, count, generator)
+            piece = sampler.mixed(piece, other_piece, count, generator)
+        return sampler.scene_sample(piece, self.data.points, index, generator)
 
-    def _crop(
-        self, count: int, generator: np.random.Generator, threads: int | None
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-        """Points, attributes and labels of at most ``count`` voxels about a random centre of a
-        scan, augmented, and the scan's index."""
-        index, centre_row = self._centre(generator)
-        scan = self.scans[index]
-        voxels = scan.points[scan.grid.kept]
-        centre = voxels[centre_row]
-        # Enlarging spreads the crop over more voxels; the surplus is cut after augmentation.
-        wanted = int(count * 1.2 / min(1.0, self.augmentation.scale[0]) ** 2)
-        rows = _members_of(scan, _nearest_rows(voxels, centre, wanted))
-        if self.augmentation.drop_points:
-            rows = rows[keep_rows(len(rows), self.augmentation.drop_points, generator)]
-        points, linear, growth = augment_points(
-            scan.points[rows] - centre, self.augmentation, generator
-        )
-        kept = voxel_grid(points, self.model.grid[0], None, _seed(generator), threads).kept
-        if len(kept) > count:
-            kept = kept[_nearest_rows(points[kept], np.zeros(3, np.float32), count)]
-        points = points[kept]
-        if self.augmentation.jitter:
-            points = jitter(points, self.augmentation.jitter, generator)
-        attributes = augment_attributes(
-            scan.attributes[rows[kept]], self.columns, self.augmentation, generator, linear, growth
-        )
-        return points, attributes, scan.labels[rows[kept]].astype(np.int64), index
-
-    def _centre(self, generator: np.random.Generator) -> tuple[int, int]:
-        """Scan and voxel row of a random centre."""
+    def _centre(self, generator: np.random.Generator, scan: int | None) -> tuple[int, int]:
+        """Scan and voxel row of a random centre, of one scan when it is given."""
+        if scan is not None:
+            return scan, int(generator.integers(self._voxels[scan]))
         if generator.random() < self.data.balance:
             counts = np.array([[len(rows) for rows in scan] for scan in self._members])
             label = generator.choice(np.flatnonzero(counts.sum(0)))
@@ -367,14 +344,6 @@ def map_labels(values: np.ndarray, data: DataConfig) -> np.ndarray:
     return np.array([index_of[code] for code in codes.tolist()], np.int16)[inverse.reshape(-1)]
 
 
-def pack_samples(samples: Sequence[Sample]) -> Batch:
-    """Samples as one batch."""
-    return Batch(
-        pack([sample.pyramid for sample in samples]),
-        np.concatenate([sample.labels for sample in samples]),
-    )
-
-
 def _label_column(cloud: PointCloud, data: DataConfig) -> np.ndarray:
     name = "classification" if data.kind == "rooms" else data.label
     if name not in cloud.columns:
@@ -407,22 +376,3 @@ def _room(seed: int, points: int) -> Callable[[], PointCloud]:
     from dela.training.rooms import generate_room
 
     return lambda: generate_room(seed, points=points)
-
-
-def _seed(generator: np.random.Generator) -> int:
-    return int(generator.integers(2**31))
-
-
-def _nearest_rows(points: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
-    """Ascending rows of the ``count`` points nearest a place."""
-    if count >= len(points):
-        return np.arange(len(points))
-    distance = np.square(points - centre).sum(1)
-    return np.sort(np.argpartition(distance, count - 1)[:count])
-
-
-def _members_of(scan: Scan, voxels: np.ndarray) -> np.ndarray:
-    """Ascending rows of the points in these voxels."""
-    chosen = np.zeros(len(scan.grid.kept), bool)
-    chosen[voxels] = True
-    return np.flatnonzero(chosen[scan.grid.voxel_of_point])

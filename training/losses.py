@@ -17,11 +17,14 @@ def cross_entropy(
 
     Args:
         logits: [N, C], any floating dtype; computed in float32.
-        labels: [N] int64; -1 rows count for nothing.
+        labels: [N] int64; -1 rows count for nothing. Or [N, C] float32 shares of the classes,
+            which add up to 1 in every row.
         smoothing: share of the target spread evenly over all classes.
         weight: [C] class weights; the mean is weighted by the true class's weight.
     """
     logits = logits.float()
+    if labels.is_floating_point():
+        return torch.nn.functional.cross_entropy(logits, labels, weight, label_smoothing=smoothing)
     if not bool((labels != IGNORED).any()):
         return logits.sum() * 0.0
     return torch.nn.functional.cross_entropy(

@@ -6,17 +6,26 @@ import math
 
 
 def learning_rate(
-    step: int, total_steps: int, warmup_steps: int, peak: float, final: float = 0.0
+    step: int,
+    total_steps: int,
+    warmup_steps: int,
+    peak: float,
+    final: float = 0.0,
+    start: float = 0.0,
+    warmup_inside: bool = False,
 ) -> float:
-    """Linear warm-up from 0 to ``peak``, then half a cosine down to ``final``.
+    """Linear warm-up from ``start`` to ``peak``, then half a cosine down to ``final``.
 
     Args:
         step: the step about to be taken, 0 .. total_steps - 1. Step 0 of a warm-up already moves
-            (``peak / warmup_steps``); the last warm-up step reaches ``peak``.
+            (one step above ``start``); the last warm-up step reaches ``peak``.
+        warmup_inside: the cosine spans the warm-up too and is joined where it stands after it, a
+            little below ``peak`` (the published schedule); otherwise it begins after it.
     """
     if step < warmup_steps:
-        return peak * (step + 1) / warmup_steps
-    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+        return start + (peak - start) * (step + 1) / warmup_steps
+    skipped = 0 if warmup_inside else warmup_steps
+    progress = (step - skipped) / max(1, total_steps - skipped)
     return final + (peak - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 

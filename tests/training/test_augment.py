@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from dela.config import PRESETS, AttributeInfo
 from dela.training import augment as a
-from dela.training.config import AugmentConfig
+from dela.training import augment_columns as columns_of
+from dela.training.augment_columns import Columns
+from dela.training.augment_config import NOTHING, AugmentConfig
 
-STILL = AugmentConfig(rotate_z=0, flip=False, scale=(1, 1))
-SCANNET = a.Columns.of(PRESETS["scannet"])
+SCANNET = Columns.of(PRESETS["scannet"])
 seeds = st.integers(0, 2**31)
 
 
@@ -31,85 +32,84 @@ def distances(points: np.ndarray) -> np.ndarray:
     return np.linalg.norm(points[1:].astype(float) - points[:-1], axis=1)
 
 
-@given(seeds)
-def test_rotation_and_flip_keep_distances_and_heights(seed):
-    rng = np.random.default_rng(seed)
-    points, _ = cloud()
-    moved, linear, growth = a.augment_points(
-        points, dataclasses.replace(STILL, rotate_z=180, flip=True), rng
+def height_columns(scale: float, offset: float) -> Columns:
+    return Columns.of(
+        dataclasses.replace(
+            PRESETS["s3dis"], attributes=(AttributeInfo("height", scale, offset),), directions=()
+        )
     )
+
+
+@given(seeds, st.sampled_from("xyz"))
+def test_rotation_and_flip_keep_distances_and_heights(seed, up):
+    points, _ = cloud()
+    config = dataclasses.replace(NOTHING, rotate_z=180, flip=True, up=up)
+    moved, motion = a.move_points(points, config, np.random.default_rng(seed))
     assert np.allclose(distances(moved), distances(points), atol=1e-4)
-    assert np.allclose(moved[:, 2], points[:, 2], atol=1e-5)
-    assert growth == 1
-    assert abs(abs(np.linalg.det(linear)) - 1) < 1e-9
-
-
-@given(seeds, st.floats(0.1, 30))
-def test_tilt_is_a_rotation_of_at_most_that_many_degrees(seed, degrees):
-    turn = a.random_rotation(0, degrees, np.random.default_rng(seed))
-    assert np.allclose(turn @ turn.T, np.eye(3), atol=1e-9)
-    assert np.linalg.det(turn) > 0
-    assert np.degrees(np.arccos(np.clip(turn[2, 2], -1, 1))) <= degrees + 1e-6
+    axis = "xyz".index(up)
+    assert np.allclose(moved[:, axis], points[:, axis], atol=1e-5)
+    assert motion.growth == 1
+    assert motion.lift is None
+    assert abs(abs(np.linalg.det(motion.linear)) - 1) < 1e-9
 
 
 @given(seeds)
 def test_one_scale_for_all_axes_multiplies_every_distance_alike(seed):
     points, _ = cloud()
-    config = dataclasses.replace(STILL, scale=(0.5, 2.0))
-    moved, _, growth = a.augment_points(points, config, np.random.default_rng(seed))
+    config = dataclasses.replace(NOTHING, scale=(0.5, 2.0))
+    moved, motion = a.move_points(points, config, np.random.default_rng(seed))
     ratio = distances(moved) / distances(points)
-    assert 0.5 <= growth <= 2
-    assert np.allclose(ratio, growth, rtol=1e-4)
-
-
-def test_scale_per_axis_differs_between_axes():
-    factors = a.random_scale((0.5, 2.0), True, np.random.default_rng(0))
-    assert len(set(factors)) == 3
-    assert ((factors >= 0.5) & (factors <= 2)).all()
-
-
-def test_jitter_is_clipped_at_three_standard_deviations():
-    points = np.zeros((20_000, 3), np.float32)
-    moved = a.jitter(points, 0.01, np.random.default_rng(0))
-    assert np.abs(moved).max() <= 0.03 + 1e-7
-    assert abs(moved.std() - 0.01) < 5e-4
+    assert 0.5 <= motion.growth <= 2
+    assert np.allclose(ratio, motion.growth, rtol=1e-4)
 
 
 @given(seeds)
-def test_normals_stay_perpendicular_to_their_surface_under_any_map(seed):
-    rng = np.random.default_rng(seed)
-    normal = rng.standard_normal(3)
-    normal /= np.linalg.norm(normal)
-    along = np.linalg.svd(normal[None])[2][1:]
-    linear = np.diag(rng.uniform(0.5, 2, 3)) @ a.random_rotation(180, 20, rng)
-    turned = a.transform_directions(normal[None].astype(np.float32), linear)[0]
-    assert abs(np.linalg.norm(turned) - 1) < 1e-5
-    assert np.abs((along @ linear.T) @ turned).max() < 1e-4
+def test_an_object_is_stretched_along_its_own_axes_before_it_is_turned(seed):
+    config = dataclasses.replace(NOTHING, scale=(0.5, 2.0), scale_axes=True, rotate_all=True)
+    moved, motion = a.move_points(np.eye(3, dtype=np.float32), config, np.random.default_rng(seed))
+    lengths = np.linalg.norm(moved, axis=1)
+    assert ((lengths >= 0.5 - 1e-6) & (lengths <= 2 + 1e-6)).all()
+    assert lengths[2] == pytest.approx(motion.growth, rel=1e-5)
+    # Its axes stay at right angles: turned before it were stretched, they would not.
+    assert np.allclose(moved @ moved.T, np.diag(lengths**2), atol=1e-5)
 
 
-def test_missing_normals_stay_zero():
-    assert not a.transform_directions(np.zeros((3, 3), np.float32), np.eye(3) * 2).any()
+def test_heights_follow_what_elastic_distortion_does_to_z():
+    points, attributes = cloud(n=500)
+    config = dataclasses.replace(NOTHING, elastic=((0.5, 0.4),), elastic_share=1.0)
+    moved, motion = a.move_points(points, config, np.random.default_rng(0))
+    assert not np.allclose(moved, points, atol=0.01)
+    np.testing.assert_allclose(motion.lift, moved[:, 2] - points[:, 2], atol=1e-6)
+    some = np.arange(0, 500, 3)
+    changed = a.move_attributes(attributes[some], SCANNET, motion.select(some))
+    raw = 2.6 * (changed[:, 3] - attributes[some, 3])
+    np.testing.assert_allclose(raw, (moved - points)[some, 2], atol=1e-5)
+
+
+def test_elastic_distortion_reaches_its_share_of_the_samples():
+    points, _ = cloud(n=20)
+    config = dataclasses.replace(NOTHING, elastic=((1.0, 0.4),), elastic_share=0.5)
+    rng = np.random.default_rng(0)
+    moved = [a.move_points(points, config, rng)[1].lift is not None for _ in range(200)]
+    assert 70 < sum(moved) < 130
 
 
 def test_heights_grow_with_z_in_raw_units():
-    config = dataclasses.replace(
-        PRESETS["s3dis"], attributes=(AttributeInfo("height", 2.0, 1.0),), directions=()
-    )
-    columns = a.Columns.of(config)
+    columns = height_columns(2.0, 1.0)
     raw = np.array([[0.0], [1.0], [3.0]], np.float32)
     scaled = (raw - 1) / 2
-    grown = a.scale_height(scaled, columns, 1.5)
+    grown = columns_of.scale_height(scaled, columns, 1.5)
     assert np.allclose(grown * 2 + 1, raw * 1.5)
-    assert np.allclose(a.shift_height(scaled, columns, 0.5) * 2 + 1, raw + 0.5)
+    assert np.allclose(columns_of.shift_height(scaled, columns, 0.5) * 2 + 1, raw + 0.5)
 
 
 def test_intensity_is_multiplied_in_raw_units():
     config = dataclasses.replace(
         PRESETS["s3dis"], attributes=(AttributeInfo("intensity", 100.0, 50.0),)
     )
-    columns = a.Columns.of(config)
+    columns = Columns.of(config)
     scaled = np.array([[0.5], [2.0]], np.float32)
-    assert np.allclose(a.scale_intensity(scaled, columns, 2) * 100 + 50, [[200], [500]])
+    assert np.allclose(columns_of.scale_intensity(scaled, columns, 2) * 100 + 50, [[200], [500]])
 
 
 @pytest.mark.parametrize(
@@ -119,8 +119,8 @@ def test_intensity_is_multiplied_in_raw_units():
 def test_color_changes_touch_color_alone_and_stay_in_range(change):
     _, attributes = cloud()
     before = attributes.copy()
-    changed = a.change_color(
-        attributes, SCANNET, dataclasses.replace(STILL, **change), np.random.default_rng(3)
+    changed = columns_of.change_color(
+        attributes, SCANNET, dataclasses.replace(NOTHING, **change), np.random.default_rng(3)
     )
     assert np.array_equal(attributes, before)
     assert np.array_equal(changed[:, 3:], attributes[:, 3:])
@@ -130,22 +130,73 @@ def test_color_changes_touch_color_alone_and_stay_in_range(change):
     assert (change != {"color_drop": 1.0}) or not changed[:, :3].any()
 
 
+def test_contrast_blends_with_the_colours_stretched_to_the_full_range():
+    _, attributes = cloud()
+    attributes[:, :3] = 0.3 + 0.2 * attributes[:, :3]
+    config = dataclasses.replace(NOTHING, color_contrast=1.0)
+    changed = columns_of.change_color(attributes, SCANNET, config, np.random.default_rng(1))
+    color = attributes[:, :3] * 250 / 255
+    full = (color - color.min(0)) / np.ptp(color, axis=0)
+    # One blend for all points and channels, between none and all of it.
+    blend = (changed[:, :3] * 250 / 255 - color) / (full - color)
+    assert 0 < np.median(blend) < 1
+    assert np.allclose(blend[np.abs(full - color) > 0.05], np.median(blend), atol=1e-3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_normals_are_dropped_whole_and_as_often_as_asked(share):
+    _, attributes = cloud(n=10)
+    config = dataclasses.replace(NOTHING, normal_drop=share)
+    rng = np.random.default_rng(0)
+    without = 0
+    for _ in range(200):
+        changed = a.change_attributes(attributes, SCANNET, config, rng)
+        assert np.allclose(changed[:, :4], attributes[:, :4], atol=1e-6)
+        kept = changed[:, 4:].any(axis=1)
+        assert kept.all() or not kept.any()
+        without += not kept.any()
+    assert abs(without / 200 - share) < 0.08
+
+
 def test_nothing_switched_on_changes_nothing():
     points, attributes = cloud()
     rng = np.random.default_rng(0)
-    moved, linear, growth = a.augment_points(points, STILL, rng)
-    changed = a.augment_attributes(attributes, SCANNET, STILL, rng, linear, growth)
+    moved, motion = a.move_points(points, NOTHING, rng)
+    changed = a.move_attributes(attributes, SCANNET, motion)
+    changed = a.change_attributes(changed, SCANNET, NOTHING, rng)
     assert np.allclose(moved, points)
     assert np.allclose(changed, attributes, atol=1e-6)
     assert moved.dtype == changed.dtype == np.float32
 
 
-@given(seeds, st.floats(0, 0.95), st.integers(1, 300))
-def test_left_out_points_are_at_most_about_the_share_and_never_all(seed, drop, count):
-    rows = a.keep_rows(count, drop, np.random.default_rng(seed))
-    assert len(rows) >= 1
-    assert (np.diff(rows) > 0).all()
-    assert rows[-1] < count
+EVERYTHING = AugmentConfig(
+    tilt=10,
+    scale_axes=True,
+    elastic=((0.5, 0.4), (1.5, 0.8)),
+    color_drop=0.3,
+    color_contrast=0.5,
+    color_jitter=0.1,
+    color_shift=0.1,
+    height_shift=0.2,
+    normal_drop=0.3,
+)
+
+
+@given(seeds)
+def test_a_seed_gives_the_same_sample_and_the_given_arrays_stay(seed):
+    def changed() -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        moved, motion = a.move_points(points, EVERYTHING, rng)
+        with_place = a.move_attributes(attributes, SCANNET, motion)
+        return moved, a.change_attributes(with_place, SCANNET, EVERYTHING, rng)
+
+    points, attributes = cloud()
+    before = points.copy(), attributes.copy()
+    first, second = changed(), changed()
+    assert all(np.array_equal(*pair) for pair in zip(first, second, strict=True))
+    assert all(np.isfinite(array).all() and array.dtype == np.float32 for array in first)
+    assert np.array_equal(points, before[0])
+    assert np.array_equal(attributes, before[1])
 
 
 def test_columns_are_found_by_name():
@@ -155,13 +206,7 @@ def test_columns_are_found_by_name():
     assert SCANNET.intensity == ()
 
 
-@given(seeds, st.floats(-50, 50))
-def test_mixed_scenes_share_their_ground(seed, lift):
-    first, _ = cloud(seed)
-    second, _ = cloud(seed + 1, 300)
-    mixed = a.mix_scenes(first, second + np.array([0, 0, lift], np.float32))
-    assert mixed.dtype == np.float32
-    np.testing.assert_array_equal(mixed[:200], first)
-    np.testing.assert_allclose(mixed[200:, :2], second[:, :2])
-    ground = [np.percentile(part[:, 2], 2) for part in (mixed[:200], mixed[200:])]
-    assert ground[0] == pytest.approx(ground[1], abs=1e-4)
+def test_the_share_of_mixed_samples_goes_evenly_to_its_end():
+    config = AugmentConfig(mix=0.5, mix_end=0.0)
+    assert [config.mix_at(t) for t in (0, 0.25, 1)] == [0.5, 0.375, 0.0]
+    assert AugmentConfig(mix=0.5).mix_at(0.7) == 0.5

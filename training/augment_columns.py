@@ -1,0 +1,109 @@
+"""Random changes to the network's input columns: colour, heights, intensity.
+
+Attributes [N, F] float32 are already scaled (``(raw - offset) / scale``), so each function is told
+which columns are what (:class:`Columns`); nothing is changed in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dela.config import AttributeInfo, ModelConfig
+from dela.training.augment_config import AugmentConfig
+
+COLOR_NAMES = ("red", "green", "blue")
+HEIGHT_NAMES = ("height", "height_above_ground")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where the attributes that augmentation touches stand in the [N, F] array."""
+
+    infos: tuple[AttributeInfo, ...]
+    color: tuple[int, ...]
+    height: tuple[int, ...]
+    intensity: tuple[int, ...]
+    directions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, config: ModelConfig) -> Columns:
+        infos = config.input_columns
+        names = [info.name for info in infos]
+        return cls(
+            infos,
+            tuple(names.index(name) for name in COLOR_NAMES if name in names),
+            tuple(names.index(name) for name in HEIGHT_NAMES if name in names),
+            tuple(names.index(name) for name in ("intensity",) if name in names),
+            config.vector_columns,
+        )
+
+
+def change_color(
+    attributes: np.ndarray,
+    columns: Columns,
+    config: AugmentConfig,
+    generator: np.random.Generator,
+) -> np.ndarray:
+    """Contrast, shift, noise and drop of the colour columns, in that order."""
+    rows = list(columns.color)
+    if not rows:
+        return attributes
+    scale = np.array([columns.infos[i].scale for i in rows], np.float32)
+    offset = np.array([columns.infos[i].offset for i in rows], np.float32)
+    color = (attributes[:, rows] * scale + offset) / 255
+    if generator.random() < config.color_contrast:
+        low, high = color.min(0), color.max(0)
+        stretched = (color - low) / np.maximum(high - low, 1e-3)
+        blend = np.float32(generator.random())
+        color = blend * stretched + (1 - blend) * color
+    if config.color_shift:
+        shift = generator.uniform(-config.color_shift, config.color_shift, len(rows))
+        color = color + shift.astype(np.float32)
+    if config.color_jitter:
+        noise = generator.standard_normal(color.shape, np.float32)
+        color = color + np.float32(config.color_jitter) * noise
+    color = color.clip(0, 1)
+    if generator.random() < config.color_drop:
+        color = np.zeros_like(color)
+    changed = attributes.copy()
+    changed[:, rows] = (color * 255 - offset) / scale
+    return changed
+
+
+def scale_height(attributes: np.ndarray, columns: Columns, factor: float) -> np.ndarray:
+    """Height columns as if z had been multiplied by ``factor``."""
+    changed = attributes.copy()
+    for column in columns.height:
+        info = columns.infos[column]
+        raw = attributes[:, column] * np.float32(info.scale) + np.float32(info.offset)
+        changed[:, column] = (raw * np.float32(factor) - np.float32(info.offset)) / info.scale
+    return changed
+
+
+def shift_height(
+    attributes: np.ndarray, columns: Columns, metres: float | np.ndarray
+) -> np.ndarray:
+    """Height columns with some metres added, everywhere the same or [N] a point's own."""
+    changed = attributes.copy()
+    for column in columns.height:
+        changed[:, column] += np.asarray(metres / columns.infos[column].scale, np.float32)
+    return changed
+
+
+def scale_intensity(attributes: np.ndarray, columns: Columns, factor: float) -> np.ndarray:
+    """The intensity column as if the sensor answered ``factor`` times as strongly."""
+    changed = attributes.copy()
+    for column in columns.intensity:
+        info = columns.infos[column]
+        raw = attributes[:, column] * np.float32(info.scale) + np.float32(info.offset)
+        changed[:, column] = (raw * np.float32(factor) - np.float32(info.offset)) / info.scale
+    return changed
+
+
+def drop_normals(attributes: np.ndarray, columns: Columns) -> np.ndarray:
+    """The direction columns all zero, as of a scan without normals."""
+    changed = attributes.copy()
+    changed[:, list(columns.directions)] = 0
+    return changed
