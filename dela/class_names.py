@@ -1,4 +1,5 @@
-"""Class names of the public datasets, in the order of their labels 0, 1, 2 ..."""
+"""Class names of the public datasets, in the order of their labels 0, 1, 2 .., and what their own
+files write for each."""
 
 from __future__ import annotations
 
@@ -44,4 +45,10 @@ CLASS_NAMES: dict[str, tuple[str, ...]] = {
         for part in range(1, parts + 1)
     ),
     "semantickitti": tuple(SEMANTICKITTI_CLASSES.split()),
+}
+
+# Label values of the datasets' own files and benchmarks, where they are not 0, 1, 2 ...
+CLASS_CODES: dict[str, tuple[int, ...]] = {
+    "scannet": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 24, 28, 33, 34, 36, 39),
+    "semantickitti": (10, 11, 15, 18, 20, 30, 31, 32, 40, 44, 48, 49, 50, 51, 70, 71, 72, 80, 81),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dela.class_names import CLASS_NAMES
+from dela.class_names import CLASS_CODES, CLASS_NAMES
 from dela.errors import ConfigError
 from dela.training.sections import at_least, between
 
@@ -120,7 +120,8 @@ class DataConfig:
 
 
 def named_classes(name: str) -> list[dict[str, object]]:
-    """``data.classes`` of a public dataset, as if written out: label 0, 1, 2 ... in order.
+    """``data.classes`` of a public dataset, as if written out: label 0, 1, 2 ... in order, and
+    predictions in the dataset's own codes.
 
     Raises:
         ConfigError: no dataset of this name.
@@ -129,4 +130,9 @@ def named_classes(name: str) -> list[dict[str, object]]:
         raise ConfigError(
             f"data.classes is {name!r}; give [[data.classes]] or one of {', '.join(CLASS_NAMES)}"
         )
-    return [{"name": text, "codes": [code]} for code, text in enumerate(CLASS_NAMES[name])]
+    names = CLASS_NAMES[name]
+    written = CLASS_CODES.get(name, range(len(names)))
+    return [
+        {"name": text, "codes": [label], "code": code}
+        for label, (text, code) in enumerate(zip(names, written, strict=True))
+    ]
