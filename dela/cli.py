@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("dela.training.commands:train", "Train a network from a TOML configuration."),
     "eval": ("dela.training.commands:evaluate", "Score a checkpoint on a labelled split."),
     "export": ("dela.export.commands:export", "Write a checkpoint as one portable ONNX file."),
+    "build": ("dela.export.build_commands:build", "Build a TensorRT engine from an exported file."),
     "predict": ("dela.runtime.predict:predict", "Label scans: files or folders of them."),
     "verify": (
         "dela.runtime.commands:verify",
