@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -51,7 +51,9 @@ class WeightAverage(Generic[Model]):
 
 
 @torch.no_grad()
-def measure_batch_norms(model: nn.Module, inputs: Iterable[Any]) -> None:
+def measure_batch_norms(
+    model: nn.Module, inputs: Iterable[Any], frozen: Collection[str] = ()
+) -> None:
     """Replace the batch norms' running statistics by their mean over these inputs.
 
     Averaged weights never saw a batch of their own, and a small momentum lags behind in a short
@@ -59,8 +61,13 @@ def measure_batch_norms(model: nn.Module, inputs: Iterable[Any]) -> None:
 
     Args:
         inputs: what the model's forward takes, at least one.
+        frozen: names of modules that keep the statistics they have.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm1d)]
+    norms = [
+        module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm1d) and name not in frozen
+    ]
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:

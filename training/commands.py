@@ -112,7 +112,7 @@ def evaluate(
     from dela.training import evaluate as scoring
     from dela.training.config import TrainConfig, load_config, model_classes
     from dela.training.datasets import open_dataset
-    from dela.training.loop import usable_device
+    from dela.training.devices import usable_device
 
     torch_device = usable_device(device)
     loaded = load_checkpoint(checkpoint)

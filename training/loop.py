@@ -12,39 +12,49 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import nn
 
 import dela
-from dela.checkpoint import load_checkpoint, save_checkpoint
-from dela.errors import CheckpointError, ConfigError, DelaError, InputError
+from dela.checkpoint import save_checkpoint
+from dela.errors import DelaError
 from dela.metrics import Confusion
 from dela.network import create_model, measure_neighbor_distances
 from dela.pyramid import Pyramid, pack
 from dela.training.average import WeightAverage, measure_batch_norms
+from dela.training.batches import BatchMaker
 from dela.training.config import TrainConfig
-from dela.training.datasets import Batch, Dataset, open_dataset, pack_samples
+from dela.training.datasets import Batch, Dataset, open_dataset
+from dela.training.devices import computes_in_bf16, memory_in_words, peak_memory
+from dela.training.distributed import Group, gradients_kept_local, join_group
 from dela.training.evaluate import evaluate, network_forward
-from dela.training.losses import class_weights, cross_entropy, lovasz_softmax
-from dela.training.prefetch import prefetch
+from dela.training.events import EventLog
+from dela.training.finetune import freeze_parts, parameter_groups, take_weights
+from dela.training.losses import (
+    class_weights,
+    cross_entropy,
+    gradient_norm,
+    label_weight,
+    lovasz_softmax,
+)
+from dela.training.prefetch import on_device, pinned, prefetch
 from dela.training.progress import TrainingProgress
+from dela.training.report import class_names, epoch_line, log_row, measure, opening_line, scores
+from dela.training.resume import stage_ratios, state_to_resume
 from dela.training.run_folder import RunFolder
 from dela.training.schedule import coordinate_weight, learning_rate
 from dela.training.state import (
     MEASURE,
-    SAMPLE,
+    Interruption,
     Totals,
     TrainingState,
-    finish_before_interrupt,
     generator,
     seed_torch,
 )
+from dela.training.summary import write_summary
+from dela.training.synced_norm import synchronise_norms
 
 # Samples on which neighbour distances and the sizes of coarser stages are measured.
 MEASURED_SAMPLES = 16
-# What may differ between a run and its continuation: it changes no number.
-FREE_ON_RESUME = {("data", "root"), ("train", "workers")}
 
 
 @dataclass(frozen=True)
@@ -57,7 +67,7 @@ class TrainResult:
 
 
 class TrainingInterrupted(KeyboardInterrupt):
-    """Ctrl-C, after the run was saved; the message says how to go on."""
+    """Ctrl-C or SIGTERM, after the run was saved; the message says how to go on."""
 
 
 def train(
@@ -73,113 +83,226 @@ def train(
 ) -> TrainResult:
     """Train a network and leave it in a run folder.
 
-    Every random choice is drawn from (seed, step), so a run that was interrupted and resumed ends
-    with the same weights as one that was not.
+    Every random choice is drawn from (seed, step), so a run that was interrupted or killed and
+    resumed ends with the same weights as one that was not. Started by ``torchrun``, each process
+    takes its share of every step, see :mod:`dela.training.distributed`.
 
     Args:
         run_dir: made when missing; see :class:`~dela.training.run_folder.RunFolder`.
         resume: go on from ``last.pt`` in ``run_dir``; the configuration must be the same.
         overwrite: replace a run that is there.
         seed: instead of ``config.train.seed``.
-        device: torch device.
-        log: receives one line per event.
+        device: torch device; ``cuda`` gives each process its own GPU.
+        log: receives one line per event, in the first process.
         after_step: called with the number of steps taken and the loss after each step.
 
     Raises:
-        InputError: a run is there already, nothing to resume, or data that cannot be read.
+        InputError: a run is there already or going on, nothing to resume, or data that cannot be
+            read.
         ConfigError: the configuration differs from the resumed run's.
-        DelaError: the loss is not finite.
-        TrainingInterrupted: Ctrl-C; ``last.pt`` holds the state.
+        DelaError: the loss or its gradient is not finite, or out of memory.
+        TrainingInterrupted: Ctrl-C or SIGTERM; ``last.pt`` holds the state.
     """
     if seed is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
-    schedule = config.train
-    torch_device = usable_device(device)
     folder = RunFolder(run_dir)
-    saved = _resumable(folder, config) if resume else None
-    if saved is None and not overwrite:
+    with join_group(device) as group, Interruption(agreed=group.size > 1) as interruption:
+        log = log if group.leads else _silent
+        if not group.leads:
+            return _train(config, folder, group, interruption, resume, overwrite, log, after_step)
+        with folder.claimed():
+            return _train(config, folder, group, interruption, resume, overwrite, log, after_step)
+
+
+def _train(
+    config: TrainConfig,
+    folder: RunFolder,
+    group: Group,
+    interruption: Interruption,
+    resume: bool,
+    overwrite: bool,
+    log: Callable[[str], None],
+    after_step: Callable[[int, float], None] | None,
+) -> TrainResult:
+    schedule = config.train
+    saved = state_to_resume(folder, config) if resume else None
+    if group.leads and not resume and not overwrite:
         folder.refuse_existing()
+    group.wait()
 
     training = open_dataset(config.data, config.model, "train", config.augment)
-    validation = open_dataset(config.data, config.model, "val") if _has_split(config) else None
-    steps_per_epoch = schedule.steps_per_epoch or math.ceil(
-        training.samples_per_pass / schedule.batch_size
+    validation = open_dataset(config.data, config.model, "val") if _has_validation(config) else None
+    batches_per_step = schedule.accumulate * group.size
+    steps_per_epoch = schedule.steps_per_epoch or training.steps_per_epoch(
+        schedule.batch_size * batches_per_step
     )
     total_steps = schedule.epochs * steps_per_epoch
     warmup_steps = round(schedule.warmup * steps_per_epoch)
     weights = None
     if schedule.class_weight_power:
         counted = class_weights(training.class_counts(), schedule.class_weight_power)
-        weights = torch.from_numpy(counted).to(torch_device)
+        weights = torch.from_numpy(counted).to(group.device)
 
     if saved is None:
         pyramids = list(_measured_pyramids(training, schedule.seed, MEASURED_SAMPLES))
         distances = measure_neighbor_distances(pyramids, config.model)
         model = create_model(config.model, neighbor_distances=distances, seed=schedule.seed)
-        ratios = stage_ratios(pyramids)
+        origin = {"stage_ratios": stage_ratios(pyramids), "init": None}
+        if schedule.init:
+            taken = take_weights(model, schedule.init)
+            origin["init"] = {"path": taken.source, "sha256": taken.sha256}
+            for line in taken.lines():
+                log(line)
     else:
         model = create_model(config.model, seed=schedule.seed)
-        ratios = saved["stage_ratios"]
-    model.to(torch_device)
+        origin = {name: saved[name] for name in ("stage_ratios", "init")}
+    model.to(group.device)
+    model.checkpoint_blocks = schedule.checkpoint
+    frozen = freeze_parts(model, schedule.freeze)
+    synced_norms = schedule.sync_norm and group.size > 1
+    if synced_norms:
+        synchronise_norms(model)
     average = WeightAverage(model, schedule.weight_average) if schedule.weight_average else None
+    if schedule.compile:
+        model.compile_training()
+    network = group.parallel(model, synced_norms)
     state = TrainingState(
         model, make_optimizer(model, config), average, Totals(Confusion(config.model.num_classes))
     )
-    if saved is None:
-        folder.start(config)
-    else:
+    if saved is not None:
         state.restore(saved["resume"])
+    if group.leads and saved is None:
+        folder.start(config)
+    elif group.leads:
         folder.keep_log_until(state.step - state.totals.steps)
-    half = computes_in_bf16(schedule.dtype, torch_device)
-    log(_opening_line(config, training, validation, state, total_steps, half))
+    half = computes_in_bf16(schedule.dtype, group.device)
+    log(opening_line(config, training, validation, state, total_steps, half, group.size))
+    events = EventLog(folder, schedule.tensorboard and group.leads, state.step, log)
+
     # Beside a training step one native thread per worker is enough; two would take turns with it.
-    sample_threads = 1 if schedule.workers else None
+    make_batch = BatchMaker(
+        training,
+        schedule,
+        steps_per_epoch,
+        total_steps,
+        schedule.batch_size * batches_per_step,
+        1 if schedule.workers else None,
+    )
 
-    def make_batch(step: int) -> tuple[Batch, list[str]]:
-        samples = [
-            training.sample(generator(schedule.seed, SAMPLE, step, slot), sample_threads)
-            for slot in range(schedule.batch_size)
-        ]
-        return pack_samples(samples), [training.scans[sample.scan].name for sample in samples]
+    def make_batches(step: int) -> list[tuple[Batch, list[str]]]:
+        """This process's batches of a step and the names of the scans in each."""
+        made = []
+        for number in range(schedule.accumulate):
+            first = (number * group.size + group.rank) * schedule.batch_size
+            batch, names = make_batch(step, range(first, first + schedule.batch_size))
+            if group.device.type == "cuda":
+                batch = dataclasses.replace(batch, pyramid=pinned(batch.pyramid))
+            made.append((batch, names))
+        return made
 
-    def take_step(batch: Batch, names: list[str]) -> float:
-        started = time.perf_counter()
-        step = state.step
-        seed_torch(schedule.seed, step)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(step, total_steps, warmup_steps, schedule.learning_rate)
+    def compute_gradients(
+        batches: list[tuple[Batch, list[str]]], step: int
+    ) -> tuple[dict[str, float], torch.Tensor]:
+        """Leave a step's gradients in the model; its losses, and its confusion matrix.
+
+        Both are over all batches of all processes. A labelled point weighs the same in each.
+        """
         model.train()
-        labels = torch.from_numpy(batch.labels).to(torch_device)
-        with torch.autocast(torch_device.type, dtype=torch.bfloat16, enabled=half):
-            logits, coordinate = model(batch.pyramid)
-        classification = cross_entropy(logits, labels, schedule.label_smoothing, weights)
-        loss = classification + coordinate.float() * coordinate_weight(
+        for name in frozen:
+            model.get_submodule(name).eval()
+        state.optimizer.zero_grad(set_to_none=True)
+        labels = [torch.from_numpy(batch.labels).to(group.device) for batch, _ in batches]
+        amounts = torch.stack([label_weight(values, weights) for values in labels])
+        shares = amounts / group.sum(amounts.sum()).clamp(min=1e-12)
+        parts = len(batches) * group.size
+        coordinate_share = coordinate_weight(
             step, total_steps, schedule.coordinate_loss, schedule.coordinate_loss_decay
         )
-        if schedule.lovasz:
-            loss = loss + schedule.lovasz * lovasz_softmax(logits, labels)
-        value = loss.item()
-        if not math.isfinite(value):
-            raise DelaError(
-                f"the loss is {value} at step {step + 1} (samples from {', '.join(names)}); lower "
-                "train.learning_rate or set train.clip_gradient, and look at these scans"
-            )
+        rows = []
+        confusion = Confusion(config.model.num_classes)
+        for number, ((batch, _), truth) in enumerate(zip(batches, labels, strict=True)):
+            seed_torch(schedule.seed, step, number * group.size + group.rank)
+            pyramid, targets = batch.pyramid, truth
+            if group.device.type == "cuda":
+                pyramid = on_device(pyramid, group.device)
+            if batch.targets is not None:
+                targets = torch.from_numpy(batch.targets).to(group.device)
+            with (
+                memory_in_words(config, len(pyramid.points), group.device),
+                gradients_kept_local(network, number + 1 < len(batches)),
+            ):
+                with torch.autocast(group.device.type, dtype=torch.bfloat16, enabled=half):
+                    logits, coordinate = network(pyramid)
+                classification = shares[number] * cross_entropy(
+                    logits, targets, schedule.label_smoothing, weights
+                )
+                coordinate = coordinate.float() / parts
+                loss = classification + coordinate * coordinate_share
+                if schedule.lovasz:
+                    loss = loss + schedule.lovasz / parts * lovasz_softmax(logits, truth)
+                # The processes' gradients are averaged; a step wants their sum.
+                (loss * group.size).backward()
+            rows.append(torch.stack([loss, classification, coordinate]).detach())
+            confusion.add(batch.labels, logits.detach().argmax(1).cpu().numpy())
+        own = torch.stack(rows)
+        losses = group.sum(own.sum(0)).tolist()
+        norm = gradient_norm(model).item()
+        if not math.isfinite(losses[0] + norm):
+            suspects = [
+                names
+                for (_, names), row in zip(batches, own, strict=True)
+                if math.isfinite(losses[0]) or not bool(row.isfinite().all())
+            ]
+            raise DelaError(_not_finite(losses[0], norm, step, group.gather(suspects), folder))
+        figures = dict(zip(("loss", "cross_entropy", "coordinate_loss"), losses, strict=True))
+        counts = group.sum(torch.from_numpy(confusion.counts))
+        return figures | {"gradient_norm": norm}, counts
+
+    def prove_memory() -> None:
+        """Gradients of the largest batch: memory runs out now or never, and norms saw the data."""
+        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
+        before = [copy.deepcopy(norm.state_dict()) for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        batch, names = make_batch.largest()
+        compute_gradients([(batch, names)], 0)
         state.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        for norm, values in zip(norms, before, strict=True):
+            norm.momentum = config.model.bn_momentum
+            if schedule.init:  # it brought statistics of its own
+                norm.load_state_dict(values)
+        log(f"largest batch, {len(batch.pyramid.points):,} points: {peak_memory(group.device)}")
+
+    def take_step(batches: list[tuple[Batch, list[str]]]) -> float:
+        started = time.perf_counter()
+        step = state.step
+        rate = learning_rate(
+            step,
+            total_steps,
+            warmup_steps,
+            schedule.learning_rate,
+            schedule.final_rate * schedule.learning_rate,
+            schedule.warmup_start * schedule.learning_rate,
+            schedule.warmup_inside,
+        )
+        for parameters in state.optimizer.param_groups:
+            parameters["lr"] = rate * parameters["scale"]
+        figures, counts = compute_gradients(batches, step)
         if schedule.clip_gradient:
-            nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_gradient)
+            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_gradient)
         state.optimizer.step()
         if state.average is not None:
             state.average.update()
         state.step += 1
-        state.totals.confusion.add(batch.labels, logits.detach().argmax(1).cpu().numpy())
-        losses = {
-            "loss": value,
-            "cross_entropy": classification.item(),
-            "coordinate_loss": coordinate.item(),
-        }
-        state.totals.add(losses, time.perf_counter() - started)
-        return value
+        state.totals.confusion.counts += counts.cpu().numpy()
+        state.totals.add(figures, time.perf_counter() - started)
+        events.add(state.step, "step", figures | {"learning_rate": rate})
+        return figures["loss"]
+
+    def save_state(network: torch.nn.Module, confusion: Confusion | None) -> None:
+        if group.leads:
+            extra = _extra(config, state, origin, confusion) | {"resume": state.to_dict()}
+            save_checkpoint(folder.last, network, extra)
 
     def finish_epoch() -> None:
         epoch = state.step // steps_per_epoch
@@ -188,110 +311,90 @@ def train(
         evaluated = state.evaluated
         if due and schedule.norm_batches:
             evaluated = copy.deepcopy(evaluated)
-            measure_batch_norms(evaluated, _norm_batches(training, config))
+            measure_batch_norms(evaluated, _norm_batches(training, config), frozen)
+        group.take_buffers(evaluated)
         confusion = None
         if due and validation is not None:
-            confusion = evaluate(network_forward(evaluated), validation)
-        with finish_before_interrupt():
-            score = None if confusion is None else confusion.miou
+            mine = copy.copy(validation)
+            mine.scans = group.share(validation.scans)
+            counts = evaluate(network_forward(evaluated), mine).counts
+            counts = group.sum(torch.from_numpy(counts)).cpu().numpy()
+            confusion = Confusion(config.model.num_classes, counts)
+        with interruption.held():
+            score = None if confusion is None else getattr(confusion, measure(config))
             better = score is not None and (state.best is None or score > state.best)
             if better:
                 state.best = score
-            extra = _extra(config, state, ratios, confusion)
-            if better or (validation is None and last_epoch):
-                save_checkpoint(folder.best, evaluated, extra)
-            row = _log_row(config, state, epoch, confusion)
-            folder.append_log(row)
-            progress.line(_epoch_line(row, schedule.epochs, confusion, state.best), state.step)
+            row = log_row(config, state, epoch, confusion)
+            if group.leads:
+                if better or (validation is None and last_epoch):
+                    save_checkpoint(
+                        folder.best, evaluated, _extra(config, state, origin, confusion)
+                    )
+                folder.append_log(row)
+                if confusion is not None or last_epoch:
+                    folder.write_scores(scores(config, state, confusion, row))
+                write_summary(folder)
+            events.add(state.step, "epoch", row)
+            progress.line(epoch_line(config, row, confusion, state.best), state.step)
             state.new_epoch()
-            save_checkpoint(folder.last, evaluated, extra | {"resume": state.to_dict()})
-            if last_epoch:
-                folder.write_scores(_final_scores(config, state, confusion, row))
+            # Last: until this file stands, a resumed run repeats the end of the epoch.
+            save_state(evaluated, confusion)
+        group.wait()
 
-    with TrainingProgress(total_steps, state.step, log) as progress:
+    if state.step == 0 and not state.totals.steps:
+        prove_memory()
+    saved_at = time.monotonic()
+    with TrainingProgress(total_steps, state.step, log, shown=group.leads) as progress:
         try:
             if state.totals.steps and state.step % steps_per_epoch == 0:
                 finish_epoch()  # the run was interrupted while it validated
-            batches = prefetch(make_batch, state.step, total_steps, schedule.workers)
-            with closing(batches):
-                for batch, names in batches:
+            ready = prefetch(
+                make_batches, state.step, total_steps, schedule.workers, max(2, schedule.workers)
+            )
+            with closing(ready):
+                for batches in ready:
                     epoch = state.step // steps_per_epoch + 1
-                    with finish_before_interrupt():
-                        loss = take_step(batch, names)
+                    with interruption.held():
+                        loss = take_step(batches)
                     progress.step(state.step, f"epoch {epoch} loss {loss:.3f}")
                     if after_step is not None:
                         after_step(state.step, loss)
                     if state.step % steps_per_epoch == 0:
                         finish_epoch()
+                        saved_at = time.monotonic()
+                    elif _save_due(config, state.step, time.monotonic() - saved_at):
+                        save_state(state.evaluated, None)
+                        saved_at = time.monotonic()
+                    if group.size > 1 and group.any(interruption.asked):
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
-            with finish_before_interrupt():
-                extra = _extra(config, state, ratios, None) | {"resume": state.to_dict()}
-                save_checkpoint(folder.last, state.evaluated, extra)
+            if interruption.hurried:
+                raise
+            with interruption.held():
+                save_state(state.evaluated, None)
             raise TrainingInterrupted(
                 f"interrupted after step {state.step} of {total_steps}; the state is in "
                 f"{folder.last}: repeat the command with --resume to go on"
             ) from None
+        finally:
+            events.close()
 
     return TrainResult(folder.best, folder.last, folder.read_scores())
 
 
-def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices only: biases, norms and ellipsoids are one-dimensional."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {
-            "params": [p for p in parameters if p.ndim > 1],
-            "weight_decay": config.train.weight_decay,
-        },
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
+def make_optimizer(model: dela.network.Network, config: TrainConfig) -> torch.optim.AdamW:
+    """AdamW over :func:`~dela.training.finetune.parameter_groups`."""
+    groups = parameter_groups(model, config.train)
     return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
 
 
-def computes_in_bf16(dtype: str, device: torch.device) -> bool:
-    """Whether the dense layers run in bfloat16 for this ``train.dtype``.
-
-    ``auto`` asks for arithmetic in hardware: a processor without AVX512-BF16 or AMX emulates it
-    and is slower than in float32.
-    """
-    if dtype != "auto":
-        return dtype == "bf16"
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    # Older releases of torch cannot tell, and get float32.
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return device.type == "cpu" and bool(capabilities.get("avx512_bf16"))
-
-
-def stage_ratios(pyramids: list[Pyramid]) -> list[dict[str, float]]:
-    """Points of each stage over points of stage 0: ``min``, ``mean``, ``max`` per stage.
-
-    Exported files carry them, so that engines can be built for a range of stage 0 alone.
-    """
-    sizes = np.array([[sum(lengths) for lengths in pyramid.lengths] for pyramid in pyramids])
-    ratios = sizes / sizes[:, :1]
-    return [
-        {"min": float(r.min()), "mean": float(r.mean()), "max": float(r.max())} for r in ratios.T
-    ]
-
-
-def usable_device(name: str) -> torch.device:
-    """The torch device of this name.
-
-    Raises:
-        InputError: torch does not know it, or cannot use it here.
-    """
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(f"device {name!r} is not usable: {first_line}") from error
-    return device
-
-
-def _has_split(config: TrainConfig) -> bool:
+def _has_validation(config: TrainConfig) -> bool:
     data = config.data
+    if data.kind == "prepared":
+        from dela.training.prepared import prepared_names
+
+        return bool(prepared_names(data, "val"))
     return bool(data.val_rooms if data.kind == "rooms" else data.val)
 
 
@@ -308,110 +411,39 @@ def _norm_batches(training: Dataset, config: TrainConfig) -> Iterator[Pyramid]:
         yield pack([next(pyramids) for _ in range(size)])
 
 
-def _resumable(folder: RunFolder, config: TrainConfig) -> dict[str, Any]:
-    """The ``extra`` of ``last.pt``, after checking that it is this configuration's.
-
-    Raises:
-        InputError: no ``last.pt``; CheckpointError: not a training run's; ConfigError: another
-        configuration.
-    """
-    if not folder.last.exists():
-        raise InputError(f"nothing to resume: {folder.last} does not exist; leave out --resume")
-    extra = load_checkpoint(folder.last).extra or {}
-    if "resume" not in extra:
-        raise CheckpointError(f"{folder.last} holds no training state; it cannot be resumed")
-    earlier = TrainConfig.from_dict(extra["training"]).to_dict()
-    for section, values in config.to_dict().items():
-        for key, value in values.items():
-            if (section, key) not in FREE_ON_RESUME and value != earlier[section][key]:
-                raise ConfigError(
-                    f"{section}.{key} is {value!r}, but the run in {folder.path} has "
-                    f"{earlier[section][key]!r}; resume with the same configuration "
-                    f"({folder.config}) or start another run"
-                )
-    return extra
+def _save_due(config: TrainConfig, step: int, seconds: float) -> bool:
+    schedule = config.train
+    by_count = schedule.save_steps and step % schedule.save_steps == 0
+    by_clock = schedule.save_minutes and seconds >= 60 * schedule.save_minutes
+    return bool(by_count or by_clock)
 
 
 def _extra(
     config: TrainConfig,
     state: TrainingState,
-    ratios: list[dict[str, float]],
+    origin: dict[str, Any],
     confusion: Confusion | None,
 ) -> dict[str, Any]:
-    names = [info.name for info in config.model.classes]
     return {
         "training": config.to_dict(),
-        "stage_ratios": ratios,
+        **origin,
         "step": state.step,
-        "validation": None if confusion is None else confusion.to_dict(names),
+        "validation": None if confusion is None else confusion.to_dict(class_names(config)),
         "dela_version": dela.__version__,
     }
 
 
-def _log_row(
-    config: TrainConfig, state: TrainingState, epoch: int, confusion: Confusion | None
-) -> dict[str, Any]:
-    """One line of ``metrics.csv``."""
-    totals = state.totals
-    row: dict[str, Any] = {
-        "epoch": epoch,
-        "step": state.step,
-        "seconds": totals.seconds,
-        "learning_rate": state.optimizer.param_groups[0]["lr"],
-        **totals.means(),
-        "train_oa": totals.confusion.oa,
-        "train_miou": totals.confusion.miou,
-        "val_oa": None if confusion is None else confusion.oa,
-        "val_macc": None if confusion is None else confusion.macc,
-        "val_miou": None if confusion is None else confusion.miou,
-    }
-    for number, info in enumerate(config.model.classes):
-        row[f"val_iou_{info.name}"] = None if confusion is None else float(confusion.iou[number])
-    return row
-
-
-def _opening_line(
-    config: TrainConfig,
-    training: Dataset,
-    validation: Dataset | None,
-    state: TrainingState,
-    total_steps: int,
-    half: bool,
+def _not_finite(
+    loss: float, norm: float, step: int, suspects: list[list[list[str]]], folder: RunFolder
 ) -> str:
-    parameters = sum(p.numel() for p in state.model.parameters())
-    validated = "none" if validation is None else str(len(validation.scans))
-    went = f", resumed at step {state.step}" if state.step else ""
-    return (
-        f"{parameters / 1e6:.2f} M parameters, {config.model.num_classes} classes; "
-        f"{len(training.scans)} scans to train, {validated} to validate; {total_steps} steps of "
-        f"{config.train.batch_size} x {config.data.points:,} points in "
-        f"{'bf16' if half else 'fp32'}{went}"
-    )
-
-
-def _epoch_line(
-    row: dict[str, Any], epochs: int, confusion: Confusion | None, best: float | None
-) -> str:
+    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+    names = dict.fromkeys(name for process in suspects for batch in process for name in batch)
     text = (
-        f"epoch {row['epoch']}/{epochs}: loss {row['loss']:.3f}, train accuracy "
-        f"{row['train_oa']:.3f} mIoU {row['train_miou']:.3f}"
+        f"{what} at step {step + 1} (samples from {', '.join(names)}); lower "
+        "train.learning_rate or set train.clip_gradient, and look at these scans"
     )
-    if confusion is not None and best is not None:
-        text += f", validation accuracy {confusion.oa:.3f} mIoU {confusion.miou:.3f}"
-        text += f" (best {best:.3f})"
-    return f"{text}, {row['seconds']:.1f} s"
+    return text + (f"; {folder.last} is from before" if folder.last.exists() else "")
 
 
-def _final_scores(
-    config: TrainConfig, state: TrainingState, confusion: Confusion | None, row: dict[str, Any]
-) -> dict[str, Any]:
-    names = [info.name for info in config.model.classes]
-    return {
-        "steps": state.step,
-        "epochs": config.train.epochs,
-        "loss": row["loss"],
-        "train_oa": row["train_oa"],
-        "train_miou": row["train_miou"],
-        "best_miou": state.best,
-        "validation": None if confusion is None else confusion.to_dict(names),
-    }
+def _silent(_: str) -> None:
+    pass

@@ -10,9 +10,35 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from dela.pyramid import Pyramid
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
+
+
+def pinned(pyramid: Pyramid) -> Pyramid:
+    """The pyramid as tensors in page-locked memory, from where a GPU fetches them by itself."""
+    return _each(pyramid.to_tensors(), lambda tensor: tensor.pin_memory())
+
+
+def on_device(pyramid: Pyramid, device: torch.device) -> Pyramid:
+    """The tensors of :func:`pinned` on their way to a GPU; later work there waits for them."""
+    return _each(pyramid, lambda tensor: tensor.to(device, non_blocking=True))
+
+
+def _each(pyramid: Pyramid, change: Callable[[Any], Any]) -> Pyramid:
+    return Pyramid(
+        change(pyramid.points),
+        change(pyramid.attributes),
+        tuple(map(change, pyramid.neighbors)),
+        tuple(map(change, pyramid.kept)),
+        tuple(map(change, pyramid.nearest)),
+        pyramid.lengths,
+    )
 
 
 def prefetch(

@@ -14,15 +14,17 @@ class TrainingProgress:
     Used as a context manager. Lines printed through :meth:`line` stand above the bar.
     """
 
-    def __init__(self, total_steps: int, done: int, log: Callable[[str], None]) -> None:
-        self._total, self._first = total_steps, done
+    def __init__(
+        self, total_steps: int, done: int, log: Callable[[str], None], shown: bool = True
+    ) -> None:
+        self._total, self._first, self._shown = total_steps, done, shown
         self._log = log
         self._started = time.monotonic()
         self._bar: Any = None
         self._task: Any = None
 
     def __enter__(self) -> TrainingProgress:
-        if sys.stderr.isatty():
+        if self._shown and sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import (
                 BarColumn,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,9 @@ class RunFolder:
     """Paths and small files of a run.
 
     ``config.toml`` (the effective configuration), ``best.pt``, ``last.pt``, ``metrics.csv`` (one
-    line an epoch), ``metrics.json`` (final scores).
+    line an epoch), ``metrics.json`` (scores of the last validation), ``summary.html`` (both to
+    look at), ``events/`` (TensorBoard, when asked for). Files are replaced whole, so a run that is
+    killed leaves each as it was before or after.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -27,6 +32,45 @@ class RunFolder:
         self.last = self.path / "last.pt"
         self.log = self.path / "metrics.csv"
         self.scores = self.path / "metrics.json"
+        self.summary = self.path / "summary.html"
+        self.events = self.path / "events"
+
+    @property
+    def _files(self) -> tuple[Path, ...]:
+        return self.config, self.best, self.last, self.log, self.scores, self.summary
+
+    @contextlib.contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the folder, made when missing, against another run; clear away torn files.
+
+        The system gives the folder free when the process ends, however it ends.
+
+        Raises:
+            InputError: another process trains here, or the folder cannot be made.
+        """
+        missing = not self.path.exists()
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError as error:
+            raise InputError(f"cannot make the run folder {self.path}: {error.strerror}") from error
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(
+                    f"another process trains in {self.path}; give another folder with -o"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            for known in self._files:
+                for torn in self.path.glob(f".{known.stem}.????????{known.suffix}"):
+                    torn.unlink(missing_ok=True)
+            yield
+        finally:
+            os.close(handle)
+            if missing and not any(self.path.iterdir()):
+                self.path.rmdir()  # nothing came of it
 
     def refuse_existing(self) -> None:
         """Raises InputError when a run is there already."""
@@ -45,8 +89,10 @@ class RunFolder:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            for file in (self.best, self.last, self.log, self.scores):
+            for file in self._files:
                 file.unlink(missing_ok=True)
+            for events in self.events.glob("events.out.*"):
+                events.unlink()
         except OSError as error:
             raise InputError(f"cannot make the run folder {self.path}: {error.strerror}") from error
         with atomic_path(self.config, overwrite=True) as temporary:
@@ -59,7 +105,8 @@ class RunFolder:
         with self.log.open(newline="", encoding="utf-8") as file:
             header, *rows = list(csv.reader(file)) or [[]]
         column = header.index("step") if "step" in header else 0
-        kept = [row for row in rows if int(row[column]) <= step]
+        # A killed run may leave a torn last line.
+        kept = [row for row in rows if len(row) == len(header) and int(row[column]) <= step]
         with (
             atomic_path(self.log, overwrite=True) as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,

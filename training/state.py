@@ -18,7 +18,7 @@ from dela.network import Network
 from dela.training.average import WeightAverage
 
 # Independent random streams of one seed.
-SAMPLE, NETWORK, MEASURE = 1, 2, 3
+SAMPLE, NETWORK, MEASURE, ORDER, LARGEST = 1, 2, 3, 4, 5
 
 
 def generator(seed: int, stream: int, *number: int) -> np.random.Generator:
@@ -30,9 +30,10 @@ def generator(seed: int, stream: int, *number: int) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence([seed, stream, *number]))
 
 
-def seed_torch(seed: int, step: int) -> None:
-    """Set torch's generators for one step (stochastic depth, head drop, coordinate loss)."""
-    torch.manual_seed(int(generator(seed, NETWORK, step).integers(2**63)))
+def seed_torch(seed: int, step: int, batch: int = 0) -> None:
+    """Set torch's generators for one batch of a step (stochastic depth, head drop, coordinate
+    loss)."""
+    torch.manual_seed(int(generator(seed, NETWORK, step, batch).integers(2**63)))
 
 
 @dataclass
@@ -70,6 +71,11 @@ class TrainingState:
     totals: Totals
     step: int = 0
     best: float | None = None
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the parts that learn fastest, as last set."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     @property
     def evaluated(self) -> Network:
@@ -112,25 +118,53 @@ class TrainingState:
         )
 
 
-@contextlib.contextmanager
-def finish_before_interrupt() -> Iterator[None]:
-    """Hold Ctrl-C back until the block is done, so that a step is taken whole or not at all.
+class Interruption:
+    """Ctrl-C and SIGTERM during a run: a step is taken whole or not at all.
 
+    Used as a context manager around the training. A first signal raises KeyboardInterrupt, within
+    :meth:`held` only at the block's end; a second Ctrl-C raises it at once, wherever that is.
     Outside the main thread, where Python delivers no signals, it does nothing.
+
+    Attributes:
+        asked: a signal came.
+        hurried: Ctrl-C came again, so a step may have been left half taken.
     """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    pressed = False
 
-    def remember(*_: object) -> None:
-        nonlocal pressed
-        pressed = True
+    def __init__(self, agreed: bool = False) -> None:
+        """
+        Args:
+            agreed: never raise; the loop looks at :attr:`asked` where all processes of a group can
+                stop together. (Their launcher repeats signals, and kills who takes too long.)
+        """
+        self.asked = self.hurried = False
+        self._agreed = agreed
+        self._holding = 0
+        self._previous: dict[int, Any] = {}
 
-    previous = signal.signal(signal.SIGINT, remember)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    if pressed:
-        raise KeyboardInterrupt
+    def __enter__(self) -> Interruption:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._signalled)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold a first signal back until the block is done."""
+        before = self.asked
+        self._holding += 1
+        try:
+            yield
+        finally:
+            self._holding -= 1
+        if self.asked and not before and not self._agreed:
+            raise KeyboardInterrupt
+
+    def _signalled(self, number: int, _: object) -> None:
+        self.hurried = self.asked and number == signal.SIGINT and not self._agreed
+        self.asked = True
+        if self.hurried or not (self._holding or self._agreed):
+            raise KeyboardInterrupt

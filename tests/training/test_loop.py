@@ -15,8 +15,9 @@ from dela.network import create_model  # noqa: E402
 from dela.training.average import WeightAverage, measure_batch_norms  # noqa: E402
 from dela.training.config import TrainConfig, load_config  # noqa: E402
 from dela.training.datasets import open_dataset  # noqa: E402
+from dela.training.devices import computes_in_bf16  # noqa: E402
 from dela.training.evaluate import evaluate, network_forward  # noqa: E402
-from dela.training.loop import computes_in_bf16, make_optimizer, train  # noqa: E402
+from dela.training.loop import make_optimizer, train  # noqa: E402
 from dela.training.run_folder import to_toml  # noqa: E402
 
 
@@ -45,7 +46,7 @@ def test_it_learns_and_leaves_a_complete_run_folder(with_schedule, tmp_path):
     assert scores["validation"]["miou"] > 0.8
     assert scores["validation"]["points"] == 4000 - 20
     assert [c["name"] for c in scores["validation"]["classes"]] == ["floor", "box"]
-    assert len(lines) == 7
+    assert len(lines) == 8
 
     best = load_checkpoint(result.best_path)
     assert TrainConfig.from_dict(best.extra["training"]) == config

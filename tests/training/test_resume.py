@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from dela.checkpoint import load_checkpoint  # noqa: E402
 from dela.training.loop import TrainingInterrupted, train  # noqa: E402
 from dela.training.prefetch import prefetch  # noqa: E402
-from dela.training.state import finish_before_interrupt  # noqa: E402
+from dela.training.state import Interruption  # noqa: E402
 
 
 def _silent(line):
@@ -109,10 +109,10 @@ def test_resuming_a_finished_run_changes_nothing(with_schedule, tmp_path):
 
 def test_a_signal_waits_until_the_step_is_done():
     done = []
-    with pytest.raises(KeyboardInterrupt), finish_before_interrupt():
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt), interruption.held():
         os.kill(os.getpid(), signal.SIGINT)
         done.append("rest of the step")
-    assert done
+    assert done and interruption.asked and not interruption.hurried
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 

@@ -1,0 +1,104 @@
+"""What a run tells: its opening line, a line an epoch, rows of ``metrics.csv``, final scores."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dela.metrics import Confusion
+from dela.training.config import TrainConfig
+from dela.training.datasets import Dataset
+from dela.training.state import TrainingState
+
+
+def measure(config: TrainConfig) -> str:
+    """The score by which the best network is chosen: ``miou``, or ``oa`` for whole clouds."""
+    return "oa" if config.model.task == "classification" else "miou"
+
+
+def class_names(config: TrainConfig) -> list[str]:
+    return [info.name for info in config.model.classes]
+
+
+def opening_line(
+    config: TrainConfig,
+    training: Dataset,
+    validation: Dataset | None,
+    state: TrainingState,
+    total_steps: int,
+    half: bool,
+    processes: int,
+) -> str:
+    parameters = list(state.model.parameters())
+    count = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    size = f"{count / 1e6:.2f} M parameters"
+    if trained < count:
+        size += f" ({trained / 1e6:.2f} M of them trained)"
+    validated = "none" if validation is None else str(len(validation.scans))
+    schedule = config.train
+    batches = f"{schedule.batch_size} x "
+    if schedule.accumulate > 1:
+        batches = f"{schedule.accumulate} x {batches}"
+    if processes > 1:
+        batches = f"{processes} processes x {batches}"
+    points = config.model.points[0] if config.model.points else config.data.points
+    went = f", resumed at step {state.step}" if state.step else ""
+    return (
+        f"{size}, {config.model.num_classes} classes; {len(training.scans)} scans to train, "
+        f"{validated} to validate; {total_steps} steps of {batches}{points:,} points in "
+        f"{'bf16' if half else 'fp32'}{went}"
+    )
+
+
+def log_row(
+    config: TrainConfig, state: TrainingState, epoch: int, confusion: Confusion | None
+) -> dict[str, Any]:
+    """One line of ``metrics.csv``."""
+    totals = state.totals
+    row: dict[str, Any] = {
+        "epoch": epoch,
+        "step": state.step,
+        "seconds": totals.seconds,
+        "learning_rate": state.learning_rate,
+        **totals.means(),
+        "train_oa": totals.confusion.oa,
+        "train_miou": totals.confusion.miou,
+        "val_oa": None if confusion is None else confusion.oa,
+        "val_macc": None if confusion is None else confusion.macc,
+        "val_miou": None if confusion is None else confusion.miou,
+    }
+    kind = "iou" if measure(config) == "miou" else "accuracy"
+    for number, name in enumerate(class_names(config)):
+        score = None if confusion is None else float(getattr(confusion, kind)[number])
+        row[f"val_{kind}_{name}"] = score
+    return row
+
+
+def epoch_line(
+    config: TrainConfig, row: dict[str, Any], confusion: Confusion | None, best: float | None
+) -> str:
+    label, key = ("mIoU", "miou") if measure(config) == "miou" else ("mean", "macc")
+    text = f"epoch {row['epoch']}/{config.train.epochs}: loss {row['loss']:.3f}, train accuracy "
+    text += f"{row['train_oa']:.3f}"
+    if key == "miou":
+        text += f" mIoU {row['train_miou']:.3f}"
+    if confusion is not None and best is not None:
+        text += f", validation accuracy {confusion.oa:.3f} {label} {getattr(confusion, key):.3f}"
+        text += f" (best {best:.3f})"
+    return f"{text}, {row['seconds']:.1f} s"
+
+
+def scores(
+    config: TrainConfig, state: TrainingState, confusion: Confusion | None, row: dict[str, Any]
+) -> dict[str, Any]:
+    """The contents of ``metrics.json`` after an epoch."""
+    return {
+        "steps": state.step,
+        "epochs": row["epoch"],
+        "loss": row["loss"],
+        "train_oa": row["train_oa"],
+        "train_miou": row["train_miou"],
+        "best": state.best,
+        "best_measure": measure(config),
+        "validation": None if confusion is None else confusion.to_dict(class_names(config)),
+    }
