@@ -11,7 +11,7 @@ import numpy as np
 from dela.training.config import ScheduleConfig
 from dela.training.datasets import Dataset
 from dela.training.samples import Batch, Sample, pack_samples
-from dela.training.state import ORDER, SAMPLE, generator
+from dela.training.state import LARGEST, ORDER, SAMPLE, generator
 
 # A batch that is nearly full is not topped up with a sample below this share of a whole one.
 SMALLEST_SHARE = 0.125
@@ -34,7 +34,6 @@ class BatchMaker:
     total_steps: int
     per_step: int = 0
     threads: int | None = None
-    batches_per_step: int = 1
 
     def samples(self, step: int, slots: Sequence[int] | None = None) -> list[Sample]:
         """The samples of a step.
@@ -63,6 +62,17 @@ class BatchMaker:
             taken.append(sample)
             left -= len(sample.pyramid.points)
         return taken
+
+    def largest(self) -> tuple[Batch, list[str]]:
+        """As large a batch as the data can make: samples of the scan with the most points."""
+        schedule, scan = self.schedule, self.dataset.largest_scan
+        left = schedule.batch_points or schedule.batch_size * self.dataset.data.points
+        taken: list[Sample] = []
+        while left > 0 and len(taken) < schedule.batch_size:
+            random = generator(schedule.seed, LARGEST, len(taken))
+            taken.append(self.dataset.sample(random, self.threads, scan, most=left))
+            left -= len(taken[-1].pyramid.points)
+        return pack_samples(taken), [self.dataset.scans[scan].name]
 
     def __call__(self, step: int, slots: Sequence[int] | None = None) -> tuple[Batch, list[str]]:
         """The batch of a step and the names of the scans in it."""

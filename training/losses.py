@@ -32,6 +32,29 @@ def cross_entropy(
     )
 
 
+def label_weight(labels: Tensor, weight: Tensor | None = None) -> Tensor:
+    """What :func:`cross_entropy` divides by: labelled rows, or the sum of their classes' weights.
+
+    Means over batches, weighted by it, add up to the mean over all of them.
+
+    Args:
+        labels: [N] int64, -1 rows left out; weight: [C].
+
+    Returns:
+        A float32 scalar.
+    """
+    known = labels != IGNORED
+    if weight is None:
+        return known.sum().float()
+    return (weight.index_select(0, labels.clamp(min=0)) * known).sum()
+
+
+def gradient_norm(model: torch.nn.Module) -> Tensor:
+    """Euclidean norm of all gradients of a model together; not finite if any of them is."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
+
+
 def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
     """Lovász extension of the mean Jaccard loss over the classes present (Berman et al. 2018).
 
