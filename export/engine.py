@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import signal
 import threading
@@ -20,8 +19,8 @@ from dela.export.onnx_file import read_onnx
 from dela.export.profiles import default_profile, input_shapes, parse_profile
 from dela.files import atomic_path, check_writable
 from dela.metadata import ModelMetadata
+from dela.plugins.cuda import kernels
 from dela.plugins.cuda.driver import CudaUnavailable, Device
-from dela.plugins.cuda.kernels import IMAGES, LOWEST_CAPABILITY
 from dela.plugins.tensorrt import bindings, messages
 from dela.sidecar import (
     COMPATIBILITIES,
@@ -204,8 +203,8 @@ def _capabilities(trt: ModuleType, request: BuildRequest) -> tuple[str, ...]:
             ) from error
         return (f"{major}.{minor}",)
     known = known_capabilities(trt)
-    lowest = ".".join(map(str, LOWEST_CAPABILITY))
-    usable = tuple(name for name in known if _number(name) >= LOWEST_CAPABILITY)
+    lowest = ".".join(map(str, kernels.LOWEST_CAPABILITY))
+    usable = tuple(name for name in known if _number(name) >= kernels.LOWEST_CAPABILITY)
     for name in request.compute_capabilities:
         if name not in known:
             raise InputError(
@@ -247,22 +246,10 @@ def _register(trt: ModuleType, plugins: str) -> str:
         from dela.plugins.tensorrt import ahead_of_time
 
         ahead_of_time.register(trt)
-    return kernels_digest()
-
-
-def kernels_digest() -> str:
-    """SHA-256 over the compiled operator kernels of this package.
-
-    Raises:
-        EngineError: there are none.
-    """
-    images = sorted(IMAGES.glob("operators.*"))
-    if not images:
-        raise EngineError(f"{IMAGES} has no compiled kernels; reinstall dela")
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(image.name.encode() + image.read_bytes())
-    return digest.hexdigest()
+    digest = kernels.digest()
+    if not digest:
+        raise EngineError(f"{kernels.IMAGES} has no compiled kernels; reinstall dela")
+    return digest
 
 
 def _configure(

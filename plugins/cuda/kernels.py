@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import hashlib
 import threading
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,16 @@ def image_candidates(name: str, capability: tuple[int, int]) -> list[Path]:
             fitting.append((minor, path))
     found = [path for _, path in sorted(fitting, reverse=True)]
     return found + sorted(IMAGES.glob(f"{name}.compute_*.ptx"))
+
+
+def digest(name: str = "operators") -> str:
+    """SHA-256 over the images of the set ``name``, "" where there are none: which kernels are
+    installed."""
+    images = sorted(IMAGES.glob(f"{name}.*"))
+    found = hashlib.sha256()
+    for image in images:
+        found.update(image.name.encode() + image.read_bytes())
+    return found.hexdigest() if images else ""
 
 
 class Kernels:
