@@ -46,9 +46,14 @@ def compute_attributes(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> np.
     result = np.empty((len(cloud), len(infos)), dtype=np.float32)
     for index, info in enumerate(infos):
         raw = _raw_column(cloud, info.name, [each.name for each in infos])
-        scaled = (raw.astype(np.float64) - info.offset) / info.scale
-        result[:, index] = np.clip(scaled, -SCALED_LIMIT, SCALED_LIMIT)
+        result[:, index] = scale_column(raw, info)
     return result
+
+
+def scale_column(raw: np.ndarray, info: AttributeInfo) -> np.ndarray:
+    """[N] float32: ``(raw - offset) / scale``, cut as :func:`compute_attributes` says."""
+    scaled = (raw.astype(np.float64) - info.offset) / info.scale
+    return np.clip(scaled, -SCALED_LIMIT, SCALED_LIMIT).astype(np.float32)
 
 
 def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:

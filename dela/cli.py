@@ -20,13 +20,18 @@ import typer
 from dela import __version__
 from dela.errors import DelaError, MissingDependencyError
 
-# name -> (where its function lives, the line shown by --help)
+# name -> (where its function or group of commands lives, the line shown by --help)
 COMMANDS: dict[str, tuple[str, str]] = {
     "demo": (
         "dela.demo:demo",
         "The main job in one go: train, export, predict an unseen room, verify.",
     ),
+    "data": ("dela.training.data_commands:data", "Prepare datasets for training."),
     "train": ("dela.training.commands:train", "Train a network from a TOML configuration."),
+    "summary": (
+        "dela.training.commands:summary",
+        "Draw a training run: curves, confusion matrix, classes.",
+    ),
     "eval": ("dela.training.commands:evaluate", "Score a checkpoint on a labelled split."),
     "export": ("dela.export.commands:export", "Write a checkpoint as one portable ONNX file."),
     "build": ("dela.export.build_commands:build", "Build a TensorRT engine from an exported file."),
@@ -51,6 +56,7 @@ EXTRAS = {
     "onnx": "train",
     "onnxscript": "train",
     "onnxruntime": "onnxruntime",
+    "h5py": "train",
     "PIL": "view",
     "tensorrt": "tensorrt",
     "cuda": "tensorrt",
@@ -148,10 +154,20 @@ def _application(requested: str | None) -> typer.Typer:
     for name, (target, help_line) in COMMANDS.items():
         if name == requested:
             function = _resolve(target)
-            app.command(name, help=_unwrapped(function.__doc__ or help_line))(function)
+            if isinstance(function, typer.Typer):
+                app.add_typer(_group(function), name=name)
+            else:
+                app.command(name, help=_unwrapped(function.__doc__ or help_line))(function)
         else:
             app.command(name, help=help_line)(_placeholder)
     return app
+
+
+def _group(group: typer.Typer) -> typer.Typer:
+    """A command with commands of its own, their help texts unwrapped."""
+    for command in group.registered_commands:
+        command.help = _unwrapped((command.callback and command.callback.__doc__) or "")
+    return group
 
 
 def _unwrapped(text: str) -> str:

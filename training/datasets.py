@@ -1,6 +1,7 @@
 """Labelled scans in memory, and random crops of them as training samples.
 
-Scans are read once; attributes are computed at full resolution and kept. A training sample is a
+Scans are read once; attributes are computed at full resolution and kept. Prepared data is mapped
+from disk instead (:mod:`dela.training.prepared`). A training sample is a
 fresh random choice (centre, augmentation, one random point per voxel); evaluation takes whole scans
 (:mod:`dela.training.evaluate`).
 """
@@ -11,7 +12,9 @@ import glob
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -28,6 +31,7 @@ from dela.tiles import context_width
 from dela.training.augment_columns import Columns
 from dela.training.augment_config import NOTHING, AugmentConfig
 from dela.training.data_config import DataConfig
+from dela.training.prepared import ObjectScan, PreparedScan, open_scans
 from dela.training.samples import Batch, Sample, Sampler, pack_samples
 
 __all__ = [
@@ -52,6 +56,8 @@ Progress = Callable[[int, int, str], None]
 class Scan:
     """One labelled scan in memory, N points in V voxels.
 
+    :mod:`~dela.training.prepared` has scans on disk with the same attributes.
+
     Attributes:
         name: file name, or ``room <seed>``.
         points: [N, 3] float32, metres, shifted near the origin.
@@ -68,10 +74,23 @@ class Scan:
     origin: np.ndarray
     grid: VoxelGrid
 
+    @property
+    def size(self) -> int:
+        """How many voxels."""
+        return len(self.grid.kept)
+
+    def class_voxels(self, classes: int) -> np.ndarray:
+        """[classes] int64: voxels of each class, told by the point that stands for each."""
+        labels = self.labels[self.grid.kept]
+        return np.bincount(labels[labels >= 0], minlength=classes)
+
     def voxels(self, pick: int = 0) -> Voxels:
         """The scan at stage 0's resolution, the ``pick``-th point of each voxel standing for it."""
         kept = self.grid.picked(pick) if pick else self.grid.kept
         return Voxels(self.points[kept], self.attributes[kept], self.grid.voxel_of_point)
+
+
+AnyScan: TypeAlias = Scan | PreparedScan | ObjectScan
 
 
 class Dataset:
@@ -79,7 +98,7 @@ class Dataset:
 
     def __init__(
         self,
-        scans: Sequence[Scan],
+        scans: Sequence[AnyScan],
         data: DataConfig,
         model: ModelConfig,
         augmentation: AugmentConfig | None = None,
@@ -89,18 +108,20 @@ class Dataset:
         self.model = model
         self.augmentation = augmentation or NOTHING
         self.columns = Columns.of(model)
-        self._voxels = np.array([len(scan.grid.kept) for scan in self.scans])
-        self._members = [
-            [np.flatnonzero(scan.labels[scan.grid.kept] == c) for c in range(model.num_classes)]
-            for scan in self.scans
-        ]
+        self._sizes = np.array([scan.size for scan in self.scans])
+
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """[scans, classes] voxels of each class."""
+        return np.stack([scan.class_voxels(self.model.num_classes) for scan in self.scans])
 
     def steps_per_epoch(self, batch_size: int) -> int:
         """Steps of an epoch: ``data.passes`` over every scan, the last unfull batch left out, or
-        samples that together have as many points as the data has voxels."""
+        samples that together have as many points as the data has voxels (one of every object)."""
         if self.data.passes:
             return max(1, len(self.scans) * self.data.passes // batch_size)
-        samples = max(1, math.ceil(self._voxels.sum() / self.data.points))
+        whole = isinstance(self.scans[0], ObjectScan)
+        samples = len(self.scans) if whole else math.ceil(self._sizes.sum() / self.data.points)
         return math.ceil(samples / batch_size)
 
     def order(self, generator: np.random.Generator) -> np.ndarray | None:
@@ -110,11 +131,14 @@ class Dataset:
             return None
         return generator.permutation(np.repeat(np.arange(len(self.scans)), self.data.passes))
 
+    @property
+    def largest_scan(self) -> int:
+        """Index of the scan with the most voxels."""
+        return int(np.argmax(self._sizes))
+
     def class_counts(self) -> np.ndarray:
         """[classes] int64: voxels of each class in the split; ignored ones count nowhere."""
-        return np.array(
-            [sum(len(rows[c]) for rows in self._members) for c in range(self.model.num_classes)]
-        )
+        return self._counts.sum(axis=0)
 
     def sample(
         self,
@@ -151,15 +175,16 @@ class Dataset:
 
     def _centre(self, generator: np.random.Generator, scan: int | None) -> tuple[int, int]:
         """Scan and voxel row of a random centre, of one scan when it is given."""
-        if scan is not None:
-            return scan, int(generator.integers(self._voxels[scan]))
-        if generator.random() < self.data.balance:
-            counts = np.array([[len(rows) for rows in scan] for scan in self._members])
-            label = generator.choice(np.flatnonzero(counts.sum(0)))
-            index = int(generator.choice(len(counts), p=counts[:, label] / counts[:, label].sum()))
-            return index, int(generator.choice(self._members[index][label]))
-        index = int(generator.choice(len(self.scans), p=self._voxels / self._voxels.sum()))
-        return index, int(generator.integers(self._voxels[index]))
+        if scan is None and generator.random() < self.data.balance:
+            label = generator.choice(np.flatnonzero(self._counts.sum(0)))
+            counts = self._counts[:, label]
+            index = int(generator.choice(len(counts), p=counts / counts.sum()))
+            chosen = self.scans[index]
+            members = np.flatnonzero(chosen.labels[chosen.grid.kept] == label)
+            return index, int(generator.choice(members))
+        if scan is None:
+            scan = int(generator.choice(len(self.scans), p=self._sizes / self._sizes.sum()))
+        return scan, int(generator.integers(len(self.scans[scan].grid.kept)))
 
 
 def open_dataset(
@@ -169,7 +194,7 @@ def open_dataset(
     augmentation: AugmentConfig | None = None,
     progress: Progress | None = None,
 ) -> Dataset:
-    """Read or generate the scans of a split.
+    """Read or generate the scans of a split; prepared ones stay on disk.
 
     Args:
         data: ``[data]`` of the configuration.
@@ -185,6 +210,8 @@ def open_dataset(
     """
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
+    if data.kind == "prepared":
+        return Dataset(open_scans(data, model, split), data, model, augmentation)
     sources: list[tuple[str, Callable[[], PointCloud]]]
     if data.kind == "rooms":
         sources = [

@@ -1,0 +1,89 @@
+"""What a preparation is to make: the units of a dataset and the facts that hold for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from dela.config import ClassInfo
+from dela.errors import InputError
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One scene (or one set of small clouds) to be made.
+
+    Attributes:
+        name: of its folder.
+        split: ``train``, ``val`` or ``test``.
+        files: raw files it is read from, all of them, sorted.
+        facts: what its reader needs beside; plain JSON types.
+    """
+
+    name: str
+    split: str
+    files: tuple[Path, ...]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All units of a dataset.
+
+    Attributes:
+        dataset: its name on the command line.
+        task: ``segmentation`` (scenes), ``classification`` or ``parts`` (sets of small clouds).
+        classes: in label order; for ``parts`` the parts.
+        units: in the order of the manifest.
+        categories: name of each category and the class indices of its parts (``parts``).
+        grid: voxel size in metres at which scenes are indexed; None for sets of small clouds.
+        notes: what was left out, shown before the work starts.
+    """
+
+    dataset: str
+    task: Literal["segmentation", "classification", "parts"]
+    classes: tuple[ClassInfo, ...]
+    units: tuple[Unit, ...]
+    categories: tuple[tuple[str, tuple[int, ...]], ...] = ()
+    grid: float | None = None
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        seen: dict[str, Unit] = {}
+        for unit in self.units:
+            other = seen.setdefault(unit.name, unit)
+            if other is not unit:
+                raise InputError(
+                    f"{other.files[0]} and {unit.files[0]} would both be the scene {unit.name!r}; "
+                    "rename one"
+                )
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user may say about a preparation beside the raw folder.
+
+    Attributes:
+        grid: instead of the dataset's own voxel size.
+        lists: scene lists by split (ScanNet).
+        config: training configuration with the class map, splits and columns (``folder``).
+    """
+
+    grid: float | None = None
+    lists: Mapping[str, Path] = field(default_factory=dict)
+    config: Path | None = None
+
+
+class MalformedFiles(InputError):
+    """Raw files of one unit that cannot be used; ``messages`` has a line for each."""
+
+    def __init__(self, messages: list[str]) -> None:
+        super().__init__("\n".join(messages))
+        self.messages = tuple(messages)
+
+    def __reduce__(self) -> Any:
+        return MalformedFiles, (list(self.messages),)

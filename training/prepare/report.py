@@ -1,0 +1,126 @@
+"""What a preparation shows while it runs and when it ends, and what `dela data info` prints."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from dela.training.prepare.runner import Summary
+
+# Seconds between two lines of the plain log.
+_LOG_EVERY = 10.0
+
+
+class PrepareProgress:
+    """A bar on a terminal's stderr, a line every ten seconds elsewhere; a context manager."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._task: Any = None
+        self._spoke = time.monotonic()
+
+    def __enter__(self) -> PrepareProgress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeRemainingColumn,
+            )
+
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
+            )
+            self._bar.start()
+            self._task = self._bar.add_task("preparing", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int, name: str) -> None:
+        """``done`` of ``total`` scenes, ``name`` the last."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, total=total, description=name)
+        elif time.monotonic() - self._spoke > _LOG_EVERY and done < total:
+            self._spoke = time.monotonic()
+            print(f"{done} of {total}: {name}", file=sys.stderr, flush=True)
+
+    def line(self, text: str) -> None:
+        """A line on stderr, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
+
+
+def summary_text(summary: Summary) -> str:
+    """The closing lines of `dela data prepare`."""
+    facts = summary.to_dict()
+    parts = [f"{summary.prepared} prepared"]
+    if summary.kept:
+        parts.append(f"{summary.kept} kept from before")
+    if summary.failed:
+        parts.append(f"{len(summary.failed)} failed ({summary.malformed} malformed files)")
+    splits = ", ".join(
+        f"{split} {counts['clouds']:,} clouds ({counts['points']:,} points)"
+        for split, counts in facts["splits"].items()
+        if counts["scenes"]
+    )
+    lines = [f"{summary.output}: {', '.join(parts)}; {splits or 'nothing to train on'}"]
+    if summary.left_over:
+        lines.append(
+            f"{len(summary.left_over)} folders of an earlier run are in no split any more, such as "
+            f"{summary.left_over[0]}"
+        )
+    return "\n".join(lines)
+
+
+def manifest_text(out: object, manifest: dict[str, Any]) -> str:
+    """The description that `dela data info` prints."""
+    scenes = manifest["scenes"]
+    columns = sorted({name for scene in scenes.values() for name in scene["columns"]})
+    lines = [
+        f"{out}: {manifest['dataset']}, {manifest['task']}, format {manifest['version']}, "
+        f"made by dela {manifest['dela_version']} of {manifest['source']}",
+        f"columns: {', '.join(columns) or 'none'}",
+    ]
+    if manifest["grid"] is not None:
+        lines.append(f"voxels of {manifest['grid']:g} m are indexed")
+    for split, names in manifest["splits"].items():
+        if not names:
+            continue
+        chosen = [scenes[name] for name in names]
+        points = sum(scene["points"] for scene in chosen)
+        clouds = sum(scene.get("clouds", 0) for scene in chosen)
+        what = f"{clouds:,} clouds in {len(names)} sets" if clouds else f"{len(names):,} scenes"
+        voxels = sum(scene.get("voxels", 0) for scene in chosen)
+        indexed = f", {voxels:,} voxels" if voxels else ""
+        lines.append(f"{split}: {what}, {points:,} points{indexed}")
+    if manifest["failed"]:
+        lines.append(
+            f"failed: {len(manifest['failed'])} ({', '.join(list(manifest['failed'])[:5])})"
+        )
+    lines += ["", *_class_table(manifest)]
+    return "\n".join(lines)
+
+
+def _class_table(manifest: dict[str, Any]) -> list[str]:
+    splits = [split for split, names in manifest["splits"].items() if names]
+    width = max(len(info["name"]) for info in manifest["classes"])
+    rows = [f"{'class':<{width}} {'code':>5}" + "".join(f"{split:>16}" for split in splits)]
+    for number, info in enumerate(manifest["classes"]):
+        cells = "".join(f"{manifest['counts'][split][number]:>16,}" for split in splits)
+        rows.append(f"{info['name']:<{width}} {info['code']:>5}{cells}")
+    return rows
