@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable
 from enum import StrEnum
@@ -41,6 +42,10 @@ def train(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint (.pt) to start from; what does not fit starts anew."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Instead of train.epochs.")] = None,
     seed: Annotated[int | None, typer.Option(help="Instead of train.seed.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
@@ -54,7 +59,8 @@ def train(
 ) -> Any:
     """Train a network: `dela train rooms -o runs/rooms`.
 
-    The run folder receives config.toml, best.pt, last.pt, metrics.csv and metrics.json.
+    The run folder receives config.toml, best.pt, last.pt, metrics.csv, metrics.json and
+    summary.html. Several GPUs: `torchrun --nproc-per-node 4 -m dela train rooms --device cuda`.
     """
     from dela.training.config import load_config
     from dela.training.loop import TrainingInterrupted
@@ -69,8 +75,11 @@ def train(
         for key, value in (("epochs", epochs), ("seed", seed))
         if value is not None
     ]
+    if init is not None:
+        overrides.append(f"train.init={json.dumps(str(init.absolute()))}")
     folder = output or Path("runs") / path.stem
     log = _log_to(sys.stderr if json_ else sys.stdout)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     try:
         result = run(
             load_config(path, overrides, data),
@@ -81,8 +90,11 @@ def train(
             log=log,
         )
     except TrainingInterrupted as interruption:
-        print(interruption, file=sys.stderr)
+        if first:
+            print(interruption, file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
+    if not first:
+        return result
     if json_:
         print(json.dumps(result.metrics))
         return result
@@ -91,6 +103,18 @@ def train(
         log(_scores_table(scores))
     log(f"network: {result.best_path}")
     return result
+
+
+def summary(
+    run: Annotated[Path, typer.Argument(help="Run folder of `dela train`.")],
+) -> Path:
+    """Draw the curves, the confusion matrix and the classes of a run into its summary.html."""
+    from dela.training.run_folder import RunFolder
+    from dela.training.summary import write_summary
+
+    page = write_summary(RunFolder(run))
+    print(page)
+    return page
 
 
 def evaluate(

@@ -74,11 +74,11 @@ class Group:
             for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
-    def parallel(self, model: nn.Module, synced_norms: bool) -> nn.Module:
+    def parallel(self, model: nn.Module) -> nn.Module:
         """``model`` with gradients averaged over the processes after each backward pass."""
         if self.size == 1:
             return model
-        return nn.parallel.DistributedDataParallel(model, broadcast_buffers=not synced_norms)
+        return nn.parallel.DistributedDataParallel(model)
 
 
 def gradients_kept_local(network: nn.Module, local: bool) -> contextlib.AbstractContextManager[Any]:

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -144,7 +144,7 @@ def _train(
         weights = torch.from_numpy(counted).to(group.device)
 
     if saved is None:
-        pyramids = list(_measured_pyramids(training, schedule.seed, MEASURED_SAMPLES))
+        pyramids = list(_measured_pyramids(training, schedule.seed, range(MEASURED_SAMPLES)))
         distances = measure_neighbor_distances(pyramids, config.model)
         model = create_model(config.model, neighbor_distances=distances, seed=schedule.seed)
         origin = {"stage_ratios": stage_ratios(pyramids), "init": None}
@@ -165,7 +165,7 @@ def _train(
     average = WeightAverage(model, schedule.weight_average) if schedule.weight_average else None
     if schedule.compile:
         model.compile_training()
-    network = group.parallel(model, synced_norms)
+    network = group.parallel(model)
     state = TrainingState(
         model, make_optimizer(model, config), average, Totals(Confusion(config.model.num_classes))
     )
@@ -311,7 +311,8 @@ def _train(
         evaluated = state.evaluated
         if due and schedule.norm_batches:
             evaluated = copy.deepcopy(evaluated)
-            measure_batch_norms(evaluated, _norm_batches(training, config), frozen)
+            everyone = group if synced_norms else Group(group.device)
+            measure_batch_norms(evaluated, _norm_batches(training, config, everyone), frozen)
         group.take_buffers(evaluated)
         confusion = None
         if due and validation is not None:
@@ -398,17 +399,18 @@ def _has_validation(config: TrainConfig) -> bool:
     return bool(data.val_rooms if data.kind == "rooms" else data.val)
 
 
-def _measured_pyramids(training: Dataset, seed: int, count: int) -> Iterator[Pyramid]:
-    for number in range(count):
+def _measured_pyramids(training: Dataset, seed: int, numbers: Iterable[int]) -> Iterator[Pyramid]:
+    for number in numbers:
         yield training.sample(generator(seed, MEASURE, number)).pyramid
 
 
-def _norm_batches(training: Dataset, config: TrainConfig) -> Iterator[Pyramid]:
+def _norm_batches(training: Dataset, config: TrainConfig, group: Group) -> Iterator[Pyramid]:
     """Batches as large as the training's: a norm's variance spans the clouds of its batch."""
     size = config.train.batch_size
-    pyramids = _measured_pyramids(training, config.train.seed, config.train.norm_batches * size)
-    for _ in range(config.train.norm_batches):
-        yield pack([next(pyramids) for _ in range(size)])
+    for batch in range(config.train.norm_batches):
+        first = (batch * group.size + group.rank) * size
+        numbers = range(first, first + size)
+        yield pack(list(_measured_pyramids(training, config.train.seed, numbers)))
 
 
 def _save_due(config: TrainConfig, step: int, seconds: float) -> bool:

@@ -32,13 +32,13 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("coordinates", "coordinate_loss"),
         ),
     ),
-    ("Mean IoU", (("training samples", "train_miou"), ("validation", "val_miou"))),
+    ("Mean IoU", (("training", "train_miou"), ("validation", "val_miou"))),
     (
         "Accuracy",
         (
-            ("training samples", "train_oa"),
+            ("training", "train_oa"),
             ("validation", "val_oa"),
-            ("validation, class mean", "val_macc"),
+            ("class mean", "val_macc"),
         ),
     ),
     ("Learning rate", (("", "learning_rate"),)),
@@ -168,7 +168,7 @@ def chart(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]
             ]
         if name:
             drawn.append(_text(legend, 18, name, "end", color=color))
-            legend -= 6.4 * len(name) + 14
+            legend -= 7 * len(name) + 12
     return _svg(_WIDTH, _HEIGHT, drawn)
 
 
