@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,9 +36,6 @@ class SizeRange:
     opt: int
     max: int
 
-    def __contains__(self, size: int) -> bool:
-        return self.min <= size <= self.max
-
     def __str__(self) -> str:
         return f"{self.min}:{self.opt}:{self.max}"
 
@@ -53,10 +49,6 @@ class Profile:
     """
 
     stages: tuple[SizeRange, ...]
-
-    def covers(self, sizes: Sequence[int]) -> bool:
-        """Whether a pyramid with ``sizes[d]`` points at stage d fits into every range."""
-        return all(size in limits for size, limits in zip(sizes, self.stages, strict=True))
 
     def __str__(self) -> str:
         return ",".join(map(str, self.stages))
@@ -104,28 +96,6 @@ class Sidecar:
             CheckpointError: it is damaged, or of a newer dela.
         """
         return ModelMetadata.from_properties(self.properties, source)
-
-    def profile_for(self, sizes: Sequence[int], source: str = "this engine") -> int:
-        """Index of the profile for a pyramid with ``sizes[d]`` points at stage d: of those that
-        cover it, the one with the smallest maximum.
-
-        Raises:
-            EngineError: none covers it; the message names the stage and the ranges.
-        """
-        fitting = [i for i, profile in enumerate(self.profiles) if profile.covers(sizes)]
-        if fitting:
-            return min(fitting, key=lambda i: self.profiles[i].stages[0].max)
-        for stage, size in enumerate(sizes):
-            ranges = [profile.stages[stage] for profile in self.profiles]
-            if not any(size in limits for limits in ranges):
-                raise EngineError(
-                    f"{source}: {size} points at stage {stage} are outside its range "
-                    f"{' and '.join(map(str, ranges))} (min:opt:max); build it with other --points"
-                )
-        raise EngineError(
-            f"{source}: no profile takes {', '.join(map(str, sizes))} points (stage by stage); its "
-            f"profiles are {' and '.join(map(str, self.profiles))}; build it with other --points"
-        )
 
     def check_runtime(
         self,

@@ -61,7 +61,7 @@ def parse_profile(text: str, metadata: ModelMetadata, headroom: float = HEADROOM
         mean, largest = _shares(metadata, stage, headroom)
         first, before = given[0], stages[-1]
         most = max(1, min(math.ceil(first.max * largest), before.max))
-        best = max(1, min(math.ceil(first.opt * mean), most))
+        best = max(1, min(math.ceil(first.opt * mean), before.opt, most))
         stages.append(SizeRange(1, best, most))
     _check_stages(stages, text)
     return Profile(tuple(stages))
