@@ -53,4 +53,15 @@ DELA_DEVICE float exp2_approximate(float x) {
 #endif
 }
 
+// Square root of x >= 0: relative error 2^-23, x below 2^-126 counts as 0.
+DELA_DEVICE float root_approximate(float x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return sqrtf(x);
+#endif
+}
+
 }  // namespace dela

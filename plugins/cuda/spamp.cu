@@ -44,8 +44,8 @@ DELA_DEVICE void spamp(const Stored* __restrict__ features, const float* __restr
   }
   const int32_t* list = neighbors + static_cast<size_t>(row) * k;
 #pragma unroll 4
-  for (int32_t j = 0; j < k; ++j) {
-    const int32_t neighbor = guarded(__ldg(list + j), n, center);
+  for (int32_t j = 0; j < k; ++j, ++list) {
+    const int32_t neighbor = guarded(__ldg(list), n, center);
     const float* point = points + static_cast<int64_t>(neighbor) * 3;
     const float x = __ldg(point) - cx, y = __ldg(point + 1) - cy, z = __ldg(point + 2) - cz;
     float there[kWidth];

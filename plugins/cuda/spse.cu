@@ -12,14 +12,28 @@ namespace {
 
 constexpr int kChannels = 4;
 
-// Row `row` of the weight for four channels, the last `kChannels - held` of them 0.
-DELA_DEVICE void weight_row(const float* weight, int32_t row, int32_t c, int32_t channel,
-                            int32_t held, float (&v)[kChannels]) {
-  const float* from = weight + static_cast<size_t>(row) * c + channel;
+// Rows `first` to `first + kRows` of the weight for four channels; where `kWhole` is false only the
+// first `held` of them exist, and the others are 0.
+template <int kRows, bool kWhole>
+DELA_DEVICE void weight_rows(const float* weight, int32_t first, int32_t c, int32_t channel,
+                             int32_t held, float (*v)[kChannels]) {
+  const float* from = weight + static_cast<size_t>(first) * c + channel;
+  for (int row = 0; row < kRows; ++row, from += c) {
+    if (kWhole) {
+      read(from, v[row]);
+    } else {
+      for (int i = 0; i < kChannels; ++i) v[row][i] = i < held ? __ldg(from + i) : 0.0f;
+    }
+  }
+}
+
+template <int kRows>
+DELA_DEVICE void weight_rows(const float* weight, int32_t first, int32_t c, int32_t channel,
+                             int32_t held, float (*v)[kChannels]) {
   if (c % kChannels == 0) {
-    read(from, v);
+    weight_rows<kRows, true>(weight, first, c, channel, held, v);
   } else {
-    for (int i = 0; i < kChannels; ++i) v[i] = i < held ? __ldg(from + i) : 0.0f;
+    weight_rows<kRows, false>(weight, first, c, channel, held, v);
   }
 }
 
@@ -31,8 +45,8 @@ DELA_DEVICE void spse(const float* __restrict__ points, const int32_t* __restric
                       void* __restrict__ winner) {
   constexpr bool kKnown = E >= 0;
   constexpr int kExtra = kKnown ? E + L : 0;
-  const int32_t attributes = kKnown ? E : e, extra = kKnown ? E + L : e + l;
-  const int32_t stride = 3 + extra;
+  const int32_t extras_given = e + l;
+  const int32_t stride = 3 + (kKnown ? kExtra : extras_given);
   const uint32_t quads = (static_cast<uint32_t>(c) + kChannels - 1) / kChannels;
   const uint32_t piece = thread_number() / quads;
   const int32_t channel = static_cast<int32_t>((thread_number() - piece * quads) * kChannels);
@@ -41,24 +55,22 @@ DELA_DEVICE void spse(const float* __restrict__ points, const int32_t* __restric
   const int64_t end = begin + rows < n ? begin + rows : n;
   if (begin >= end) return;
 
-  float r[kFactoredRows][kChannels], extras[kExtra > 0 ? kExtra : 1][kChannels];
-  {
-    float w[12][kChannels];
-    for (int i = 0; i < 12; ++i) weight_row(weight, i, c, channel, held, w[i]);
-    for (int i = 0; i < kChannels; ++i) {
-      float one[12], factored[kFactoredRows];
-      for (int row = 0; row < 12; ++row) one[row] = w[row][i];
-      factor_ellipsoid(one, factored);
-      for (int row = 0; row < kFactoredRows; ++row) r[row][i] = factored[row];
-    }
-    for (int i = 0; i < kExtra; ++i) weight_row(weight, 12 + i, c, channel, held, extras[i]);
+  float w[12 + kExtra][kChannels], r[kFactoredRows][kChannels];
+  weight_rows<12 + kExtra>(weight, 0, c, channel, held, w);
+  float(*extras)[kChannels] = w + 12;
+  for (int i = 0; i < kChannels; ++i) {
+    float one[12], factored[kFactoredRows];
+    for (int row = 0; row < 12; ++row) one[row] = w[row][i];
+    factor_ellipsoid(one, factored);
+    for (int row = 0; row < kFactoredRows; ++row) r[row][i] = factored[row];
   }
   const float epsilon = __int_as_float(epsilon_bits);
 
-  for (int32_t row = static_cast<int32_t>(begin); row < end; ++row) {
-    const float* center = points + static_cast<size_t>(row) * stride;
+  const float* center = points + begin * stride;
+  const int32_t* list = neighbors + begin * k;
+  size_t at = static_cast<size_t>(begin) * c + channel;
+  for (int32_t row = static_cast<int32_t>(begin); row < end; ++row, center += stride, at += c) {
     const float cx = __ldg(center), cy = __ldg(center + 1), cz = __ldg(center + 2);
-    const int32_t* list = neighbors + static_cast<size_t>(row) * k;
     float best[kChannels];
     int32_t slot[kChannels];
     for (int i = 0; i < kChannels; ++i) {
@@ -66,10 +78,12 @@ DELA_DEVICE void spse(const float* __restrict__ points, const int32_t* __restric
       slot[i] = 0;
     }
 #pragma unroll 4
-    for (int32_t j = 0; j < k; ++j) {
-      const int32_t neighbor = guarded(__ldg(list + j), n, row);
+    for (int32_t j = 0; j < k; ++j, ++list) {
+      const int32_t neighbor = guarded(__ldg(list), n, row);
       const float* point = points + static_cast<int64_t>(neighbor) * stride;
-      const float x = __ldg(point) - cx, y = __ldg(point + 1) - cy, z = __ldg(point + 2) - cz;
+      float there[3 + kExtra];
+      read_row<3 + kExtra>(point, there);
+      const float x = there[0] - cx, y = there[1] - cy, z = there[2] - cz;
       float value[kChannels];
       for (int i = 0; i < kChannels; ++i) {
         const float u = fmaf(x, r[0][i], fmaf(y, r[1][i], fmaf(z, r[2][i], r[6][i])));
@@ -79,22 +93,22 @@ DELA_DEVICE void spse(const float* __restrict__ points, const int32_t* __restric
       }
       if (kKnown) {
         for (int a = 0; a < kExtra; ++a) {
-          const float there = __ldg(point + 3 + a);
+          const float extra = there[3 + a];
           for (int i = 0; i < kChannels; ++i) {
-            const float difference = there - extras[a][i];
+            const float difference = extra - extras[a][i];
             value[i] = a < E ? fmaf(difference, difference, value[i])
-                             : fmaf(there, extras[a][i], value[i]);
+                             : fmaf(extra, extras[a][i], value[i]);
           }
         }
       } else {
-        for (int32_t a = 0; a < extra; ++a) {
-          const float there = __ldg(point + 3 + a);
-          float own[kChannels];
-          weight_row(weight, 12 + a, c, channel, held, own);
+        for (int32_t a = 0; a < extras_given; ++a) {
+          const float extra = __ldg(point + 3 + a);
+          float own[1][kChannels];
+          weight_rows<1>(weight, 12 + a, c, channel, held, own);
           for (int i = 0; i < kChannels; ++i) {
-            const float difference = there - own[i];
-            value[i] = a < attributes ? fmaf(difference, difference, value[i])
-                                      : fmaf(there, own[i], value[i]);
+            const float difference = extra - own[0][i];
+            value[i] = a < e ? fmaf(difference, difference, value[i])
+                             : fmaf(extra, own[0][i], value[i]);
           }
         }
       }
@@ -105,9 +119,9 @@ DELA_DEVICE void spse(const float* __restrict__ points, const int32_t* __restric
     }
     for (int i = 0; i < kChannels; ++i) {
       // Only rounding makes the value negative. No neighbor below infinity: not a number.
-      best[i] = best[i] < infinity() ? sqrtf(fmaxf(best[i] + epsilon, 0.0f)) : not_a_number();
+      const float root = root_approximate(fmaxf(best[i] + epsilon, 0.0f));
+      best[i] = best[i] < infinity() ? root : not_a_number();
     }
-    const size_t at = static_cast<size_t>(row) * c + channel;
     if (c % kChannels == 0) {
       write(out + at, best);
       if (kWinner) write_slots(winner, k, at, slot);

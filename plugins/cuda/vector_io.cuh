@@ -80,6 +80,28 @@ DELA_DEVICE void write(Stored* p, const float (&v)[8]) {
       make_uint4(pack(p, v), pack(p, v + 2), pack(p, v + 4), pack(p, v + 6));
 }
 
+// A row of `kCount` floats, one of many without gaps, in the widest loads its alignment allows.
+template <int kCount>
+DELA_DEVICE void read_row(const float* p, float (&v)[kCount]) {
+  if (kCount % 4 == 0) {
+    for (int i = 0; i < kCount; i += 4) {
+      const float4 t = __ldg(reinterpret_cast<const float4*>(p + i));
+      v[i] = t.x;
+      v[i + 1] = t.y;
+      v[i + 2] = t.z;
+      v[i + 3] = t.w;
+    }
+  } else if (kCount % 2 == 0) {
+    for (int i = 0; i < kCount; i += 2) {
+      const float2 t = __ldg(reinterpret_cast<const float2*>(p + i));
+      v[i] = t.x;
+      v[i + 1] = t.y;
+    }
+  } else {
+    for (int i = 0; i < kCount; ++i) v[i] = __ldg(p + i);
+  }
+}
+
 // Winner slots are uint8 when k <= 256, else uint16. `at` counts slots and is a multiple of 4.
 DELA_DEVICE void write_slots(void* winner, int32_t k, size_t at, const int32_t* slot) {
   if (k <= 256) {

@@ -4,21 +4,25 @@
 #if defined(__CUDACC__)
 #define DELA_MATH __device__ __forceinline__
 #else
-#include <cmath>
+#include <math.h>
 #define DELA_MATH static inline
 #endif
 
 namespace dela {
 
-#if defined(__CUDACC__)
+// Squares above this have a root with an inverse; it is the least normal float.
+constexpr float kLeastSquare = 1.17549435e-38f;
+
+#if defined(__CUDA_ARCH__)
 // The fast approximation is good to 2 units in the last place; a Newton step halves that.
 DELA_MATH float inverse_root(float x) {
-  const float y = rsqrtf(x);
+  float y;
+  asm("rsqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y * fmaf(-0.5f * x * y, y, 1.5f);
 }
 #else
-DELA_MATH float inverse_root(float x) { return 1.0f / std::sqrt(x); }
-DELA_MATH double inverse_root(double x) { return 1.0 / std::sqrt(x); }
+DELA_MATH float inverse_root(float x) { return 1.0f / sqrtf(x); }
+DELA_MATH double inverse_root(double x) { return 1.0 / sqrt(x); }
 #endif
 
 }  // namespace dela

@@ -24,8 +24,9 @@ DELA_MATH void factor_ellipsoid(const Real weight[12], Real factored[kFactoredRo
   for (int i = 0; i < 3; ++i) {  // modified Gram-Schmidt
     const Real square = column[i][0] * column[i][0] + column[i][1] * column[i][1] +
                         column[i][2] * column[i][2];
-    const Real inverse = square > 0 ? inverse_root(square) : Real(0);
-    r[i][i] = square > 0 ? square * inverse : square;
+    const Real root = inverse_root(square);
+    const Real inverse = square > kLeastSquare ? root : Real(0);
+    r[i][i] = square > kLeastSquare ? square * root : square;
     Real q[3];
     for (int a = 0; a < 3; ++a) q[a] = column[i][a] * inverse;
     for (int j = i + 1; j < 3; ++j) {
