@@ -5,12 +5,14 @@ A network that sees a tile alone sees the world end at the tile's border, and la
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
 from dela.cloud import PointCloud
 from dela.errors import InputError
+from dela.formats import read_cloud, read_extent
 
 
 def join_clouds(clouds: Sequence[PointCloud]) -> PointCloud:
@@ -51,11 +53,9 @@ def surroundings(cloud: PointCloud, others: Sequence[PointCloud], width: float) 
     """
     if not width >= 0:
         raise InputError(f"the width of the surroundings is {width}; give metres, 0 or more")
-    finite = np.isfinite(cloud.points).all(axis=1)
-    if not finite.any():
+    if not np.isfinite(cloud.points).all(axis=1).any():
         return cloud.select(np.zeros(0, dtype=np.int64))
-    plan = cloud.points[finite, :2]
-    low, high = plan.min(axis=0) - width, plan.max(axis=0) + width
+    low, high = _plan(cloud, width)
     near = []
     for other in others:
         where = other.points[:, :2]
@@ -63,3 +63,37 @@ def surroundings(cloud: PointCloud, others: Sequence[PointCloud], width: float) 
         if inside.any():
             near.append(other.select(inside))
     return join_clouds(near) if near else cloud.select(np.zeros(0, dtype=np.int64))
+
+
+class Neighborhood:
+    """Files of one survey, each read only when a scan beside it is labelled.
+
+    LAS and LAZ headers tell where a file lies; files of other formats are read to find out.
+    """
+
+    def __init__(self, files: Iterable[Path]) -> None:
+        self._extents = {path.resolve(): read_extent(path) for path in files}
+
+    def around(self, path: Path, cloud: PointCloud, width: float) -> PointCloud:
+        """:func:`surroundings` of the scan read from ``path``, out of the other files.
+
+        Raises:
+            InputError: a neighbouring file cannot be read.
+        """
+        finite = np.isfinite(cloud.points).all(axis=1)
+        others = []
+        if finite.any():
+            low, high = _plan(cloud, width)
+            for other, extent in self._extents.items():
+                apart = extent is not None and bool(
+                    (extent[0, :2] > high).any() or (extent[1, :2] < low).any()
+                )
+                if other != path.resolve() and not apart:
+                    others.append(surroundings(cloud, [read_cloud(other)], width))
+        return surroundings(cloud, others, width)
+
+
+def _plan(cloud: PointCloud, width: float) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high x, y of the box of the finite points, widened."""
+    plan = cloud.points[np.isfinite(cloud.points).all(axis=1), :2]
+    return plan.min(axis=0) - width, plan.max(axis=0) + width

@@ -23,16 +23,20 @@ from dela.runtime.labelled import classes_of_codes, column_of, score, with_predi
 from dela.runtime.options import (
     BackendName,
     CodeMap,
+    Device,
     DropInvalid,
     Json,
     MaxPoints,
     Model,
+    NoGraphs,
     Overwrite,
     Threads,
     Truth,
     code_aliases,
 )
 from dela.runtime.predictor import MAX_POINTS, Prediction, Predictor
+from dela.surroundings import Neighborhood
+from dela.tiles import context_width
 
 LABELLED = "_labelled"
 
@@ -49,6 +53,13 @@ def predict(
     backend: Annotated[
         BackendName | None, typer.Option(help="Chosen by the model's suffix when left out.")
     ] = None,
+    context: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Neighbouring scans, or folders of them, whose nearest points each scan is seen "
+            "with; repeatable."
+        ),
+    ] = None,
     max_points: MaxPoints = MAX_POINTS,
     votes: Annotated[
         int, typer.Option(min=1, help="Runs on turned and resampled input whose answers are added.")
@@ -61,6 +72,8 @@ def predict(
         bool, typer.Option("--no-kernels", help="Run the file's own function bodies (slower).")
     ] = False,
     threads: Threads = None,
+    device: Device = None,
+    no_cuda_graphs: NoGraphs = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:
@@ -73,12 +86,18 @@ def predict(
     aliases = code_aliases(map_codes)
     predictor = Predictor(
         load_backend(
-            model, backend.value if backend else None, kernels=not no_kernels, threads=threads
+            model,
+            backend.value if backend else None,
+            kernels=not no_kernels,
+            threads=threads,
+            device=device,
+            graphs=not no_cuda_graphs,
         )
     )
     if output is not None and output not in (target for _, target in jobs):
         _make_folder(output)
     classes = predictor.config.classes
+    neighborhood = Neighborhood(_unlabelled(context)) if context else None
     results: list[dict[str, Any]] = []
     failures: list[dict[str, str]] = []
     scores: Confusion | None = None
@@ -95,9 +114,13 @@ def predict(
                 known = None
                 if truth is not None:
                     known = classes_of_codes(column_of(cloud, truth), classes, aliases)
+                around = None
+                if neighborhood is not None:
+                    around = neighborhood.around(scan, cloud, context_width(predictor.config))
                 with report.progress_bar(scan.name) as update:
                     prediction = predictor.predict(
                         cloud,
+                        around=around,
                         max_points=max_points,
                         votes=votes,
                         drop_invalid=drop_invalid,
@@ -140,10 +163,7 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
         InputError: nothing found, a file name for several scans, a name that is neither a scan's
             nor a folder's, or two results of one name.
     """
-    named = {path for path in scans if not path.is_dir()}
-    found = [
-        path for path in find_scans(scans) if path in named or not path.stem.endswith(LABELLED)
-    ]
+    found = _unlabelled(scans)
     if not found:
         raise InputError(
             f"no scan to label in {', '.join(str(path) for path in scans)}; "
@@ -168,6 +188,12 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
             )
         targets[target] = scan
     return [(scan, target) for target, scan in targets.items()]
+
+
+def _unlabelled(scans: Sequence[Path]) -> list[Path]:
+    """The scans named and those in folders, without the results an earlier run left there."""
+    named = {path for path in scans if not path.is_dir()}
+    return [path for path in find_scans(scans) if path in named or not path.stem.endswith(LABELLED)]
 
 
 def _is_file_name(path: Path) -> bool:

@@ -13,6 +13,7 @@ from dela.errors import InputError
 from dela.pyramid import Pyramid
 from dela.runtime.backends import Backend
 from dela.scene import Voxels, valid_points
+from dela.surroundings import join_clouds
 from dela.votes import Progress, predict_voxels
 
 # Voxels in one run of the network; the S3DIS preset then needs about 1.4 GB.
@@ -61,6 +62,7 @@ class Predictor:
         self,
         cloud: PointCloud,
         *,
+        around: PointCloud | None = None,
         max_points: int = MAX_POINTS,
         votes: int = 1,
         drop_invalid: bool = False,
@@ -71,7 +73,10 @@ class Predictor:
 
         Args:
             cloud: needs the model's attribute columns.
-            max_points: voxels in one run; a larger scene is cut into overlapping tiles.
+            around: points of neighbouring scans, see :mod:`dela.surroundings`; the network sees
+                them and they get no label. Not for classification.
+            max_points: voxels in one run; a larger scene is cut into overlapping tiles. Never more
+                than the backend takes.
             votes: looks at the scene, see :func:`dela.votes.predict_voxels`: each takes other
                 points of the voxels and sees the scene turned about z, every second one mirrored.
             drop_invalid: leave points with NaN or infinite coordinates out instead of refusing
@@ -84,6 +89,11 @@ class Predictor:
         """
         if votes < 1:
             raise InputError(f"votes is {votes}; give at least 1")
+        size = len(cloud)
+        if around is not None and len(around):
+            if self.config.task == "classification":
+                raise InputError("a network that names whole clouds takes no surrounding points")
+            cloud = join_clouds([cloud, around])
         valid = valid_points(cloud, drop_invalid)
         invalid = len(cloud) - int(np.count_nonzero(valid))
         if invalid:
@@ -96,13 +106,14 @@ class Predictor:
             cloud.points - cloud.points.min(axis=0),
             lambda pick: Voxels.of(cloud, attributes, self.config, pick),
             self.config,
-            max_points=max_points,
+            max_points=min(max_points, self.backend.max_points or max_points),
             votes=votes,
             progress=progress,
         )
         spent = time.perf_counter() - start
         classes = answer.probabilities.argmax(axis=1).astype(np.int32)
-        rows = answer.row_of_point
+        rows = answer.row_of_point[: size - invalid]
+        valid = valid[:size]
         found = _scatter(classes[rows], valid, UNLABELLED)
         return Prediction(
             classes=found,

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from dela.cloud import PointCloud
 from dela.errors import InputError
 from dela.files import atomic_path
@@ -101,6 +103,19 @@ def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
             f"{path} cannot be read as {path.suffix[1:].upper()} (damaged or cut short?): "
             f"{_reason(error)}"
         ) from error
+
+
+def read_extent(path: str | os.PathLike[str]) -> np.ndarray | None:
+    """Lowest and highest x, y, z [2, 3] of a LAS or LAZ file, from its header alone.
+
+    None for the other formats, which do not say, and for a header that cannot be read.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".las", ".laz"):
+        return None
+    from dela.formats.las import read_las_extent
+
+    return read_las_extent(path)
 
 
 def write_cloud(path: str | os.PathLike[str], cloud: PointCloud, overwrite: bool = False) -> Path:

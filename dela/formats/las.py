@@ -49,6 +49,18 @@ class LasSource:
     color_factor: float = 256.0
 
 
+def read_las_extent(path: Path) -> np.ndarray | None:
+    """Lowest and highest x, y, z [2, 3] as the header has them; None where it cannot be read."""
+    import laspy
+
+    try:
+        with laspy.open(path) as reader:
+            extent = np.array([reader.header.mins, reader.header.maxs], dtype=np.float64)
+    except (OSError, ValueError, laspy.errors.LaspyException):
+        return None
+    return extent if np.isfinite(extent).all() else None
+
+
 def read_las(path: Path) -> PointCloud:
     """Reads a LAS or LAZ file of any version and point format.
 

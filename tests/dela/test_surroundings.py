@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from dela.cloud import PointCloud
 from dela.errors import InputError
-from dela.surroundings import join_clouds, surroundings
+from dela.formats import read_cloud, write_cloud
+from dela.surroundings import Neighborhood, join_clouds, surroundings
 
 UTM = np.array([770_500.0, 6_277_550.0, 120.0])
 
@@ -68,3 +69,33 @@ def test_nothing_near_gives_an_empty_cloud():
 def test_a_width_below_zero_is_refused(width):
     with pytest.raises(InputError, match="width of the surroundings"):
         surroundings(cloud([[0, 0, 0]]), [], width)
+
+
+@pytest.mark.parametrize("suffix", [".laz", ".ply"])
+def test_a_neighborhood_finds_what_lies_around_a_file(tmp_path, suffix):
+    generator = np.random.default_rng(0)
+    tiles = {}
+    for east in (0, 50, 500):
+        points = generator.uniform((east, 0, 0), (east + 50, 50, 50), (200, 3)).round(2)
+        path = tmp_path / f"{east}{suffix}"
+        write_cloud(path, cloud(points))
+        tiles[east] = (path, read_cloud(path))
+    neighborhood = Neighborhood(path for path, _ in tiles.values())
+    path, scan = tiles[0]
+    found = neighborhood.around(path, scan, 12.0)
+    expected = surroundings(scan, [tiles[50][1]], 12.0)
+    assert 20 < len(expected) < 80
+    np.testing.assert_array_equal(found.points, expected.points)
+    assert len(neighborhood.around(*tiles[500], 12.0)) == 0
+
+
+def test_far_lidar_files_are_not_even_read(tmp_path):
+    write_cloud(tmp_path / "near.laz", cloud([[0, 0, 0], [1, 1, 1]]))
+    write_cloud(tmp_path / "far.laz", cloud([[900, 0, 0], [901, 1, 1]]))
+    data = (tmp_path / "far.laz").read_bytes()
+    neighborhood = Neighborhood(sorted(tmp_path.glob("*.laz")))
+    (tmp_path / "far.laz").write_bytes(data[:-40])
+    scan = read_cloud(tmp_path / "near.laz")
+    assert len(neighborhood.around(tmp_path / "near.laz", scan, 10.0)) == 0
+    with pytest.raises(InputError, match=r"far\.laz"):
+        neighborhood.around(tmp_path / "near.laz", scan, 2000.0)

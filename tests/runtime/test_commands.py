@@ -17,7 +17,9 @@ from small_networks import make_cloud
 from dela import cli
 from dela.cloud import PointCloud
 from dela.formats import read_cloud, write_cloud
-from dela.runtime import doctor, report
+from dela.runtime import Predictor, doctor, load_backend, report
+from dela.surroundings import surroundings
+from dela.tiles import context_width
 
 
 @pytest.fixture
@@ -136,6 +138,27 @@ def test_predict_a_folder_passes_over_results_and_survives_a_bad_file(run, netwo
     assert sorted(path.name for path in folder.iterdir()) == [
         "a.ply", "a_labelled.ply", "b_labelled.ply", "broken.laz",
     ]  # fmt: skip
+
+
+def test_neighbouring_files_are_context(run, network, tmp_path):
+    whole = make_cloud(6000, (4.0, 2.0, 0.5))
+    west = whole.points[:, 0] < np.median(whole.points[:, 0])
+    tiles = tmp_path / "tiles"
+    tiles.mkdir()
+    for name, rows in (("west", west), ("east", ~west)):
+        write_cloud(tiles / f"{name}.laz", whole.select(rows))
+    write_cloud(tiles / "west_labelled.laz", make_cloud())  # an earlier result is no neighbour
+    scan, alone, beside = tiles / "west.laz", tmp_path / "alone.npz", tmp_path / "beside.npz"
+    assert run("predict", scan, "-m", network.onnx, "-o", alone)[0] == 0
+    code, _, error = run("predict", scan, "-m", network.onnx, "-o", beside, "--context", tiles)
+    assert code == 0, error
+    cloud, other = read_cloud(scan), read_cloud(tiles / "east.laz")
+    near = surroundings(cloud, [other], context_width(network.config))
+    assert 0 < len(near) < len(other)
+    expected = Predictor(load_backend(network.onnx)).predict(cloud, around=near)
+    found = read_cloud(beside)
+    assert np.array_equal(found.columns["confidence"], expected.confidence)
+    assert not np.array_equal(read_cloud(alone).columns["confidence"], expected.confidence)
 
 
 def test_predict_into_a_new_folder(run, network, scan, tmp_path):

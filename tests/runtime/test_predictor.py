@@ -17,6 +17,7 @@ from dela.errors import InputError
 from dela.pyramid import Pyramid
 from dela.runtime import Predictor, load_backend
 from dela.scene import Voxels
+from dela.surroundings import join_clouds
 from dela.votes import vote_matrix
 
 
@@ -80,6 +81,38 @@ def test_tiles_with_context_agree_with_the_whole(network):
     assert np.mean(whole.classes == tiled.classes) > 0.9999
     error = np.abs(whole.probabilities - tiled.probabilities).max(axis=1)
     assert error.mean() < 1e-6 and np.mean(error < 1e-5) > 0.999
+
+
+@pytest.mark.parametrize("votes", [1, 3])
+def test_surroundings_are_seen_and_get_no_label(network, votes):
+    whole = make_cloud(20_000, (12.0, 12.0, 0.5))
+    inside = whole.points[:, 0] < np.median(whole.points[:, 0])
+    cloud, around = whole.select(inside), whole.select(~inside)
+    options = {"votes": votes, "probabilities": True}
+    predictor = Predictor(load_backend(network.onnx))
+    alone = predictor.predict(cloud, **options)
+    found = predictor.predict(cloud, around=around, **options)
+    together = predictor.predict(join_clouds([cloud, around]), **options)
+    assert found.labels.shape == found.confidence.shape == (len(cloud),)
+    assert np.array_equal(found.probabilities, together.probabilities[: len(cloud)])
+    border = cloud.points[:, 0] > cloud.points[:, 0].max() - 0.1
+    assert np.abs(found.probabilities - alone.probabilities)[border].max() > 1e-3
+
+
+def test_invalid_points_of_the_scan_keep_their_place_beside_surroundings(cloud):
+    around = make_cloud(500)
+    around.points[:, 0] += 40.0
+    cloud.points[[0, 3999]] = np.nan
+    predictor = Predictor(HeightBackend())
+    result = predictor.predict(cloud, around=around, drop_invalid=True)
+    assert result.invalid == 2 and len(result.labels) == 4000
+    assert np.flatnonzero(result.labels == -1).tolist() == [0, 3999]
+
+
+def test_a_network_for_whole_clouds_takes_no_surroundings(classifier):
+    predictor = Predictor(load_backend(classifier.onnx))
+    with pytest.raises(InputError, match="whole clouds"):
+        predictor.predict(make_cloud(100), around=make_cloud(100))
 
 
 def test_probabilities_belong_to_the_labels(network, cloud):
