@@ -17,7 +17,7 @@ from dela.config import ModelConfig
 from dela.network.embedding import SpatialEncoding
 from dela.network.heads import ClassificationHead, SegmentationHead, pool_clouds
 from dela.network.layers import BatchNorm, Block, Downsample, LocalAggregation, Mlp, module_list
-from dela.network.model import Network, PyramidModule
+from dela.network.model import Network, PyramidModule, split_category
 
 
 def freeze(model: Network, dtype: torch.dtype = torch.float32) -> FrozenNetwork:
@@ -65,6 +65,7 @@ class FrozenNetwork(PyramidModule):
     ) -> Tensor:
         """The same as :meth:`Network.forward_inputs`; logits are float32."""
         config: ModelConfig = self.config
+        attributes, category = split_category(attributes, config)
         features: list[Tensor] = []
         previous = points
         for index, stage in enumerate(self.stages):
@@ -89,7 +90,7 @@ class FrozenNetwork(PyramidModule):
                 x = step(x, position, neighbors[index])
             features.append(x)
             previous = position
-        return self.head(features, nearest)
+        return self.head(features, nearest, category)
 
 
 class FrozenStage(nn.Module):
@@ -199,7 +200,9 @@ class FrozenDownsample(FrozenAggregation):
 
 
 class FrozenSegmentationHead(nn.Module):
-    """One Linear per stage (the first has the bias of all), GELU, Linear."""
+    """One Linear per stage (the first has the bias of all) and for categories, GELU, Linear."""
+
+    category: nn.Linear | None
 
     def __init__(self, head: SegmentationHead, dtype: torch.dtype) -> None:
         super().__init__()
@@ -210,16 +213,29 @@ class FrozenSegmentationHead(nn.Module):
             weight = scale[:, None] * projection.project.weight.double()
             bias = bias + weight @ stage_shift
             weights.append(weight * stage_scale)
+        self.category = None
+        if head.category is not None:
+            inner, shift = _before(head.category.expand, head.category.norm)
+            outer = scale[:, None] * head.category.project.weight.double()
+            self.category = _linear(outer @ inner, None, dtype)
+            bias = bias + outer @ shift
         self.projections = module_list(
             _linear(weight, None if stage else bias, dtype) for stage, weight in enumerate(weights)
         )
         self.classify = _linear(head.classify.weight, head.classify.bias, dtype)
 
-    def forward(self, features: Sequence[Tensor], nearest: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        nearest: Sequence[Tensor],
+        category: Tensor | None = None,
+    ) -> Tensor:
         total = self.projections[0](features[0])
         for stage in range(1, len(features)):
             y = self.projections[stage](features[stage])
             total = total + y.index_select(0, nearest[stage - 1])
+        if self.category is not None and category is not None:
+            total = total + self.category(category.to(total.dtype))
         return self.classify(F.gelu(total)).float()
 
 
@@ -231,7 +247,12 @@ class FrozenClassificationHead(nn.Module):
         self.points_per_cloud = head.points_per_cloud
         self.classify = _linear(*_after(head.norm, head.classify), torch.float32)
 
-    def forward(self, features: Sequence[Tensor], nearest: Sequence[Tensor]) -> Tensor:
+    def forward(
+        self,
+        features: Sequence[Tensor],
+        nearest: Sequence[Tensor],
+        category: Tensor | None = None,
+    ) -> Tensor:
         return self.classify(pool_clouds(features[-1].float(), self.points_per_cloud))
 
 

@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from dela.config import AttributeInfo, ClassInfo, ModelConfig
+from dela.config import AttributeInfo, CategoryInfo, ClassInfo, ModelConfig
 
 STAGES = {"dims": (8, 12, 16, 20), "neighbors": (6, 7, 4, 5), "spread": (1.6, 3.8, 7.6, 15.2)}
 
@@ -16,6 +16,8 @@ def tiny_config(kind: str) -> ModelConfig:
         "one_stage": (1, 0, 0),
         "four_stages": (4, 4, 0),
         "directions": (2, 1, 3),
+        "parts": (2, 1, 3),
+        "parts_alone": (2, 0, 0),
         "classification": (2, 0, 0),
     }[kind]
     segmentation = kind != "classification"
@@ -29,6 +31,9 @@ def tiny_config(kind: str) -> ModelConfig:
         head_dim=12 if segmentation else 0,
         attributes=tuple(AttributeInfo(f"scalar_{i}") for i in range(attributes)),
         directions=tuple(AttributeInfo(f"normal_{axis}") for axis in "xyz"[:directions]),
+        categories=tuple(CategoryInfo(f"category {i}", (i, i + 1)) for i in range(3))
+        if kind.startswith("parts")
+        else (),
         **{name: values[:stages] for name, values in STAGES.items()},
     )
 

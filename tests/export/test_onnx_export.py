@@ -17,7 +17,7 @@ from dela.export.example import example_pyramid
 from dela.metadata import ModelMetadata
 from dela.plugins import native
 
-KINDS = ["one_stage", "four_stages", "directions", "classification"]
+KINDS = ["one_stage", "four_stages", "directions", "parts", "parts_alone", "classification"]
 CHECKS = [
     "onnx checker",
     "onnxruntime, our kernels",
