@@ -355,9 +355,20 @@ def open_scans(
     task = "classification" if manifest["task"] == "classification" else "segmentation"
     if model.task != task:
         raise ConfigError(f"{root} is for {manifest['task']}, the network for {model.task}")
+    if not names:
+        filled = [split for split, held in manifest["splits"].items() if held]
+        raise InputError(
+            f"{root} has no scenes in its {split} split (it has {', '.join(filled) or 'none'}); "
+            f"choose another split or name scenes in data.{split}"
+        )
     mapping = LabelMap.of(data, [info["name"] for info in manifest["classes"]])
     for name in names:
         _check_columns(root / SCENES / name, manifest, name, model)
+    counts = [
+        mapping.counts(manifest["scenes"][name]["counts"], model.num_classes) for name in names
+    ]
+    if not np.any(counts):
+        raise InputError(f"data.{split} has no labelled point in {root}; every label is ignored")
     if manifest["task"] == "segmentation":
         return [
             PreparedScan(root / SCENES / name, manifest["scenes"][name], model, mapping)

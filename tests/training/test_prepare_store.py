@@ -62,7 +62,8 @@ def test_encoded_scenes_keep_place_labels_and_colour(points, origin, data):
     assert np.array_equal(columns["color"], color)
     assert facts["counts"] == [int((labels == c).sum()) for c in range(5)]
     assert facts["ignored"] == int((labels == -1).sum())
-    grid = voxel_grid(columns["points"], 0.25)
+    moved = points + origin
+    grid = voxel_grid(moved - moved.min(axis=0), 0.25)
     assert np.array_equal(columns[GRID_KEPT], grid.kept)
     assert np.array_equal(columns[GRID_VOXEL], grid.voxel_of_point)
     assert facts["voxels"] == len(grid.kept)

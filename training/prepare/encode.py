@@ -54,10 +54,13 @@ def encode(
         facts["ignored"] = int((labels == IGNORED).sum())
     if task == "segmentation":
         origin = points.min(axis=0).astype(np.float64)
-        stored["points"] = (points.astype(np.float64) - origin).astype(np.float32)
+        moved = points.astype(np.float64) - origin
+        stored["points"] = moved.astype(np.float32)
         facts["counts"] = _counts(labels, classes)
         if grid is not None:
-            index = voxel_grid(stored["points"], grid, threads=1)
+            # Of the float64 points, as for a scan from a file: scanners that round put many on the
+            # border between two voxels.
+            index = voxel_grid(moved, grid, threads=1)
             stored[GRID_KEPT], stored[GRID_VOXEL] = index.kept, index.voxel_of_point
             facts |= {"grid": grid, "voxels": len(index.kept)}
             kept = None if labels is None else labels[index.kept]

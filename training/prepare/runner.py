@@ -154,8 +154,9 @@ def prepare(
         log(note)
     outcomes: dict[str, Outcome] = {}
     with _locked(out):
-        remove_partial(out)
         write_manifest(out, header | {"complete": False})
+        (out / SCENES).mkdir(exist_ok=True)
+        remove_partial(out)
         try:
             for outcome in _outcomes(plan, raw, out, workers, overwrite):
                 if outcome.status == "stop":
@@ -328,7 +329,7 @@ def _refuse_foreign(out: Path, plan: Plan, overwrite: bool) -> None:
 def _locked(out: Path) -> Iterator[None]:
     """One preparation at a time in a folder."""
     try:
-        (out / SCENES).mkdir(parents=True, exist_ok=True)
+        out.mkdir(parents=True, exist_ok=True)
         stream = (out / ".lock").open("w")
     except OSError as error:
         raise InputError(f"cannot write to {out}: {error.strerror or error}") from error
