@@ -1,6 +1,6 @@
 """Compiles the CUDA kernels into the images that the package ships.
 
-    python -m dela.plugins.cuda.compile            writes plugins/cuda/images/
+    python -m dela.plugins.cuda.compile            compiles what changed into plugins/cuda/images/
     python -m dela.plugins.cuda.compile --check    only says whether they are up to date
 
 The compiler is NVRTC from the wheel ``nvidia-cuda-nvrtc-cu12``, with the headers of
@@ -21,6 +21,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,13 @@ INSTALL = f"pip install {_NVRTC_WHEEL}=={NVRTC_VERSION} {_RUNTIME_WHEEL}=={RUNTI
 # Sources of one image set each; files of plugins/cuda/ that hold kernels.
 SUBJECTS = {
     "operators": ("spse.cu", "spamp.cu", "spse_backward.cu", "spamp_backward.cu", "reverse.cu"),
+    "geometry": ("sort.cu", "voxel.cu", "knn.cu"),
 }
 PTX_ARCHITECTURE = 80
 BINARY_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 OPTIONS = ("--std=c++17",)
+
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
 class CompileError(RuntimeError):
@@ -47,9 +51,22 @@ class CompileError(RuntimeError):
 
 
 def source_files(subject: str) -> list[Path]:
-    """The kernels of a subject, then every header that any kernel may include."""
-    headers = sorted(FOLDER.glob("*.cuh")) + sorted((FOLDER.parent / "math").glob("*.h"))
-    return [FOLDER / name for name in SUBJECTS[subject]] + headers
+    """The kernels of a subject and every header they include, directly or not.
+
+    Raises:
+        CompileError: a file is missing, as all of them are from an installed package.
+    """
+    found: list[Path] = []
+    waiting = [FOLDER / name for name in SUBJECTS[subject]]
+    while waiting:
+        path = waiting.pop(0)
+        if path in found:
+            continue
+        if not path.exists():
+            raise CompileError(f"{path} is missing; kernels are compiled in a checkout of dela")
+        found.append(path)
+        waiting += [FOLDER.parent / name for name in _INCLUDE.findall(path.read_text())]
+    return found
 
 
 def source_hash(subject: str) -> str:
@@ -162,37 +179,37 @@ def stale_subjects() -> list[str]:
     return stale
 
 
-def write_images() -> None:
-    """Compiles everything and replaces the images.
+def write_images() -> list[str]:
+    """Compiles the subjects that are stale and replaces their images; answers which.
 
     Raises:
-        CompileError: no compiler, or a source that does not compile; the images then stay.
+        CompileError: no compiler, or a source that does not compile; nothing then changes.
     """
+    stale = stale_subjects()
+    if not stale:
+        return []
     compiler = Compiler()
     made = {
         subject: {
             name: compiler.compile(subject, architecture)
             for name, architecture in image_names(subject).items()
         }
-        for subject in SUBJECTS
+        for subject in stale
     }
     IMAGES.mkdir(exist_ok=True)
-    for old in IMAGES.iterdir():
-        old.unlink()
-    for images in made.values():
+    entries = read_manifest().get("subjects", {})
+    for subject, images in made.items():
         for name, data in images.items():
             (IMAGES / name).write_bytes(data)
-    manifest = {
-        "compiler": f"NVRTC {NVRTC_VERSION}",
-        "subjects": {
-            subject: {
-                "sources": source_hash(subject),
-                "images": {name: _hash(IMAGES / name) for name in images},
-            }
-            for subject, images in made.items()
-        },
-    }
+        hashes = {name: _hash(IMAGES / name) for name in images}
+        entries[subject] = {"sources": source_hash(subject), "images": hashes}
+    kept = {subject: entries[subject] for subject in SUBJECTS}
+    for path in IMAGES.iterdir():
+        if not any(path.name in entry["images"] for entry in kept.values()):
+            path.unlink()
+    manifest = {"compiler": f"NVRTC {NVRTC_VERSION}", "subjects": kept}
     (IMAGES / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return stale
 
 
 def _hash(path: Path) -> str:
@@ -200,22 +217,21 @@ def _hash(path: Path) -> str:
 
 
 def main() -> int:
-    """The command; 0 done or up to date, 1 stale or failed."""
+    """The command: 0 done or up to date, 1 stale or failed."""
     parser = argparse.ArgumentParser(description="Compile dela's CUDA kernels into images.")
     parser.add_argument("--check", action="store_true", help="only say whether they are current")
-    if parser.parse_args().check:
-        stale = stale_subjects()
-        for subject in stale:
-            print(f"{subject}: stale; run python -m dela.plugins.cuda.compile", file=sys.stderr)
-        return 1 if stale else 0
+    check = parser.parse_args().check
     try:
-        write_images()
+        subjects = stale_subjects() if check else write_images()
     except CompileError as error:
         print(error, file=sys.stderr)
         return 1
-    for path in sorted(IMAGES.iterdir()):
-        print(f"{path.name} {path.stat().st_size}")
-    return 0
+    for subject in subjects:
+        if check:
+            print(f"{subject} is stale; run python -m dela.plugins.cuda.compile", file=sys.stderr)
+        else:
+            print(f"{subject} compiled")
+    return 1 if check and subjects else 0
 
 
 if __name__ == "__main__":
