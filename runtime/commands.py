@@ -10,15 +10,26 @@ import typer
 from dela.errors import DelaError, ParityError
 from dela.formats import read_cloud
 from dela.runtime import report
-from dela.runtime.backends import Backend, load_backend
-from dela.runtime.options import DropInvalid, Json, MaxPoints, Threads
+from dela.runtime.backends import Backend, backend_of, gpu_number, load_backend
+from dela.runtime.options import (
+    BackendName,
+    Device,
+    DropInvalid,
+    Json,
+    MaxPoints,
+    NoGraphs,
+    Threads,
+)
 from dela.runtime.predictor import MAX_POINTS
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="Exported network (.onnx).")],
-    checkpoint: Annotated[Path, typer.Option(help="The checkpoint it was exported from.")],
+    model: Annotated[Path, typer.Argument(help="Exported network (.onnx) or engine (.engine).")],
+    checkpoint: Annotated[Path, typer.Option(help="The checkpoint it was made from.")],
     scan: Annotated[Path, typer.Option("-i", "--input", help="A scan to compare on.")],
+    backend: Annotated[
+        BackendName | None, typer.Option(help="Chosen by the model's suffix when left out.")
+    ] = None,
     no_kernels: Annotated[
         bool, typer.Option("--no-kernels", help="Check the function bodies alone.")
     ] = False,
@@ -29,35 +40,40 @@ def verify(
     max_points: MaxPoints = MAX_POINTS,
     drop_invalid: DropInvalid = False,
     threads: Threads = None,
+    device: Device = None,
+    no_cuda_graphs: NoGraphs = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:
-    """Run PyTorch and an exported network on the same input and compare their logits.
+    """Run PyTorch on the CPU and a model on the same input and compare their logits.
 
-    ONNX Runtime runs twice: with this package's kernels, and with the function bodies that the
-    file carries. fp32 passes with errors up to 1e-4 of the largest logit and 99.99 % equal labels;
-    fp16 with 2e-2 and 99 %, bf16 with 1e-1 and 95 %. A miss ends with exit code 1.
+    ONNX Runtime on the CPU runs twice: with this package's kernels, and with the function bodies
+    that the file carries. fp32 passes with errors up to 1e-4 of the largest logit and 99.99 % equal
+    labels; fp16 and engines with TF32 with 2e-2 and 99 %, bf16 with 1e-1 and 95 %. A miss ends
+    with exit code 1.
     """
     from dela.metadata import Tolerance
     from dela.runtime.verify import tolerance_of
     from dela.runtime.verify import verify as compare
 
     cloud = read_cloud(scan)
-    candidates: dict[str, Backend] = {}
-    if not no_kernels:
-        candidates["our kernels"] = load_backend(model, "onnxruntime", threads=threads)
-    candidates["function bodies"] = load_backend(
-        model, "onnxruntime", kernels=False, threads=threads
+    candidates = _candidates(
+        model,
+        backend.value if backend else None,
+        kernels=not no_kernels,
+        threads=threads,
+        device=device,
+        graphs=not no_cuda_graphs,
     )
     reference = load_backend(checkpoint, "torch", threads=threads)
-    exported = candidates["function bodies"]
-    if exported.sha256 and exported.sha256 != reference.sha256:
+    made = next(iter(candidates.values()))
+    if made.sha256 and made.sha256 != reference.sha256:
         report.warn(
-            f"{model} was exported from another checkpoint ({exported.sha256[:12]}) than "
+            f"{model} was made from another checkpoint ({made.sha256[:12]}) than "
             f"{checkpoint} ({reference.sha256[:12]}); the numbers decide"
         )
     limits = None
     if tolerance is not None:
-        limits = Tolerance(tolerance, tolerance_of(exported).agreement)
+        limits = Tolerance(tolerance, tolerance_of(made).agreement)
     with (
         report.naming(scan, model, checkpoint),
         report.progress_bar("verify") as update,
@@ -94,11 +110,27 @@ def verify(
     return [item.to_dict() for item in reports]
 
 
+def _candidates(
+    model: Path, backend: str | None, *, kernels: bool, device: str | None, **options: Any
+) -> dict[str, Backend]:
+    """What to compare with PyTorch: ONNX Runtime on the CPU in both of its ways, or one backend."""
+    name = backend or backend_of(model)
+    gpu = gpu_number(device)
+    if name == "onnxruntime" and gpu is None:
+        ways = {"our kernels": True} if kernels else {}
+        ways["function bodies"] = False
+        return {
+            way: load_backend(model, name, kernels=ours, **options) for way, ours in ways.items()
+        }
+    title = name if gpu is None else f"{name} on {device}"
+    return {title: load_backend(model, name, device=device, **options)}
+
+
 def info(
-    file: Annotated[Path, typer.Argument(help="Checkpoint, exported network or scan.")],
+    file: Annotated[Path, typer.Argument(help="Checkpoint, exported network, engine or scan.")],
     json: Json = False,
 ) -> dict[str, Any]:
-    """Describe a checkpoint, an exported network or a scan."""
+    """Describe a checkpoint, an exported network, an engine or a scan."""
     from dela.runtime.info import describe
 
     values = describe(file)

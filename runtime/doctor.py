@@ -41,6 +41,7 @@ def examine() -> list[Finding]:
         _torch,
         _onnxruntime,
         _export,
+        _cuda,
         _tensorrt,
         _pillow,
     )
@@ -165,13 +166,45 @@ def _export() -> Iterator[Finding]:
         yield Finding("export", OK, ", ".join(f"{name} {versions[name]}" for name in versions))
 
 
-def _tensorrt() -> Iterator[Finding]:
-    for name, extra in (("tensorrt", "tensorrt"), ("tensorrt_rtx", "tensorrt-rtx")):
-        if importlib.util.find_spec(name) is None:
-            detail = "not installed; no backend of this version needs it"
-            yield Finding(extra, NOTE, detail, f"pip install 'dela[{extra}]'")
+def _cuda() -> Iterator[Finding]:
+    from dela.plugins.cuda.driver import CudaUnavailable, Device
+    from dela.plugins.cuda.kernels import image_candidates
+
+    try:
+        devices = [Device(number) for number in range(Device.count())]
+    except CudaUnavailable as reason:
+        yield Finding("GPU", NOTE, f"none: {reason}")
+        return
+    for device in devices:
+        subject, capability = f"GPU {device.ordinal}", device.compute_capability
+        free, total = device.memory()
+        detail = (
+            f"{device.name}, compute capability {capability[0]}.{capability[1]}, "
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+        )
+        try:
+            images = image_candidates("operators", capability)
+        except CudaUnavailable as reason:
+            yield Finding(subject, WARNING, f"{detail}; {reason}", "use a CPU backend")
+            continue
+        if images:
+            yield Finding(subject, OK, f"{detail}, kernels {images[0].name}")
         else:
-            yield Finding(extra, OK, _version(name) or _version(f"{extra}-cu13-bindings") or "?")
+            yield Finding(subject, BROKEN, f"{detail}; no CUDA kernels", "reinstall dela")
+
+
+def _tensorrt() -> Iterator[Finding]:
+    from dela.plugins.tensorrt import bindings
+
+    for flavour, modules in bindings.MODULES.items():
+        if all(importlib.util.find_spec(module) is None for module in modules):
+            mend = f"pip install 'dela[{flavour}]' to build and run engines"
+            yield Finding(flavour, NOTE, "not installed", mend)
+            continue
+        try:
+            yield Finding(flavour, OK, bindings.load(flavour).__version__)
+        except bindings.TensorRTUnavailable as reason:
+            yield Finding(flavour, BROKEN, str(reason), f"pip install -U 'dela[{flavour}]'")
 
 
 def _pillow() -> Iterator[Finding]:

@@ -1,4 +1,4 @@
-"""What a file is: a checkpoint, an exported network or a scan, as a dictionary of plain types."""
+"""What a file is: a checkpoint, an exported network, an engine or a scan, in plain types."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from dela.config import ModelConfig
 from dela.errors import InputError
 from dela.formats import SUFFIXES, read_cloud
 from dela.runtime.backends import BACKENDS, OnnxRuntimeBackend
+from dela.sidecar import SUFFIX, read_sidecar
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What ``dela info`` shows; the key ``kind`` is ``checkpoint``, ``onnx`` or ``scan``.
+    """What ``dela info`` shows; ``kind`` is ``checkpoint``, ``onnx``, ``engine`` or ``scan``.
 
     Raises:
         DelaError: a missing file, an unknown suffix, or a file that cannot be read.
@@ -28,6 +29,8 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     common = {"file": str(path), "bytes": path.stat().st_size}
     if suffix in BACKENDS["onnxruntime"]:
         return {"kind": "onnx", **common, **_exported(path)}
+    if suffix == SUFFIX:
+        return {"kind": "engine", **common, **_engine(path)}
     if suffix in BACKENDS["torch"]:
         return {"kind": "checkpoint", **common, **_checkpoint(path)}
     if suffix in SUFFIXES:
@@ -85,6 +88,26 @@ def _exported(path: Path) -> dict[str, Any]:
         ],
         "stage_ratios": list(metadata.stage_ratios),
         **_network(backend.config),
+    }
+
+
+def _engine(path: Path) -> dict[str, Any]:
+    """From the sidecar alone: neither TensorRT nor a GPU is needed."""
+    sidecar = read_sidecar(path)
+    metadata = sidecar.metadata(str(path))
+    return {
+        "flavour": sidecar.flavour,
+        "tensorrt_version": sidecar.tensorrt_version,
+        "compute_capabilities": list(sidecar.compute_capabilities),
+        "compatibility": sidecar.compatibility,
+        "dtype": sidecar.dtype,
+        "tf32": sidecar.tf32,
+        "plugins": sidecar.plugins,
+        "plugin_layers": sidecar.plugin_layers,
+        "profiles": [str(profile) for profile in sidecar.profiles],
+        "dela_version": sidecar.dela_version,
+        "checkpoint_sha256": metadata.checkpoint_sha256,
+        **_network(metadata.config),
     }
 
 

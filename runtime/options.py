@@ -17,6 +17,8 @@ class BackendName(StrEnum):
 
     torch = "torch"
     onnxruntime = "onnxruntime"
+    tensorrt = "tensorrt"
+    tensorrt_rtx = "tensorrt-rtx"
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
@@ -32,6 +34,13 @@ DropInvalid = Annotated[
 ]
 Threads = Annotated[
     int | None, typer.Option(min=1, help="CPU threads; the backend's choice when left out.")
+]
+Device = Annotated[
+    str | None,
+    typer.Option(metavar="cpu|cuda|cuda:N", help="The CPU when left out; engines need a GPU."),
+]
+NoGraphs = Annotated[
+    bool, typer.Option("--no-cuda-graphs", help="Engines: queue every kernel by itself.")
 ]
 Truth = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="Column of true label codes to score against.")

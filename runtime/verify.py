@@ -15,6 +15,7 @@ from dela.errors import InputError
 from dela.metadata import TOLERANCES, Tolerance
 from dela.runtime.backends import Backend
 from dela.runtime.predictor import Progress, Voxels, valid_points
+from dela.sidecar import Sidecar
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,8 @@ def verify(
     Args:
         reference: the checkpoint in PyTorch.
         candidates: what to call it -> backend.
-        cloud: the scan; cut into tiles when it has more voxels than ``max_points``.
+        cloud: the scan; cut into tiles when it has more voxels than ``max_points`` or than a
+            backend takes.
         tolerance: by each candidate's dtype when None.
 
     Raises:
@@ -163,7 +165,8 @@ def verify(
     voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
     answers: dict[str, list[np.ndarray]] = {name: [] for name in ("", *candidates)}
     done = 0
-    for part in voxels.tiles(config, max_points):
+    limits = [backend.max_points for backend in (reference, *candidates.values())]
+    for part in voxels.tiles(config, min(max_points, *(limit or max_points for limit in limits))):
         rows = part.tile.core if config.task == "segmentation" else slice(None)
         answers[""].append(reference.run(part.pyramid)[rows])
         for name, candidate in candidates.items():
@@ -186,8 +189,14 @@ def verify(
 
 
 def tolerance_of(backend: Backend) -> Tolerance:
-    """The tolerance of an exported file's dtype; fp32's for a checkpoint."""
+    """The tolerance of a file's dtype; fp32's for a checkpoint.
+
+    An engine with TF32 rounds factors to float16's 10 bits.
+    """
     dtype = backend.metadata.dtype if backend.metadata is not None else "fp32"
+    sidecar: Sidecar | None = getattr(backend, "sidecar", None)
+    if dtype == "fp32" and sidecar is not None and sidecar.tf32:
+        dtype = "fp16"
     return TOLERANCES[dtype]
 
 

@@ -28,6 +28,7 @@ class HeightBackend:
     path = Path("height")
     metadata = None
     sha256 = ""
+    max_points = None
 
     def __init__(self, config: ModelConfig = CONFIG) -> None:
         self.config = config

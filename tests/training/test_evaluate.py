@@ -22,6 +22,7 @@ class ByPosition:
     path = Path("position")
     metadata = None
     sha256 = ""
+    max_points = None
 
     def __init__(self, config) -> None:
         self.config = config

@@ -1,0 +1,188 @@
+"""Device memory of one run: inputs in one block that a single copy fills, logits on their way back.
+
+Host arrays go through page-locked memory; arrays that lie on the device already never leave it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dela.errors import InputError
+
+if TYPE_CHECKING:
+    from dela.plugins.cuda.arrays import DeviceArray
+    from dela.plugins.cuda.driver import Stream
+
+# Every input starts on the boundary that cuMemAlloc keeps as well.
+_ALIGNMENT = 256
+_CUDA_KINDS = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+
+
+def on_device(value: Any) -> bool:
+    """Whether an array of any library lies in GPU memory; imports nothing to find out."""
+    kind = getattr(value, "__dlpack_device__", None)
+    if kind is not None:
+        return int(kind()[0]) in _CUDA_KINDS
+    return hasattr(value, "__cuda_array_interface__")
+
+
+def device_inputs(
+    arrays: Mapping[str, Any], dtypes: Mapping[str, str], stream: Stream
+) -> dict[str, DeviceArray]:
+    """Arrays of any library on the device as ours, without a copy; ``stream`` waits for them.
+
+    Args:
+        arrays: name -> anything with ``__dlpack__`` or ``__cuda_array_interface__``.
+        dtypes: name -> the dtype it must have.
+
+    Raises:
+        InputError: an array on the host among them, gaps between rows, or another dtype.
+    """
+    from dela.plugins.cuda.arrays import as_device_array
+
+    found = {}
+    for name, value in arrays.items():
+        if not on_device(value):
+            raise InputError(
+                f"{name} lies in host memory, other inputs on the device; give all of them there "
+                "or none"
+            )
+        try:
+            array = as_device_array(value, stream)
+        except TypeError as error:
+            raise InputError(f"{name}: {error}") from error
+        if str(array.dtype) != dtypes[name]:
+            raise InputError(f"{name} is {array.dtype} on the device; expected {dtypes[name]}")
+        found[name] = array
+    return found
+
+
+class InputBlock:
+    """All inputs of a run, one behind the other in device memory that grows and is reused.
+
+    Rows beyond those given are padding that repeats row 0: its coordinates, and index 0 wherever
+    a row is named. Nothing in a network in evaluation mode looks from one row to another except
+    by these indices, so padding changes no other row's answer.
+
+    Args:
+        stream: that every copy is queued on.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        from dela.plugins.cuda.arrays import GrowingBuffer
+        from dela.plugins.cuda.driver import Event
+
+        self._stream = stream
+        self._device = GrowingBuffer(stream.device)
+        self._pinned = GrowingBuffer(stream.device, pinned=True)
+        self._copied = Event(stream.device)
+        self._copying = False
+
+    def upload(
+        self,
+        arrays: Mapping[str, np.ndarray],
+        shapes: Mapping[str, Sequence[int]],
+        dtypes: Mapping[str, str],
+    ) -> dict[str, DeviceArray]:
+        """Queues the copy of host arrays, padded to ``shapes``; they may change on return.
+
+        Args:
+            arrays: name -> host array; values are cast to the dtype.
+            shapes: name -> shape on the device, of as many rows or more.
+            dtypes: name -> dtype on the device.
+        """
+        offsets, size = _layout(shapes, dtypes)
+        if self._copying:
+            # The last copy may still be reading what is overwritten here.
+            self._copied.synchronize()
+        staging = self._pinned.array((size,), np.uint8)
+        for name, array in arrays.items():
+            shape, dtype = tuple(shapes[name]), np.dtype(dtypes[name])
+            part = staging[offsets[name] :][: dtype.itemsize * int(np.prod(shape))]
+            rows = part.view(dtype).reshape(shape)
+            rows[: len(array)] = array
+            rows[len(array) :] = array[0] if _repeats(name) and len(array) else 0
+        block = self._device.array((size,), np.uint8)
+        block.copy_from_host(staging, self._stream)
+        self._copied.record(self._stream)
+        self._copying = True
+        return {
+            name: block.view(shapes[name], dtypes[name], offset) for name, offset in offsets.items()
+        }
+
+    def gather(
+        self, arrays: Mapping[str, DeviceArray], shapes: Mapping[str, Sequence[int]]
+    ) -> dict[str, DeviceArray]:
+        """The same from device arrays, by copies within the device."""
+        dtypes = {name: str(array.dtype) for name, array in arrays.items()}
+        offsets, size = _layout(shapes, dtypes)
+        block = self._device.array((size,), np.uint8)
+        result = {}
+        for name, array in arrays.items():
+            padded = block.view(shapes[name], array.dtype, offsets[name])
+            padded.view(array.shape).copy_from(array, self._stream)
+            self._pad(padded, len(array), _repeats(name))
+            result[name] = padded
+        return result
+
+    def _pad(self, array: DeviceArray, rows: int, repeat: bool) -> None:
+        """Fills the rows from ``rows`` on with row 0, or with zeros."""
+        total = len(array)
+        if rows == total:
+            return
+        row = array.nbytes // total
+
+        def part(start: int, count: int) -> DeviceArray:
+            return array.view((count * row,), np.uint8, start * row)
+
+        if not repeat or not rows:
+            part(rows, total - rows).fill_zero(self._stream)
+            return
+        part(rows, 1).copy_from(part(0, 1), self._stream)
+        done = 1
+        while rows + done < total:
+            count = min(done, total - rows - done)
+            part(rows + done, count).copy_from(part(rows, count), self._stream)
+            done += count
+
+
+class OutputBuffer:
+    """The logits of a run: device memory that the network writes, page-locked memory to read."""
+
+    def __init__(self, stream: Stream) -> None:
+        from dela.plugins.cuda.arrays import GrowingBuffer
+
+        self._stream = stream
+        self._device = GrowingBuffer(stream.device)
+        self._pinned = GrowingBuffer(stream.device, pinned=True)
+
+    def reserve(self, shape: Sequence[int]) -> DeviceArray:
+        """[rows, classes] float32 on the device, padding included."""
+        return self._device.array(shape, np.float32)
+
+    def download(self, logits: DeviceArray) -> np.ndarray:
+        """The values in page-locked memory, which the next call overwrites."""
+        host = self._pinned.array(logits.shape, np.float32)
+        logits.copy_to_host(host, self._stream)
+        self._stream.synchronize()
+        return host
+
+
+def _repeats(name: str) -> bool:
+    """Coordinates repeat row 0; index 0 names it, and nobody reads a padding row's attributes."""
+    return name == "points"
+
+
+def _layout(
+    shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str]
+) -> tuple[dict[str, int], int]:
+    """Offset of each array in the block, and the size of the block, in bytes."""
+    offsets, end = {}, 0
+    for name, shape in shapes.items():
+        offsets[name] = end
+        size = int(np.prod(shape)) * np.dtype(dtypes[name]).itemsize
+        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+    return offsets, end

@@ -1,0 +1,310 @@
+"""The backends ``tensorrt`` and ``tensorrt-rtx``: engines on a GPU.
+
+Inputs go up in one copy, or are read where they lie on the device; the network runs on one stream,
+as a CUDA graph where its sizes come back; logits come down in one copy, or stay.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from dela.config import ModelConfig
+from dela.errors import DelaError, EngineError, InputError, MissingDependencyError
+from dela.metadata import OUTPUT, ModelMetadata
+from dela.pyramid import Pyramid
+from dela.runtime.device_buffers import InputBlock, OutputBuffer, device_inputs, on_device
+from dela.runtime.graphs import Executions
+from dela.runtime.profiles import choose_profile, padded_counts
+from dela.sidecar import Sidecar, read_sidecar
+
+Where = Literal["host", "pinned", "device"]
+_OUT_OF_MEMORY = 2
+
+
+class EngineBackend:
+    """A TensorRT engine with its sidecar.
+
+    Args:
+        path: the engine; ``<path>.json`` stands beside it.
+        name: ``tensorrt`` or ``tensorrt-rtx``; None for the one that built it.
+        device: number of the GPU.
+        graphs: pad inputs to bucket sizes and run sizes that come back as CUDA graphs. Without,
+            each size runs as it is, and arrays on the device are read where they lie.
+
+    Attributes:
+        sidecar: how the engine was built.
+        device: the GPU (:class:`dela.plugins.cuda.driver.Device`).
+        stream: that everything runs on.
+
+    Raises:
+        MissingDependencyError: no TensorRT, no CUDA package, no driver or no GPU.
+        EngineError: the engine does not fit what is installed; the message says what differs.
+        CheckpointError: the network's own description is damaged or of a newer dela.
+    """
+
+    def __init__(
+        self, path: Path, name: str | None = None, *, device: int = 0, graphs: bool = True
+    ) -> None:
+        if path.suffix.lower() in (".onnx", ".pt", ".pth"):
+            raise EngineError(
+                f"{path} is no engine; build one from an exported network: `dela build "
+                f"{path.with_suffix('.onnx')} --backend {name or 'tensorrt'}`"
+            )
+        name = name or read_sidecar(path, check_digest=False).flavour
+        trt = _bindings(name)
+        with _in_words():
+            from dela.plugins.cuda.driver import Device, Stream
+
+            self.device = Device(device)
+            sidecar = read_sidecar(path)
+            sidecar.check_runtime(name, trt.__version__, self.device.compute_capability, str(path))
+            _check_kernels(sidecar, path)
+            self.stream = Stream(self.device)
+            engine = _deserialize(trt, path, sidecar)
+        self.path = path
+        self.name = name
+        self.sidecar = sidecar
+        metadata = sidecar.metadata(str(path))
+        self.metadata: ModelMetadata | None = metadata
+        self.config: ModelConfig = metadata.config
+        self.sha256: str = metadata.checkpoint_sha256
+        self.max_points: int | None = None
+        if self.config.task == "segmentation":
+            self.max_points = max(profile.stages[0].max for profile in sidecar.profiles)
+        self._inputs = metadata.expected_inputs()
+        self._dtypes = {input_name: dtype for input_name, (dtype, _) in self._inputs.items()}
+        _check_engine(trt, engine, metadata, sidecar, path)
+        with _in_words():
+            self._block = InputBlock(self.stream)
+            self._output = OutputBuffer(self.stream)
+            self._executions = Executions(
+                _context_maker(trt, engine, name, graphs),
+                self.stream,
+                graphs=graphs,
+                reason=lambda: _reason(trt),
+            )
+        self._lock = threading.Lock()
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs captured so far."""
+        return self._executions.captured
+
+    def run(self, pyramid: Pyramid, output: Where = "host") -> Any:
+        """Logits of a pyramid: [N_0, classes] float32, or [B, classes] (classification).
+
+        Args:
+            pyramid: numpy arrays, or arrays on the GPU of any library, all of them float32 and
+                int32 as documented there. Those on the device are not looked into: indices are
+                trusted.
+            output: ``host``: a numpy array of your own. ``pinned``: one in page-locked memory, and
+                ``device``: a :class:`dela.plugins.cuda.arrays.DeviceArray`; both are the
+                backend's, complete, and overwritten by the next run.
+
+        Raises:
+            InputError: a shape, dtype or index that does not fit.
+            EngineError: more points than the engine takes.
+            DelaError: the GPU has too little memory, or the engine fails.
+        """
+        arrays = self._arrays(pyramid)
+        with self._lock, _in_words():
+            self.device.make_current()
+            counts = self._counts(arrays)
+            per_cloud = self.config.points
+            profiles = self.sidecar.profiles
+            profile = choose_profile(profiles, counts, per_cloud, str(self.path))
+            rows = padded_counts(
+                counts, profiles[profile], per_cloud, buckets=self._executions.graphs
+            )
+            inputs = self._on_device(arrays, rows, direct=rows == counts)
+            logits = self._output.reserve((self._answers(rows), self.config.num_classes))
+            self._executions.run(profile, inputs, {OUTPUT: logits})
+            asked = logits.view((self._answers(counts), self.config.num_classes))
+            if output == "device":
+                self.stream.synchronize()
+                return asked
+            host = self._output.download(asked)
+            return host if output == "pinned" else host.copy()
+
+    def _arrays(self, pyramid: Pyramid) -> dict[str, Any]:
+        """The inputs this network takes; host arrays are checked to their last value."""
+        given = dict(pyramid.inputs())
+        missing = [name for name in self._inputs if name not in given]
+        if missing:
+            raise InputError(
+                f"the pyramid lacks {', '.join(missing)}, which {self.path} takes; "
+                "build it with this engine's configuration"
+            )
+        arrays = {name: given[name] for name in self._inputs}
+        if not any(map(on_device, arrays.values())):
+            pyramid.validate()
+        return arrays
+
+    def _counts(self, arrays: Mapping[str, Any]) -> tuple[int, ...]:
+        """Points per stage.
+
+        Raises:
+            InputError: an array of another shape than the network and the other arrays ask for.
+        """
+        stages = self.config.stages
+        counts = tuple(int(arrays[f"neighbors_{stage}"].shape[0]) for stage in range(stages))
+        for name, wanted in self._shapes(counts).items():
+            found = tuple(int(size) for size in arrays[name].shape)
+            if found != wanted:
+                raise InputError(f"{name} has shape {list(found)}; expected {list(wanted)}")
+        if self.config.points:
+            clouds = -(-counts[0] // self.config.points[0])
+            if counts != tuple(clouds * size for size in self.config.points):
+                raise InputError(
+                    f"the stages have {list(counts)} points; clouds of {list(self.config.points)} "
+                    "are expected"
+                )
+        return counts
+
+    def _shapes(self, counts: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Shape of every input at some points per stage."""
+        shapes = {}
+        for name, (_, (_, *rest)) in self._inputs.items():
+            kind, _, number = name.partition("_")
+            stage = int(number) if kind in ("neighbors", "kept") else 0
+            shapes[name] = (counts[stage], *(size for size in rest if size is not None))
+        return shapes
+
+    def _answers(self, counts: Sequence[int]) -> int:
+        """Rows of logits: points, or clouds."""
+        return counts[0] // self.config.points[0] if self.config.points else counts[0]
+
+    def _on_device(
+        self, arrays: Mapping[str, Any], rows: Sequence[int], direct: bool
+    ) -> dict[str, Any]:
+        """The inputs as device arrays of ``rows`` rows per stage."""
+        shapes = self._shapes(rows)
+        if not any(map(on_device, arrays.values())):
+            return self._block.upload(arrays, shapes, self._dtypes)
+        found = device_inputs(arrays, self._dtypes, self.stream)
+        # A graph keeps the addresses it was captured with, so it reads from memory of its own.
+        if direct and not self._executions.graphs:
+            return found
+        return self._block.gather(found, shapes)
+
+
+def _bindings(name: str) -> ModuleType:
+    from dela.plugins.tensorrt import bindings
+
+    try:
+        return bindings.load(name)
+    except bindings.TensorRTUnavailable as error:
+        raise MissingDependencyError(str(error)) from error
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """Failures of the CUDA driver as errors of this package."""
+    from dela.plugins.cuda.driver import CudaError, CudaUnavailable
+
+    try:
+        yield
+    except CudaUnavailable as error:
+        raise MissingDependencyError(str(error)) from error
+    except CudaError as error:
+        if error.code == _OUT_OF_MEMORY:
+            raise DelaError(
+                "the GPU has too little free memory; use a smaller --max-points, or end what else "
+                "runs on it (nvidia-smi)"
+            ) from error
+        raise DelaError(f"the GPU failed: {error}") from error
+
+
+def _check_kernels(sidecar: Sidecar, path: Path) -> None:
+    """Kernels launched from Python must be those the engine was built with."""
+    if sidecar.plugins != "python":
+        return
+    from dela.plugins.cuda import kernels
+
+    installed = kernels.digest()
+    if installed != sidecar.kernels_sha256:
+        raise EngineError(
+            f"{path} was built with the kernels of dela {sidecar.dela_version} "
+            f"({sidecar.kernels_sha256[:12]}), installed are others ({installed[:12] or 'none'}); "
+            "build it again with `dela build`"
+        )
+
+
+def _deserialize(trt: ModuleType, path: Path, sidecar: Sidecar) -> Any:
+    from dela.plugins.tensorrt import messages
+
+    if sidecar.plugins == "python":
+        from dela.plugins.tensorrt import launched
+
+        launched.register(trt)
+    log = messages.logger(trt)
+    log.clear()
+    try:
+        engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+    except OSError as error:
+        raise EngineError(f"cannot read {path}: {error.strerror or error}") from error
+    if engine is None:
+        raise EngineError(
+            f"{path} does not load: {_reason(trt)}; build it again on this machine with "
+            "`dela build`"
+        )
+    return engine
+
+
+def _reason(trt: ModuleType) -> str:
+    from dela.plugins.tensorrt import messages
+
+    return messages.first_error(trt)
+
+
+def _check_engine(
+    trt: ModuleType, engine: Any, metadata: ModelMetadata, sidecar: Sidecar, path: Path
+) -> None:
+    """Whether inputs, output and profiles are those the sidecar speaks of."""
+    inputs: dict[str, tuple[str, list[int | None]]] = {}
+    outputs: dict[str, list[int | None]] = {}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        shape = [None if size < 0 else int(size) for size in engine.get_tensor_shape(name)]
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            inputs[name] = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name, shape
+        else:
+            outputs[name] = shape
+    metadata.check_graph(inputs, outputs, str(path))
+    found = engine.num_optimization_profiles
+    if found != len(sidecar.profiles):
+        raise EngineError(
+            f"{path} has {found} profiles, {path.name}.json speaks of {len(sidecar.profiles)}; "
+            "build it again with `dela build`"
+        )
+
+
+def _context_maker(trt: ModuleType, engine: Any, name: str, graphs: bool) -> Any:
+    """A function that makes execution contexts whose activations the caller provides."""
+    strategy: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    if name == "tensorrt-rtx":
+        # Kernels are compiled when a context first sees a shape: once for all contexts, and at
+        # once where a graph would otherwise capture their stand-ins.
+        config = engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
+        config.set_runtime_cache(config.create_runtime_cache())
+        if graphs:
+            config.dynamic_shapes_kernel_specialization_strategy = (
+                trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            )
+        strategy = config
+
+    def create() -> Any:
+        context = engine.create_execution_context(strategy)
+        if context is None:
+            raise DelaError(f"TensorRT makes no execution context: {_reason(trt)}")
+        return context
+
+    return create

@@ -1,0 +1,205 @@
+"""Execution contexts at fixed shapes and the CUDA graphs captured from them.
+
+A captured graph is void once its context takes other shapes, addresses or scratch memory, so each
+set of shapes has a context of its own. Their activations share one piece of memory: they run one
+after the other, on one stream.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dela.errors import DelaError
+
+if TYPE_CHECKING:
+    from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer
+    from dela.plugins.cuda.driver import Graph, Stream
+
+# A size met once may never come back; one met this often is worth a graph.
+_RUNS_BEFORE_CAPTURE = 2
+MAX_GRAPHS = 16
+
+
+class Execution:
+    """An execution context of TensorRT, told only what changed.
+
+    Args:
+        context: created without memory of its own (``USER_MANAGED``).
+        stream: that it runs on.
+        reason: TensorRT's own words for its latest failure.
+    """
+
+    def __init__(self, context: Any, stream: Stream, reason: Callable[[], str]) -> None:
+        self._context = context
+        self._stream = stream
+        self._reason = reason
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._addresses: dict[str, int] = {}
+        self._scratch_size = 0
+        self._scratch_pointer = 0
+        self._runs = 0
+        self.graph: Graph | None = None
+
+    def prepare(
+        self,
+        profile: int,
+        inputs: Mapping[str, DeviceArray],
+        outputs: Mapping[str, DeviceArray],
+        scratch: GrowingBuffer,
+    ) -> None:
+        """Sets profile, shapes, scratch memory and addresses, each where it differs from the last.
+
+        Raises:
+            DelaError: TensorRT refuses one of them.
+            CudaError: no memory left for the activations.
+        """
+        context = self._context
+        if context.active_optimization_profile != profile:
+            self._changed()
+            self._shapes.clear()
+            self._accept(
+                context.set_optimization_profile_async(profile, self._stream.handle),
+                f"profile {profile}",
+            )
+        reshaped = False
+        for name, array in inputs.items():
+            if self._shapes.get(name) != array.shape:
+                self._changed()
+                self._accept(
+                    context.set_input_shape(name, array.shape),
+                    f"input {name} of shape {list(array.shape)}",
+                )
+                self._shapes[name] = array.shape
+                reshaped = True
+        if reshaped:
+            self._scratch_size = int(context.update_device_memory_size_for_shapes())
+            self._scratch_pointer = 0
+        memory = scratch.array((max(self._scratch_size, 1),), np.uint8)
+        if memory.pointer != self._scratch_pointer:
+            self._changed()
+            context.set_device_memory(memory.pointer, self._scratch_size)
+            self._scratch_pointer = memory.pointer
+        for name, array in (*inputs.items(), *outputs.items()):
+            if self._addresses.get(name) != array.pointer:
+                self._changed()
+                self._accept(
+                    context.set_tensor_address(name, array.pointer), f"the address of {name}"
+                )
+                self._addresses[name] = array.pointer
+
+    def run(self, capture: bool) -> None:
+        """Queues the network: its graph where there is one, kernel by kernel otherwise.
+
+        Args:
+            capture: capture a graph once this set of shapes has come back.
+
+        Raises:
+            DelaError: TensorRT could not queue the network.
+            CaptureError: the network is queued, but a graph of it could not be captured.
+        """
+        if self.graph is not None:
+            self.graph.launch(self._stream)
+            return
+        # TensorRT prepares new shapes in the first run after a change, which is not to be captured.
+        self._enqueue()
+        self._runs += 1
+        if capture and self._runs >= _RUNS_BEFORE_CAPTURE:
+            self.graph = self._captured()
+
+    def _captured(self) -> Graph:
+        from dela.plugins.cuda.driver import CudaError, Graph
+
+        try:
+            with Graph.capture(self._stream) as graph:
+                self._enqueue()
+        except (CudaError, DelaError) as error:
+            raise CaptureError(str(error)) from error
+        return graph
+
+    def _enqueue(self) -> None:
+        if not self._context.execute_async_v3(self._stream.handle):
+            raise DelaError(f"TensorRT could not run the engine: {self._reason()}")
+
+    def _accept(self, accepted: bool, what: str) -> None:
+        if not accepted:
+            raise DelaError(f"TensorRT refuses {what}: {self._reason()}")
+
+    def _changed(self) -> None:
+        """What was captured is void."""
+        self.graph = None
+        self._runs = 0
+
+
+class CaptureError(DelaError):
+    """A network runs, but not as a CUDA graph."""
+
+
+class Executions:
+    """One :class:`Execution` per set of shapes; the one unused for longest gives way.
+
+    Args:
+        create: a new execution context without memory of its own.
+        stream: that all of them run on.
+        reason: TensorRT's own words for its latest failure.
+        graphs: capture CUDA graphs. Without them one context serves every shape.
+        limit: sets of shapes kept.
+
+    Attributes:
+        graphs: whether graphs are captured; off once one could not be.
+    """
+
+    def __init__(
+        self,
+        create: Callable[[], Any],
+        stream: Stream,
+        *,
+        reason: Callable[[], str],
+        graphs: bool = True,
+        limit: int = MAX_GRAPHS,
+    ) -> None:
+        from dela.plugins.cuda.arrays import GrowingBuffer
+
+        self._create = create
+        self._reason = reason
+        self._stream = stream
+        self._scratch = GrowingBuffer(stream.device)
+        self._kept: OrderedDict[Hashable, Execution] = OrderedDict()
+        self.graphs = graphs
+        self._limit = limit if graphs else 1
+
+    def run(
+        self,
+        profile: int,
+        inputs: Mapping[str, DeviceArray],
+        outputs: Mapping[str, DeviceArray],
+    ) -> None:
+        """Queues the network on the stream.
+
+        Raises:
+            DelaError: TensorRT refuses the shapes or could not run.
+            CudaError: no memory left for the activations.
+        """
+        key = (profile, *(array.shape for array in inputs.values()))
+        execution = self._kept.pop(key, None)
+        if execution is None:
+            if len(self._kept) < self._limit:
+                execution = Execution(self._create(), self._stream, self._reason)
+            else:
+                execution = self._kept.popitem(last=False)[1]
+        self._kept[key] = execution
+        execution.prepare(profile, inputs, outputs, self._scratch)
+        try:
+            execution.run(self.graphs)
+        except CaptureError as error:
+            self.graphs = False
+            print(f"warning: running without CUDA graphs: {error}", file=sys.stderr)
+
+    @property
+    def captured(self) -> int:
+        """Graphs at hand."""
+        return sum(execution.graph is not None for execution in self._kept.values())
