@@ -1,0 +1,554 @@
+"""Voxel grid and nearest neighbors in device memory: :mod:`dela.geometry` on a CUDA device.
+
+Same groups, same picks and the same neighbor tables as on the CPU, value for value. Work is queued
+on one stream; the few places that wait for it, because a size is needed, say so. No torch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dela.errors import InputError
+from dela.geometry import LARGEST_COORDINATE, LARGEST_K
+from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer, PinnedArray, as_device_array
+from dela.plugins.cuda.driver import Event, Stream
+from dela.plugins.cuda.kernels import Kernels
+from dela.plugins.cuda.launch import BLOCK, divide_up
+
+# As in plugins/cuda: geometry.cuh, sort.cu, knn.cu.
+TILE = 16 * BLOCK
+DIGIT_BITS = 6
+SCAN_BLOCK = 512
+AXIS_BITS = 21
+LEAF_POINTS = 8
+MERGED_NODES = BLOCK
+SEARCH_BLOCK = 64
+HELD = (1, 32)  # candidates that a search keeps in shared memory
+BOUNDS_WORDS = 7
+
+MOST_CELLS = 2.0**42  # along an axis
+LIST_BYTES = 64 << 20  # of candidates in device memory at a time, where k is larger
+
+_i32, _f64 = np.int32, np.float64
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Lowest and highest coordinates of a cloud, float64 [3] each; infinite for no points."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    @property
+    def extent(self) -> float:
+        return float((self.high - self.low).max())
+
+
+@dataclass(frozen=True)
+class DeviceVoxelGrid:
+    """:class:`dela.geometry.VoxelGrid` in device memory.
+
+    Attributes:
+        kept: [V] int32.
+        voxel_of_point: [N] int32.
+    """
+
+    kept: DeviceArray
+    voxel_of_point: DeviceArray
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A grid: floor((point - origin) / size) - base, fewer than 2^bits cells along each axis."""
+
+    origin: tuple[float, ...]
+    base: tuple[float, ...]
+    size: float
+    bits: tuple[int, ...]
+
+    @classmethod
+    def of(cls, bounds: Bounds, size: float, origin: Sequence[float] | np.ndarray | None) -> Cells:
+        if not (math.isfinite(size) and size > 0):
+            raise InputError(f"voxel size is {size}; it must be above 0")
+        start = bounds.low if origin is None else np.asarray(origin, dtype=np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            base = np.floor((bounds.low - start) / size)
+            most = np.floor((bounds.high - start) / size) - base
+        if not (most < MOST_CELLS).all():
+            raise InputError(
+                f"voxels of {size} over an extent of {bounds.extent:.6g} are more than 2^42 along "
+                "an axis; use larger voxels or remove stray points"
+            )
+        return cls(
+            tuple(start.tolist()),
+            tuple(base.tolist()),
+            float(size),
+            tuple(int(cells).bit_length() for cells in most),
+        )
+
+    def arguments(self) -> tuple[np.float64, ...]:
+        return tuple(map(_f64, (*self.origin, *self.base, self.size)))
+
+
+class DeviceTree:
+    """A search tree over points in device memory; made by :meth:`DeviceGeometry.tree`."""
+
+    def __init__(self, placed: DeviceArray, nodes: DeviceArray, rows: int, leaves: int) -> None:
+        self.placed, self.nodes, self.rows, self.leaves = placed, nodes, rows, leaves
+
+    def __len__(self) -> int:
+        return self.rows
+
+
+class Workspace:
+    """Device memory by name: an array taken twice under one name may be the same memory."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._device = stream.device
+        self._buffers: dict[str, GrowingBuffer] = {}
+
+    def array(self, name: str, shape: Sequence[int], dtype: Any) -> DeviceArray:
+        buffer = self._buffers.setdefault(name, GrowingBuffer(self._device))
+        return buffer.array(shape, dtype)
+
+
+class DeviceGeometry:
+    """The geometry of clouds on one stream, with scratch memory that is reused from call to call.
+
+    Results are new memory unless ``out`` is given. Points are :class:`DeviceArray` [N, 3] or any
+    array on the device that :func:`as_device_array` takes, float32 or, for grids, float64.
+
+    Raises:
+        CudaUnavailable: no driver, no GPU, or one that is too old.
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.kernels = Kernels.of(stream.device, "geometry")
+        self._scratch = Workspace(stream)
+        self._answers = PinnedArray((BOUNDS_WORDS + 2,), np.uint64, stream.device)
+
+    # ------------------------------------------------------------------------ small parts
+
+    def launch(self, name: str, threads: int, *arguments: Any) -> None:
+        """Queues a kernel of one thread per item."""
+        self.kernels.launch(name, divide_up(threads, BLOCK), BLOCK, arguments, self.stream)
+
+    def _tiles(self, name: str, items: int, *arguments: Any) -> None:
+        self.kernels.launch(name, divide_up(items, TILE), BLOCK, arguments, self.stream)
+
+    def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
+        """New memory for results."""
+        return DeviceArray.empty(shape, dtype, self.stream.device, self.stream)
+
+    def points(self, points: Any, what: str = "points", wide: bool = False) -> DeviceArray:
+        """Checks and adopts an array of points.
+
+        Raises:
+            InputError: not [N, 3], or another dtype than float32 (or float64, where ``wide``).
+        """
+        array = as_device_array(points, self.stream)
+        if len(array.shape) != 2 or array.shape[1] != 3:
+            raise InputError(f"{what} have shape {list(array.shape)}; expected [N, 3]")
+        if array.dtype != np.float32 and not (wide and array.dtype == np.float64):
+            raise InputError(f"{what} are {array.dtype}; expected float32")
+        if len(array) >= 2**31 - 64:
+            raise InputError(f"{what} has {len(array)} rows; at most 2^31 - 65 fit int32 indices")
+        return array
+
+    def gather(
+        self, values: DeviceArray, rows: DeviceArray, missing: int = 0, out: Any = None
+    ) -> DeviceArray:
+        """``values[rows]`` of 4-byte values; the bits of ``missing`` for rows outside [0, N)."""
+        width = math.prod(values.shape[1:])
+        if values.nbytes != 4 * len(values) * width:
+            raise InputError(f"values are {values.dtype}; only values of 4 bytes are gathered")
+        if out is None:
+            out = self.empty((len(rows), *values.shape[1:]), values.dtype)
+        self.launch(
+            "dela_gather_rows",
+            len(rows) * width,
+            values,
+            rows,
+            *map(_i32, (len(values), len(rows), width, missing)),
+            out,
+        )
+        return out
+
+    # ------------------------------------------------------------------------ bounds
+
+    def bounds(self, points: Any, attributes: DeviceArray | None = None) -> Bounds:
+        """Bounds of the points; waits for the stream.
+
+        Raises:
+            InputError: coordinates, or values of ``attributes``, that are not finite; the message
+                counts the rows.
+        """
+        points = self.points(points, wide=True)
+        words = self.queue_bounds(points, "bounds", BOUNDS_WORDS + 1)
+        if attributes is not None and attributes.nbytes:
+            self.launch(
+                "dela_count_invalid",
+                len(attributes),
+                attributes,
+                *map(_i32, attributes.shape),
+                words.view((1,), offset=8 * BOUNDS_WORDS),
+            )
+        answer = self._answers.array[: BOUNDS_WORDS + 1]
+        words.copy_to_host(answer, self.stream)
+        self.stream.synchronize()
+        if answer[BOUNDS_WORDS - 1]:
+            raise InputError(
+                f"{answer[BOUNDS_WORDS - 1]} of {len(points)} points have NaN or infinite "
+                "coordinates; drop them first"
+            )
+        if answer[BOUNDS_WORDS]:
+            raise InputError(
+                f"{answer[BOUNDS_WORDS]} of {len(points)} points have NaN or infinite attributes"
+            )
+        if not len(points):
+            return Bounds(np.full(3, np.inf), np.full(3, -np.inf))
+        return Bounds(_from_ordered_bits(~answer[:3]), _from_ordered_bits(answer[3:6]))
+
+    def queue_bounds(self, points: DeviceArray, name: str, words: int) -> DeviceArray:
+        found = self._scratch.array(name, (words,), np.uint64)
+        found.fill_zero(self.stream)
+        if len(points):
+            grid = min(divide_up(len(points), 8 * BLOCK), 1024)
+            wide = _i32(points.dtype == np.float64)
+            arguments = (points, wide, _i32(len(points)), found)
+            self.kernels.launch("dela_bounds", grid, BLOCK, arguments, self.stream)
+        return found
+
+    # ------------------------------------------------------------------------ voxels
+
+    def voxel_grid(
+        self,
+        points: Any,
+        size: float,
+        pick: int | None = 0,
+        seed: int | None = None,
+        origin: np.ndarray | None = None,
+        bounds: Bounds | None = None,
+    ) -> DeviceVoxelGrid:
+        """:func:`dela.geometry.voxel_grid`; waits twice: for the bounds, for the number of voxels.
+
+        Args:
+            points: [N, 3] float32 or float64.
+            size, pick, seed, origin: as there.
+            bounds: of the points, where known; then it waits once.
+
+        Raises:
+            InputError: a shape, size or coordinate that cannot be used, or more than 2^42 cells
+                along an axis.
+        """
+        points = self.points(points, wide=True)
+        if pick is not None and pick < 0:
+            raise InputError(f"pick is {pick}; give 0 or more, or None for a random point")
+        if seed is None:
+            seed = int(np.random.SeedSequence().entropy) if pick is None else 0  # type: ignore[arg-type]
+        bounds = bounds or self.bounds(points)
+        voxel_of_point = self.empty((len(points),), np.int32)
+        if not len(points):
+            return DeviceVoxelGrid(self.empty((0,), np.int32), voxel_of_point)
+        kept = self._scratch.array("kept", (len(points),), np.int32)
+        count = self.queue_voxels(
+            points,
+            Cells.of(bounds, size, origin),
+            None,
+            pick,
+            seed,
+            voxel_of_point=voxel_of_point,
+            kept=kept,
+        )
+        voxels = self.read_count(count)
+        picked = self.empty((voxels,), np.int32)
+        picked.copy_from(kept.view((voxels,)), self.stream)
+        return DeviceVoxelGrid(picked, voxel_of_point)
+
+    def queue_voxels(
+        self,
+        points: DeviceArray,
+        cells: Cells,
+        bounds: DeviceArray | None,
+        pick: int | None,
+        seed: int = 0,
+        *,
+        voxel_of_point: DeviceArray,
+        kept: DeviceArray | None = None,
+        is_kept: DeviceArray | None = None,
+    ) -> DeviceArray:
+        """Queues a voxel grid of at least one point; returns the number of voxels, on the device.
+
+        Args:
+            points: [N, 3] float32 or float64.
+            cells: the grid.
+            bounds: words of :meth:`queue_bounds`; cells then count from the lowest corner.
+            pick, seed: as for :meth:`voxel_grid`.
+            voxel_of_point: [N] int32, written.
+            kept: [N] int32 or None; the first values are written: rows in Morton order.
+            is_kept: [N] uint8 or None, written: 1 for the rows that are kept.
+        """
+        n, wide = len(points), _i32(points.dtype == np.float64)
+        number = _i32(n)
+        keys = self._scratch.array("keys", (n,), np.uint64)
+        rows = self._scratch.array("rows", (n,), np.uint32)
+        order: DeviceArray | None = None
+        # Beyond 21 bits per axis the lower levels are sorted first, then the upper ones.
+        for level in range(0, max(*cells.bits, 1), AXIS_BITS):
+            bits = tuple(min(max(axis - level, 0), AXIS_BITS) for axis in cells.bits)
+            self.launch(
+                "dela_cell_keys",
+                n,
+                points,
+                order,
+                bounds,
+                wide,
+                number,
+                *cells.arguments(),
+                *map(_i32, (level, *(level + axis for axis in bits))),
+                keys,
+                rows if order is None else None,
+            )
+            order = self._sort(keys, rows if order is None else order, n, sum(bits))
+        assert order is not None
+        tiles = divide_up(n, TILE)
+        flags = self._scratch.array("flags", (n,), np.uint8)
+        starts = self._scratch.array("starts", (tiles,), np.uint32)
+        first = self._scratch.array("first", (n,), np.uint32)
+        count = self._scratch.array("count", (1,), np.uint32)
+        self._tiles(
+            "dela_cell_starts",
+            n,
+            points,
+            order,
+            bounds,
+            wide,
+            number,
+            *cells.arguments(),
+            flags,
+            starts,
+        )
+        self._scan(starts, tiles, count)
+        self._tiles("dela_number_cells", n, flags, order, starts, number, voxel_of_point, first)
+        if is_kept is not None:
+            is_kept.fill_zero(self.stream)
+        self.launch(
+            "dela_pick_points",
+            n,
+            order,
+            first,
+            count,
+            number,
+            np.int64(-1 if pick is None else pick),
+            np.uint64(seed & 0xFFFFFFFFFFFFFFFF),
+            kept,
+            is_kept,
+        )
+        return count
+
+    def queue_list(self, flags: DeviceArray, numbers: DeviceArray) -> DeviceArray:
+        """Queues listing where ``flags`` [N] uint8 is 1, ascending; returns how many of them."""
+        n = len(flags)
+        tiles = divide_up(n, TILE)
+        starts = self._scratch.array("starts", (tiles,), np.uint32)
+        count = self._scratch.array("count", (1,), np.uint32)
+        self._tiles("dela_count_flags", n, flags, _i32(n), starts)
+        self._scan(starts, tiles, count)
+        self._tiles("dela_list_flags", n, flags, starts, _i32(n), numbers)
+        return count
+
+    def queue_count(self, count: DeviceArray) -> Event:
+        """Queues bringing a number to the host; :meth:`read_count` with the event waits for it."""
+        count.copy_to_host(self._answers.array[-1:].view(np.uint32)[:1], self.stream)
+        return Event(self.stream.device).record(self.stream)
+
+    def read_count(self, count: DeviceArray | Event) -> int:
+        """A number on the host; waits for the stream, or for the event of :meth:`queue_count`."""
+        event = self.queue_count(count) if isinstance(count, DeviceArray) else count
+        event.synchronize()
+        return int(self._answers.array[-1:].view(np.uint32)[0])
+
+    def _scan(self, values: DeviceArray, n: int, total: DeviceArray) -> None:
+        self.kernels.launch("dela_scan", 1, SCAN_BLOCK, (_i32(n), values, total), self.stream)
+
+    def _sort(self, keys: DeviceArray, rows: DeviceArray, n: int, bits: int) -> DeviceArray:
+        """Sorts rows by the lowest ``bits`` of their keys, stable; returns where they lie then.
+
+        The keys are overwritten, and the rows may be.
+        """
+        tiles = divide_up(n, TILE)
+        counts = self._scratch.array("counts", (tiles << DIGIT_BITS,), np.uint32)
+        total = self._scratch.array("total", (1,), np.uint32)
+        other_keys = self._scratch.array("other_keys", (n,), np.uint64)
+        spare = self._scratch.array("rows", (n,), np.uint32)
+        if spare.pointer == rows.pointer:
+            spare = self._scratch.array("other_rows", (n,), np.uint32)
+        for shift in range(0, bits, DIGIT_BITS):
+            sizes = tuple(map(_i32, (n, shift, tiles)))
+            self._tiles("dela_sort_count", n, keys, *sizes, counts)
+            self._scan(counts, tiles << DIGIT_BITS, total)
+            self._tiles("dela_sort_place", n, keys, rows, counts, *sizes, other_keys, spare)
+            keys, other_keys = other_keys, keys
+            rows, spare = spare, rows
+        return rows
+
+    # ------------------------------------------------------------------------ neighbors
+
+    def tree(
+        self, points: DeviceArray, ordered: bool = False, name: str | None = None
+    ) -> DeviceTree:
+        """A search tree over points [N, 3] float32, N >= 1, finite and within 1e18.
+
+        Args:
+            points: as a :class:`DeviceArray`.
+            ordered: rows that are near in number are near in space, as after a voxel grid; else
+                they are sorted along a curve first. The answers are the same.
+            name: reuse the memory of the last tree of this name; None takes new memory.
+        """
+        n = len(points)
+        leaves = 1 << (divide_up(n, LEAF_POINTS) - 1).bit_length()
+        order = None
+        if not ordered and n > LEAF_POINTS:
+            keys = self._scratch.array("keys", (n,), np.uint64)
+            rows = self._scratch.array("rows", (n,), np.uint32)
+            words = self.queue_bounds(points, "curve_bounds", BOUNDS_WORDS)
+            self.launch("dela_curve_keys", n, points, words, _i32(n), keys, rows)
+            order = self._sort(keys, rows, n, 3 * AXIS_BITS)
+        shapes = (n, 4), (2 * leaves, 8)
+        if name is None:
+            placed, nodes = (self.empty(shape, np.float32) for shape in shapes)
+        else:
+            placed = self._scratch.array(f"placed {name}", shapes[0], np.float32)
+            nodes = self._scratch.array(f"nodes {name}", shapes[1], np.float32)
+        self.launch("dela_tree_leaves", leaves, points, order, _i32(n), _i32(leaves), placed, nodes)
+        level = leaves
+        while level > 1:
+            grid = divide_up(level, MERGED_NODES)
+            self.kernels.launch("dela_tree_merge", grid, BLOCK, (_i32(level), nodes), self.stream)
+            level = max(1, level // MERGED_NODES)
+        return DeviceTree(placed, nodes, n, leaves)
+
+    def search(
+        self,
+        tree: DeviceTree,
+        k: int,
+        queries: DeviceTree | None = None,
+        offset: int = 0,
+        out: DeviceArray | None = None,
+    ) -> DeviceArray:
+        """:meth:`dela.geometry.SearchTree.knn`: int32 [M, k] in the row order of the queries."""
+        if not 1 <= k <= LARGEST_K:
+            raise InputError(f"k is {k}; it must be between 1 and {LARGEST_K}")
+        asked = tree if queries is None else queries
+        if out is None:
+            out = self.empty((len(asked), k), np.int32)
+        held = next((held for held in HELD if k <= held), None)
+        chunk = max(1, len(asked))
+        scratch: tuple[DeviceArray, ...] = ()
+        if held is None:
+            item_bytes = 8 * min(k, len(tree))
+            chunk = SEARCH_BLOCK * max(1, LIST_BYTES // (SEARCH_BLOCK * item_bytes))
+            chunk = min(chunk, SEARCH_BLOCK * divide_up(len(asked), SEARCH_BLOCK))
+            scratch = (self._scratch.array("lists", (chunk * item_bytes,), np.uint8),)
+        for begin in range(0, len(asked), chunk):
+            end = min(begin + chunk, len(asked))
+            sizes = (len(tree), tree.leaves, begin, end, int(queries is None), k, offset)
+            self.kernels.launch(
+                f"dela_knn_{held or 'any'}",
+                divide_up(end - begin, SEARCH_BLOCK),
+                SEARCH_BLOCK,
+                (tree.placed, tree.nodes, asked.placed, *map(_i32, sizes), out, *scratch),
+                self.stream,
+            )
+        return out
+
+    def knn(
+        self,
+        points: Any,
+        k: int,
+        queries: Any = None,
+        lengths: Sequence[int] | None = None,
+        query_lengths: Sequence[int] | None = None,
+    ) -> DeviceArray:
+        """:func:`dela.geometry.knn`: int32 [M, k]; waits to check the coordinates.
+
+        Raises:
+            InputError: as there.
+        """
+        points = self.points(points)
+        if not len(points):
+            raise InputError("a neighbor search needs at least one point, there are none")
+        self._check_range(points)
+        starts = _starts(lengths, len(points), "lengths", "points")
+        if queries is None:
+            if query_lengths is not None:
+                raise InputError("query_lengths is given without queries; leave it out")
+            asked, asked_starts = points, starts
+        else:
+            asked = self.points(queries, "queries")
+            self._check_range(asked)
+            if (lengths is None) != (query_lengths is None):
+                raise InputError("give both lengths and query_lengths, or neither")
+            asked_starts = _starts(query_lengths, len(asked), "query_lengths", "queries")
+            if len(asked_starts) != len(starts):
+                raise InputError(
+                    f"query_lengths has {len(asked_starts) - 1} clouds, lengths has "
+                    f"{len(starts) - 1}"
+                )
+        out = self.empty((len(asked), k), np.int32)
+        for cloud in range(len(starts) - 1):
+            begin, end = starts[cloud], starts[cloud + 1]
+            first, last = asked_starts[cloud], asked_starts[cloud + 1]
+            if first == last:
+                continue
+            if begin == end:
+                raise InputError(f"cloud {cloud} has queries but no points to search")
+            tree = self.tree(_rows(points, begin, end), name="points")
+            other = None
+            if queries is not None:
+                other = self.tree(_rows(asked, first, last), name="queries")
+            self.search(tree, k, other, begin, _rows(out, first, last))
+        return out
+
+    def nearest(
+        self,
+        points: Any,
+        queries: Any,
+        lengths: Sequence[int] | None = None,
+        query_lengths: Sequence[int] | None = None,
+    ) -> DeviceArray:
+        """The nearest point of every query: :meth:`knn` with k = 1, as int32 [M]."""
+        found = self.knn(points, 1, queries, lengths, query_lengths)
+        return found.view(found.shape[:1])
+
+    def _check_range(self, points: DeviceArray) -> None:
+        bounds = self.bounds(points)
+        largest = float(np.maximum(np.abs(bounds.low), np.abs(bounds.high)).max())
+        if len(points) and largest > LARGEST_COORDINATE:
+            raise InputError(
+                f"a coordinate is {largest:.6g}; the largest usable one is {LARGEST_COORDINATE:.0g}"
+            )
+
+
+def _rows(array: DeviceArray, begin: int, end: int) -> DeviceArray:
+    width = array.nbytes // max(len(array), 1)
+    return array.view((end - begin, *array.shape[1:]), offset=begin * width)
+
+
+def _starts(lengths: Sequence[int] | None, rows: int, name: str, what: str) -> list[int]:
+    sizes = [rows] if lengths is None else [int(length) for length in lengths]
+    if min(sizes, default=0) < 0 or sum(sizes) != rows:
+        raise InputError(f"{name} is {sizes}; it must add up to the {rows} {what}")
+    return [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
+
+
+def _from_ordered_bits(words: np.ndarray) -> np.ndarray:
+    """Doubles from the numbers that the kernels compare them by."""
+    top = np.uint64(1 << 63)
+    return np.where(words & top, words ^ top, ~words).view(np.float64)

@@ -1,0 +1,314 @@
+"""The pyramid in device memory: a scan goes up once, labels come down once.
+
+Every array equals that of :func:`dela.pyramid.build_pyramid`, value for value. The host waits for
+the stream once for the bounds and once per stage for its size; neighbors are searched meanwhile.
+Segmentation only: classification samples its few points on the CPU. No torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dela.config import ModelConfig
+from dela.device_geometry import BOUNDS_WORDS, Bounds, Cells, DeviceGeometry, DeviceTree, Workspace
+from dela.errors import InputError
+from dela.geometry import LARGEST_COORDINATE
+from dela.plugins.cuda.arrays import DeviceArray, as_device_array
+from dela.plugins.cuda.driver import Stream
+from dela.pyramid import Pyramid
+
+
+@dataclass(frozen=True)
+class DeviceScene:
+    """A scan in device memory, ready for a network; as :class:`dela.scene.Scene`.
+
+    Attributes:
+        pyramid: of :class:`DeviceArray`.
+        voxel_of_point: [N] int32: for every point of the scan its row of the network's answer.
+        kept: [N_0] int32: the scan's row behind every row of stage 0.
+        origin: [3] float64, on the host: what was taken off the coordinates.
+    """
+
+    pyramid: Pyramid
+    voxel_of_point: DeviceArray
+    kept: DeviceArray
+    origin: np.ndarray
+
+
+class PyramidBuilder:
+    """Builds pyramids on one stream, in memory that is used again for the next one.
+
+    A pyramid is valid until the next call; whoever needs two at a time takes two builders.
+
+    Raises:
+        CudaUnavailable: no driver, no GPU, or one that is too old.
+        InputError: a classification network.
+    """
+
+    def __init__(self, config: ModelConfig, stream: Stream) -> None:
+        if config.task == "classification":
+            raise InputError(
+                "pyramids for classification are built on the CPU; the GPU builds those for "
+                "segmentation"
+            )
+        self.config = config
+        self.stream = stream
+        self.geometry = DeviceGeometry(stream)
+        self._results = Workspace(stream)
+
+    def pyramid(
+        self,
+        points: Any,
+        attributes: Any = None,
+        *,
+        pick: int = 0,
+        origin: Sequence[float] | np.ndarray | None = None,
+        ordered: bool = False,
+    ) -> Pyramid:
+        """The pyramid of one cloud; see :func:`build_device_pyramid`."""
+        geometry = self.geometry
+        points = geometry.points(points)
+        if not len(points):
+            raise InputError("the cloud is empty; a pyramid needs at least one point")
+        attributes = self._attributes(attributes, len(points))
+        bounds = geometry.bounds(points, attributes)
+        return self._stages(points, attributes, bounds, pick, origin, ordered)
+
+    def scene(
+        self, points: Any, attributes: Any = None, *, pick: int = 0, max_points: int | None = None
+    ) -> DeviceScene:
+        """Voxels and pyramid of a whole scan; see :func:`build_device_scene`."""
+        geometry, config, results = self.geometry, self.config, self._results
+        scan = geometry.points(self._uploaded(points, "scan points"), wide=True)
+        if not len(scan):
+            raise InputError("the scan is empty; it needs at least one point")
+        of_scan = self._attributes(self._uploaded(attributes, "scan attributes"), len(scan))
+        bounds = geometry.bounds(scan, of_scan)
+        voxel_of_point = results.array("voxel_of_point", (len(scan),), np.int32)
+        kept = results.array("scan kept", (len(scan),), np.int32)
+        count = geometry.queue_voxels(
+            scan,
+            Cells.of(bounds, config.grid[0], None),
+            None,
+            pick,
+            voxel_of_point=voxel_of_point,
+            kept=kept,
+        )
+        voxels = geometry.read_count(count)
+        if voxels == 1 and len(scan) > 1:
+            raise InputError(
+                f"all {len(scan):,} points fall into one voxel of {config.grid[0]} m (extent "
+                f"{bounds.extent:.3g}); the model wants coordinates in metres"
+            )
+        if max_points is not None and voxels > max_points:
+            raise InputError(
+                f"the scan has {voxels} voxels of {config.grid[0]} m, more than {max_points}; "
+                "predict it in tiles"
+            )
+        kept = kept.view((voxels,))
+        taken = results.array("points", (voxels, 3), np.float32)
+        self._take(scan, kept, bounds.low, taken)
+        columns = of_scan.shape[1]
+        of_voxels = results.array("attributes", (voxels, columns), np.float32)
+        if columns:
+            geometry.gather(of_scan, kept, out=of_voxels)
+        # Rounding to float32 keeps the order of numbers, so it also keeps the bounds.
+        extent = (bounds.high - bounds.low).astype(np.float32).astype(np.float64)
+        pyramid = self._stages(
+            taken, of_voxels, Bounds(np.zeros(3), extent), 0 if pick is None else pick, (0, 0, 0),
+            ordered=True,
+        )  # fmt: skip
+        return DeviceScene(pyramid, voxel_of_point, kept, bounds.low)
+
+    def spread(self, values: DeviceArray, scene: DeviceScene) -> DeviceArray:
+        """Values of the voxels [N_0, ...], 4 bytes each, for every point of the scan [N, ...]."""
+        out = self._results.array(
+            "spread", (len(scene.voxel_of_point), *values.shape[1:]), values.dtype
+        )
+        return self.geometry.gather(values, scene.voxel_of_point, out=out)
+
+    def _uploaded(self, array: Any, name: str) -> Any:
+        """A host array in device memory; anything else as it is."""
+        if not isinstance(array, np.ndarray):
+            return array
+        array = np.ascontiguousarray(array)
+        copy = self._results.array(name, array.shape, array.dtype)
+        copy.copy_from_host(array, self.stream)
+        return copy
+
+    def _attributes(self, attributes: Any, rows: int) -> DeviceArray:
+        columns = len(self.config.input_columns)
+        if attributes is None:
+            attributes = DeviceArray(0, (rows, 0), np.float32, None, self.stream.device)
+        attributes = as_device_array(attributes, self.stream)
+        if attributes.shape != (rows, columns) or attributes.dtype != np.float32:
+            raise InputError(
+                f"attributes have shape {list(attributes.shape)} and dtype {attributes.dtype}; "
+                f"expected [{rows}, {columns}] float32"
+            )
+        return attributes
+
+    def _take(self, points: DeviceArray, rows: Any, origin: np.ndarray, out: DeviceArray) -> None:
+        self.geometry.launch(
+            "dela_take_points",
+            len(out),
+            points,
+            rows,
+            np.int32(points.dtype == np.float64),
+            np.int32(len(out)),
+            *map(np.float64, origin),
+            out,
+        )
+
+    def _stages(
+        self,
+        points: DeviceArray,
+        attributes: DeviceArray,
+        bounds: Bounds,
+        pick: int,
+        origin: Sequence[float] | np.ndarray | None,
+        ordered: bool,
+    ) -> Pyramid:
+        geometry, config = self.geometry, self.config
+        largest = float(np.maximum(np.abs(bounds.low), np.abs(bounds.high)).max())
+        if largest > LARGEST_COORDINATE:
+            raise InputError(
+                f"a coordinate is {largest:.6g}; the largest usable one is {LARGEST_COORDINATE:.0g}"
+            )
+        if pick < 0:
+            raise InputError(f"pick is {pick}; give 0 or more")
+        first = geometry.tree(points, ordered, name="stage 0")
+        neighbors, kept, nearest = [], [], []
+        tree, stage_points = first, points
+        for stage in range(config.stages):
+            grid = self._queue_grid(stage + 1, stage_points, bounds, pick, origin)
+            # Runs while the host waits for the next stage's size.
+            neighbors.append(self._search(f"neighbors_{stage}", tree, config.neighbors[stage]))
+            if stage:
+                found = self._search(f"nearest_{stage}", tree, 1, first)
+                nearest.append(found.view((len(points),)))
+            if grid is None:
+                break
+            rows, size = grid
+            rows = rows.view((geometry.read_count(size),))
+            kept.append(rows)
+            below, stage_points = (
+                stage_points,
+                self._results.array(f"points_{stage + 1}", (len(rows), 3), np.float32),
+            )
+            self._take(below, rows, np.zeros(3), stage_points)
+            # Kept rows are in the order of their stage or in Morton order.
+            ordered = ordered or origin is None
+            tree = geometry.tree(stage_points, ordered, name=f"stage {stage + 1}")
+        return Pyramid(
+            points,
+            attributes,
+            tuple(neighbors),
+            tuple(kept),
+            tuple(nearest),
+            tuple((len(table),) for table in neighbors),
+        )
+
+    def _queue_grid(
+        self,
+        stage: int,
+        points: DeviceArray,
+        bounds: Bounds,
+        pick: int,
+        origin: Sequence[float] | np.ndarray | None,
+    ) -> tuple[DeviceArray, Any] | None:
+        """Queues the voxels of a stage: its rows, and the event after which their number is known.
+
+        None past the last stage. ``bounds`` are those of stage 0, which hold for every stage.
+        """
+        if stage == self.config.stages:
+            return None
+        geometry, results, n = self.geometry, self._results, len(points)
+        cells = Cells.of(bounds, self.config.grid[stage], origin)
+        unused = results.array("voxel of stage", (n,), np.int32)
+        rows = results.array(f"kept_{stage}", (n,), np.int32)
+        if origin is None:
+            words = geometry.queue_bounds(points, "stage bounds", BOUNDS_WORDS)
+            count = geometry.queue_voxels(
+                points, cells, words, pick, voxel_of_point=unused, kept=rows
+            )
+        else:
+            flags = results.array("is kept", (n,), np.uint8)
+            geometry.queue_voxels(points, cells, None, pick, voxel_of_point=unused, is_kept=flags)
+            count = geometry.queue_list(flags, rows)
+        return rows, geometry.queue_count(count)
+
+    def _search(
+        self, name: str, tree: DeviceTree, k: int, queries: DeviceTree | None = None
+    ) -> DeviceArray:
+        rows = len(tree if queries is None else queries)
+        out = self._results.array(name, (rows, k), np.int32)
+        return self.geometry.search(tree, k, queries, out=out)
+
+
+def build_device_pyramid(
+    points: Any,
+    attributes: Any,
+    config: ModelConfig,
+    stream: Stream,
+    *,
+    pick: int = 0,
+    origin: Sequence[float] | np.ndarray | None = None,
+    ordered: bool = False,
+) -> Pyramid:
+    """The pyramid of one cloud for segmentation, of :class:`DeviceArray`.
+
+    For many clouds keep a :class:`PyramidBuilder`: it allocates nothing once it has seen the
+    largest.
+
+    Args:
+        points: [N, 3] float32 metres, near the origin, N >= 1, on the device: a
+            :class:`DeviceArray`, or any array with DLPack or ``__cuda_array_interface__``.
+        attributes: [N, F] float32 on the device, F = ``len(config.input_columns)``; None when F
+            is 0.
+        config: stages, neighbors and grid sizes.
+        stream: that does the work; results are there for whatever follows on it.
+        pick: n takes the n-th point of every voxel.
+        origin: [3] where the voxels of later stages are counted from, as for
+            :func:`dela.pyramid.build_pyramid`.
+        ordered: points lie in the order of a voxel grid (or a part of it); saves a sort.
+
+    Raises:
+        CudaUnavailable: no driver, no GPU, or one that is too old.
+        InputError: no points, shapes that do not fit, values that are not finite, or a
+            classification network.
+    """
+    builder = PyramidBuilder(config, stream)
+    return builder.pyramid(points, attributes, pick=pick, origin=origin, ordered=ordered)
+
+
+def build_device_scene(
+    points: Any,
+    attributes: Any,
+    config: ModelConfig,
+    stream: Stream,
+    *,
+    pick: int = 0,
+    max_points: int | None = None,
+) -> DeviceScene:
+    """A whole scan in device memory: what :func:`dela.scene.prepare_scene` makes of it.
+
+    Args:
+        points: [N, 3] float64 (or float32) metres of any origin, on the host or on the device.
+        attributes: [N, F] float32, computed on the whole scan; None when F is 0.
+        config: of a segmentation network.
+        stream: that does the work.
+        pick: n takes the n-th point of every voxel (voting).
+        max_points: refuse scenes with more voxels than this.
+
+    Raises:
+        CudaUnavailable: no driver, no GPU, or one that is too old.
+        InputError: an empty scan, values that are not finite, a scan that falls into one voxel, or
+            more than ``max_points`` voxels.
+    """
+    builder = PyramidBuilder(config, stream)
+    return builder.scene(points, attributes, pick=pick, max_points=max_points)

@@ -1,0 +1,96 @@
+// What the geometry kernels share: sums over a block, cells of a voxel grid, Morton keys.
+#pragma once
+
+#include "cuda/device.cuh"
+
+namespace dela {
+
+constexpr int kTileItems = 16;                  // consecutive items of one thread
+constexpr int kTile = kBlock * kTileItems;      // items of one block
+constexpr int kAxisBits = 21;                   // three axes in one 63-bit key
+
+// Sum of the values of all threads of the block before this one, and of all. `sums`: shared memory.
+template <int kThreads>
+DELA_DEVICE uint32_t sum_before(uint32_t value, uint32_t (&sums)[kThreads], uint32_t* all) {
+  const int thread = threadIdx.x;
+  sums[thread] = value;
+  __syncthreads();
+  for (int step = 1; step < kThreads; step *= 2) {
+    const uint32_t before = thread >= step ? sums[thread - step] : 0u;
+    __syncthreads();
+    sums[thread] += before;
+    __syncthreads();
+  }
+  const uint32_t inclusive = sums[thread];
+  *all = sums[kThreads - 1];
+  __syncthreads();
+  return inclusive - value;
+}
+
+// Number of the first item of this thread in its block's tile; the tile may reach past the end.
+DELA_DEVICE int64_t first_item() {
+  return static_cast<int64_t>(blockIdx.x) * kTile + static_cast<int64_t>(threadIdx.x) * kTileItems;
+}
+
+DELA_DEVICE double coordinate(const void* points, int32_t is_double, int64_t at) {
+  return is_double ? static_cast<const double*>(points)[at]
+                   : static_cast<double>(static_cast<const float*>(points)[at]);
+}
+
+// Doubles as numbers that compare alike.
+DELA_DEVICE uint64_t ordered_bits(double value) {
+  const uint64_t bits = static_cast<uint64_t>(__double_as_longlong(value));
+  return (bits >> 63) != 0 ? ~bits : bits | (uint64_t{1} << 63);
+}
+
+DELA_DEVICE double from_ordered_bits(uint64_t bits) {
+  bits = (bits >> 63) != 0 ? bits & ~(uint64_t{1} << 63) : ~bits;
+  return __longlong_as_double(static_cast<int64_t>(bits));
+}
+
+// Bounds of a cloud, all words 0 before: 0-2 the complement of the lowest values, 3-5 the highest
+// values, both as ordered_bits, 6 the number of points that are not finite.
+constexpr int kBoundsWords = 7;
+
+DELA_DEVICE double lowest(const uint64_t* bounds, int axis) {
+  return from_ordered_bits(~bounds[axis]);
+}
+DELA_DEVICE double highest(const uint64_t* bounds, int axis) {
+  return from_ordered_bits(bounds[3 + axis]);
+}
+
+// A grid of cubic cells: floor((value - origin) / size) - base. Double as on the CPU, and no product
+// that could be fused with a sum: the same cells.
+struct Grid {
+  double origin[3], base[3], size;
+};
+
+DELA_DEVICE int64_t cell_of(const Grid& grid, int axis, double value) {
+  return static_cast<int64_t>(floor((value - grid.origin[axis]) / grid.size) - grid.base[axis]);
+}
+
+struct Cell {
+  int64_t x, y, z;
+};
+
+DELA_DEVICE Cell cell_at(const Grid& grid, const void* points, int32_t is_double, uint32_t row) {
+  const int64_t at = 3 * static_cast<int64_t>(row);
+  return {cell_of(grid, 0, coordinate(points, is_double, at)),
+          cell_of(grid, 1, coordinate(points, is_double, at + 1)),
+          cell_of(grid, 2, coordinate(points, is_double, at + 2))};
+}
+
+// Bits of three numbers interleaved from the lowest up, x first; an axis out of bits is left out.
+DELA_DEVICE uint64_t interleaved(uint64_t x, uint64_t y, uint64_t z, int32_t bits_x, int32_t bits_y,
+                                 int32_t bits_z) {
+  uint64_t key = 0;
+  int place = 0;
+  for (int bit = 0; bit < kAxisBits; ++bit) {
+    if (bit < bits_x) key |= ((x >> bit) & 1) << place++;
+    if (bit < bits_y) key |= ((y >> bit) & 1) << place++;
+    if (bit < bits_z) key |= ((z >> bit) & 1) << place++;
+  }
+  return key;
+}
+
+}  // namespace dela
