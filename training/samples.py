@@ -19,7 +19,7 @@ from dela.training.mixing import mix_objects, mix_scenes
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from dela.training.datasets import Scan
+    from dela.training.datasets import AnyScan
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Sampler:
     threads: int | None = None
 
     def piece(
-        self, scan: Scan, centre_row: int, count: int, generator: np.random.Generator
+        self, scan: AnyScan, centre_row: int, count: int, generator: np.random.Generator
     ) -> Piece:
         """At most ``count`` voxels of a scan, the nearest to one of its voxels, moved.
 
@@ -146,7 +146,7 @@ class Sampler:
         return Sample(pyramid, piece.labels, index)
 
     def object_sample(
-        self, scan: Scan, other: Scan | None, index: int, generator: np.random.Generator
+        self, scan: AnyScan, other: AnyScan | None, index: int, generator: np.random.Generator
     ) -> Sample:
         """An object as the network's input, mixed with another one when there is one.
 
@@ -163,7 +163,7 @@ class Sampler:
         pyramid = build_pyramid(points, None, self.model, seed_of(generator), None, self.threads)
         return Sample(pyramid, labels, index, target)
 
-    def _object(self, scan: Scan, generator: np.random.Generator) -> np.ndarray:
+    def _object(self, scan: AnyScan, generator: np.random.Generator) -> np.ndarray:
         """Points [N, 3] of an object, moved."""
         config = self.augmentation
         points = scan.points
@@ -209,7 +209,7 @@ def nearest_rows(points: np.ndarray, centre: np.ndarray, count: int) -> np.ndarr
     return np.sort(np.argpartition(distance, count - 1)[:count])
 
 
-def _members_of(scan: Scan, voxels: np.ndarray) -> np.ndarray:
+def _members_of(scan: AnyScan, voxels: np.ndarray) -> np.ndarray:
     """Ascending rows of the points in these voxels."""
     chosen = np.zeros(len(scan.grid.kept), bool)
     chosen[voxels] = True
