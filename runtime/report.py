@@ -135,6 +135,30 @@ def parity_table(reports: Sequence[Parity]) -> Table:
     return table
 
 
+def latency_table(results: Sequence[dict[str, Any]]) -> Table:
+    """A row per backend and input: the network's median, 90th percentile and rate, the phases."""
+    table = _table(
+        "backend", "model", "input", "points", "network", "p90", "points/s", "preprocess",
+        "postprocess", "total", left=3,
+    )  # fmt: skip
+    for result in results:
+        seconds = result["seconds"]
+        table.add_row(
+            result["backend"],
+            _escape(Path(result["model"]).name),
+            _escape(Path(result["input"]).name),
+            f"{result['points']:,}",
+            _milliseconds(seconds["network"]["median"]),
+            _milliseconds(seconds["network"]["p90"]),
+            f"{result['points_per_second']:,.0f}",
+            *(
+                _milliseconds(seconds[phase]["median"])
+                for phase in ("preprocess", "postprocess", "total")
+            ),
+        )
+    return table
+
+
 def findings_table(findings: Sequence[Finding]) -> Table:
     """What ``dela doctor`` found, the mend under each finding that needs one."""
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -164,6 +188,10 @@ def info_table(values: dict[str, Any]) -> Table:
             lines = [_flat(value)]
         table.add_row(label, _escape("\n".join(lines) or "none"))
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms" if seconds < 1 else f"{1000 * seconds:,.0f} ms"
 
 
 def _class_cell(report: Parity, index: int) -> str:

@@ -1,0 +1,223 @@
+"""Latency of a backend from scan to labels: its input prepared, the network, its answer read."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dela.attributes import compute_attributes
+from dela.cloud import PointCloud
+from dela.config import CATEGORY, ModelConfig
+from dela.errors import InputError
+from dela.pyramid import Pyramid, pack
+from dela.runtime.backends import Backend
+from dela.runtime.predictor import MAX_POINTS
+from dela.scene import Voxels, valid_points
+from dela.tiles import Tile
+from dela.votes import softmax
+
+PHASES = ("preprocess", "network", "postprocess")
+
+# A made-up scan has this many points a voxel, as a scan has before its voxel grid.
+_POINTS_PER_VOXEL = 4
+# Hills of a made-up surface, in voxels.
+_WAVELENGTH, _HEIGHT = 40.0, 8.0
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Timed runs of one backend on one input.
+
+    Attributes:
+        backend, model: what ran.
+        input: the scan's name, or what was made up.
+        points: rows of stage 0 that the network saw, over all tiles or clouds.
+        runs: how often the network ran for it.
+        seconds: phase of :data:`PHASES` -> one entry per repetition.
+    """
+
+    backend: str
+    model: str
+    input: str
+    points: int
+    runs: int
+    seconds: dict[str, tuple[float, ...]]
+
+    @property
+    def total(self) -> tuple[float, ...]:
+        """Seconds of each repetition, all phases together."""
+        return tuple(map(sum, zip(*self.seconds.values(), strict=True)))
+
+    def median(self, phase: str) -> float:
+        return float(np.median(self.seconds[phase]))
+
+    def p90(self, phase: str) -> float:
+        """What nine in ten repetitions stay below."""
+        return float(np.percentile(self.seconds[phase], 90))
+
+    @property
+    def points_per_second(self) -> float:
+        """Of the network alone."""
+        return self.points / self.median("network")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return {
+            "backend": self.backend,
+            "model": self.model,
+            "input": self.input,
+            "points": self.points,
+            "runs": self.runs,
+            "repetitions": len(self.total),
+            "points_per_second": self.points_per_second,
+            "seconds": {
+                **{
+                    phase: {"median": self.median(phase), "p90": self.p90(phase)}
+                    for phase in PHASES
+                },
+                "total": {
+                    "median": float(np.median(self.total)),
+                    "p90": float(np.percentile(self.total, 90)),
+                },
+            },
+        }
+
+
+def measure(
+    backend: Backend,
+    clouds: Sequence[PointCloud],
+    *,
+    name: str = "",
+    label: str | None = None,
+    repeats: int = 20,
+    warmups: int = 3,
+    max_points: int = MAX_POINTS,
+    progress: Callable[[int, int], None] | None = None,
+) -> Latency:
+    """Times a backend on one scan, or on a batch of clouds (classification).
+
+    Every repetition goes the whole way: attributes, voxels and neighbours; the network, transfers
+    to a GPU and back included; probabilities and the label of every point.
+
+    Args:
+        backend: to be timed.
+        clouds: one scan in segmentation.
+        name: of the input, for the result.
+        label: of the backend, for the result; its name when None.
+        repeats: timed repetitions, at least 1.
+        warmups: repetitions before them that are not counted.
+        max_points: voxels in one run; a larger scan is cut into tiles.
+        progress: called as ``progress(repetitions done, repetitions in all)``.
+
+    Raises:
+        InputError: clouds that cannot be used, or several of them in segmentation.
+    """
+    config = backend.config
+    if config.task == "segmentation" and len(clouds) != 1:
+        raise InputError(f"segmentation is timed on one scan; {len(clouds)} were given")
+    for cloud in clouds:
+        valid_points(cloud, drop_invalid=False)
+    limit = min(max_points, backend.max_points or max_points)
+    seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
+    points = runs = 0
+    for repetition in range(warmups + repeats):
+        marks = [time.perf_counter()]
+        prepared = [_prepare(cloud, config, limit) for cloud in clouds]
+        inputs = _inputs(prepared, config)
+        marks.append(time.perf_counter())
+        logits = [backend.run(pyramid) for pyramid in inputs]
+        marks.append(time.perf_counter())
+        _labels(prepared, logits, config)
+        marks.append(time.perf_counter())
+        if repetition >= warmups:
+            for phase, spent in zip(PHASES, np.diff(marks), strict=True):
+                seconds[phase].append(float(spent))
+        points, runs = sum(len(pyramid.points) for pyramid in inputs), len(inputs)
+        if progress is not None:
+            progress(repetition + 1, warmups + repeats)
+    return Latency(
+        label or backend.name,
+        str(backend.path),
+        name,
+        points,
+        runs,
+        {phase: tuple(values) for phase, values in seconds.items()},
+    )
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    voxels: Voxels
+    tiles: list[tuple[Tile, Pyramid]]
+
+
+def _prepare(cloud: PointCloud, config: ModelConfig, max_points: int) -> _Prepared:
+    voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
+    tiles = voxels.cut(config, max_points)
+    return _Prepared(voxels, [(tile, voxels.pyramid(tile, config)) for tile in tiles])
+
+
+def _inputs(prepared: Sequence[_Prepared], config: ModelConfig) -> list[Pyramid]:
+    pyramids = [pyramid for one in prepared for _, pyramid in one.tiles]
+    return [pack(pyramids)] if config.task == "classification" else pyramids
+
+
+def _labels(
+    prepared: Sequence[_Prepared], logits: Sequence[np.ndarray], config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class and confidence of every point, or of every cloud."""
+    if config.task == "classification":
+        probabilities = softmax(logits[0])
+        return probabilities.argmax(axis=1), probabilities.max(axis=1)
+    (scan,) = prepared
+    answer = np.empty((len(scan.voxels.points), config.num_classes), dtype=np.float32)
+    for (tile, _), values in zip(scan.tiles, logits, strict=True):
+        answer[tile.rows[tile.core]] = softmax(values)[tile.core]
+    rows = scan.voxels.voxel_of_point
+    return answer.argmax(axis=1)[rows], answer.max(axis=1)[rows]
+
+
+def made_up_clouds(config: ModelConfig, size: int, seed: int = 0) -> list[PointCloud]:
+    """Input of about a given size: a hilly surface of so many voxels, or so many random clouds.
+
+    Args:
+        config: its grid (or points per cloud) and input columns are met.
+        size: voxels of stage 0, hit within a few per cent; clouds in classification.
+        seed: of everything random.
+    """
+    generator = np.random.default_rng(seed)
+    if config.task == "classification":
+        shapes = generator.normal(size=(size, config.points[0], 3))
+        return [PointCloud(points) for points in shapes]
+    smallest = 2 * config.grid[0]  # a scan within one voxel is refused
+    side = max(math.sqrt(size) * config.grid[0], smallest)
+    for _ in range(2):
+        cloud = _surface(config, side, generator)
+        found = len(Voxels.of(cloud, compute_attributes(cloud, ()), config).points)
+        side = max(side * math.sqrt(size / found), smallest)
+    return [_surface(config, side, generator)]
+
+
+def _surface(config: ModelConfig, side: float, generator: np.random.Generator) -> PointCloud:
+    grid = config.grid[0]
+    count = max(2, round(_POINTS_PER_VOXEL * (side / grid) ** 2))
+    x, y = generator.uniform(0, side, (2, count))
+    turn = 2 * math.pi / (_WAVELENGTH * grid)
+    z = _HEIGHT * grid * np.sin(turn * x) * np.cos(turn * y)
+    columns = {
+        info.name: info.offset + info.scale * generator.uniform(0, 1, count)
+        for info in config.attributes
+    }
+    normals = generator.normal(size=(count, len(config.directions)))
+    if config.directions:
+        normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    for column, info in enumerate(config.directions):
+        columns[info.name] = info.offset + info.scale * normals[:, column]
+    if config.categories:
+        columns[CATEGORY] = np.zeros(count)
+    return PointCloud(np.stack([x, y, z], axis=1), columns)

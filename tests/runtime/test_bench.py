@@ -1,0 +1,138 @@
+"""dela bench: what is timed, on which input, and what the command says about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+
+import numpy as np
+import pytest
+from small_networks import CLASSIFICATION, CONFIG, make_cloud
+
+from dela import cli
+from dela.attributes import compute_attributes
+from dela.config import AttributeInfo, CategoryInfo
+from dela.errors import DelaError, InputError
+from dela.formats import write_cloud
+from dela.runtime import load_backend
+from dela.runtime.bench import PHASES, Latency, made_up_clouds, measure
+from dela.scene import Voxels
+
+
+class Slow:
+    """A backend that takes a known time and keeps what it saw."""
+
+    name, path, metadata, sha256, max_points = "slow", "slow.file", None, "", None
+
+    def __init__(self, config, seconds=0.0) -> None:
+        self.config, self.seconds, self.sizes = config, seconds, []
+
+    def run(self, pyramid) -> np.ndarray:
+        time.sleep(self.seconds)
+        self.sizes.append(len(pyramid.points))
+        rows = pyramid.clouds if self.config.task == "classification" else len(pyramid.points)
+        return np.zeros((rows, self.config.num_classes), dtype=np.float32)
+
+
+def test_the_networks_time_is_the_networks_alone():
+    backend = Slow(CONFIG, seconds=0.02)
+    result = measure(backend, [make_cloud(1000)], repeats=3, warmups=2)
+    assert len(backend.sizes) == 5
+    assert all(len(result.seconds[phase]) == 3 for phase in PHASES)
+    assert min(result.seconds["network"]) >= 0.02
+    assert result.points == backend.sizes[0] and result.runs == 1
+    assert result.points_per_second <= result.points / 0.02
+    assert sum(result.total) == pytest.approx(sum(map(sum, result.seconds.values())))
+
+
+def test_median_and_90th_percentile_of_known_times():
+    times = tuple(float(value) for value in range(1, 12))
+    result = Latency("b", "m", "i", 60, 1, dict.fromkeys(PHASES, times))
+    assert result.median("network") == 6 and result.p90("network") == 10
+    assert result.points_per_second == 10
+    values = result.to_dict()
+    assert values["seconds"]["total"] == {"median": 18, "p90": 30}
+    assert json.loads(json.dumps(values)) == values
+
+
+def test_a_large_scan_is_timed_in_tiles_that_the_backend_takes():
+    backend = Slow(CONFIG)
+    backend.max_points = 500
+    result = measure(backend, [make_cloud(3000)], repeats=1, warmups=0)
+    assert result.runs == len(backend.sizes) > 1
+    assert max(backend.sizes) <= 500 and result.points == sum(backend.sizes)
+
+
+def test_clouds_are_timed_in_one_batch():
+    backend = Slow(CLASSIFICATION)
+    result = measure(backend, made_up_clouds(CLASSIFICATION, 3), repeats=1, warmups=0)
+    assert backend.sizes == [3 * CLASSIFICATION.points[0]] and result.runs == 1
+
+
+def test_segmentation_is_timed_on_one_scan():
+    with pytest.raises(InputError, match="one scan; 2 were given"):
+        measure(Slow(CONFIG), [make_cloud(), make_cloud()])
+
+
+@pytest.mark.parametrize("size", [1, 500, 20_000])
+def test_made_up_scans_have_about_the_voxels_asked_for(size):
+    (cloud,) = made_up_clouds(CONFIG, size)
+    attributes = compute_attributes(cloud, CONFIG.input_columns)
+    found = len(Voxels.of(cloud, attributes, CONFIG).points)
+    assert 0.9 * size - 20 <= found <= 1.1 * size + 20
+    assert attributes[:, :3].min() >= 0 and attributes[:, :3].max() <= 1
+
+
+def test_made_up_scans_have_the_columns_a_network_wants():
+    config = dataclasses.replace(
+        CONFIG,
+        attributes=(AttributeInfo("intensity", 100.0, 50.0), AttributeInfo("height", 3.0)),
+        directions=tuple(AttributeInfo(f"normal_{axis}") for axis in "xyz"),
+        categories=(CategoryInfo("thing", (0, 1)), CategoryInfo("other", (2,))),
+    )
+    (cloud,) = made_up_clouds(config, 300)
+    attributes = compute_attributes(cloud, config.input_columns)
+    assert attributes[:, 0].min() >= 0 and attributes[:, 0].max() <= 1
+    assert np.allclose(np.linalg.norm(attributes[:, 2:5], axis=1), 1, atol=1e-6)
+    assert np.array_equal(np.unique(attributes[:, 5:], axis=0), [[1, 0]])
+    assert measure(Slow(config), [cloud], repeats=1, warmups=0).points > 100
+
+
+def test_command_compares_backends_on_sizes_and_scans(network, tmp_path, capsys):
+    scan = write_cloud(tmp_path / "scan.ply", make_cloud(800))
+    words = ["bench", str(network.onnx), "--backend", "torch", "--backend", "onnxruntime"]
+    words += ["--points", "300", "-i", str(scan), "--repeat", "2", "--warmup", "0"]
+    values = cli.run_command([*words, "--json"])
+    assert json.loads(capsys.readouterr().out) == values
+    expected = [("torch", network.checkpoint), ("onnxruntime", network.onnx)]
+    assert [(value["backend"], value["input"]) for value in values] == [
+        (name, shown) for name, _ in expected for shown in ("300 voxels", str(scan))
+    ]
+    assert [value["model"] for value in values[::2]] == [str(path) for _, path in expected]
+    assert all(value["repetitions"] == 2 and value["points_per_second"] > 0 for value in values)
+    cli.run_command(words)
+    table = capsys.readouterr().out
+    for word in ("torch", "onnxruntime", "300 voxels", "scan.ply", "points/s", "p90", " ms"):
+        assert word in table
+
+
+def test_command_runs_every_model_on_its_own_backend(classifier, capsys):
+    words = ["bench", str(classifier.checkpoint), str(classifier.onnx), "--repeat", "1"]
+    values = cli.run_command([*words, "--warmup", "0", "--no-kernels", "--json"])
+    assert [value["backend"] for value in values] == ["torch", "onnxruntime, bodies"]
+    assert [value["input"] for value in values] == ["8 clouds", "8 clouds"]
+    assert values[0]["points"] == 8 * load_backend(classifier.onnx).config.points[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--backend", "tensorrt"], r"no file for --backend tensorrt.*model\.engine"),
+        (["-i", "missing.ply"], r"missing\.ply"),
+        (["--device", "gpu"], "device 'gpu' is unknown"),
+    ],
+)
+def test_command_says_what_is_wrong(network, words, message):
+    with pytest.raises(DelaError, match=message):
+        cli.run_command(["bench", str(network.onnx), *words])
