@@ -335,6 +335,10 @@ def resolve_config(preset: str | ModelConfig, **overrides: Any) -> ModelConfig:
         if preset not in PRESETS:
             raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
         preset = PRESETS[preset]
+    if not isinstance(preset, ModelConfig):
+        raise ConfigError(
+            f"preset is {preset!r}; give one of {', '.join(PRESETS)}, or a ModelConfig"
+        )
     values = dict(overrides)
     count = values.pop("num_classes", None)
     if count is not None:

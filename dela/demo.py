@@ -50,9 +50,9 @@ def demo(
     room, model = output / "room.ply", output / "model.onnx"
     checkpoint = output / "run" / "best.pt"
     labelled = output / "room_labelled.ply"
-    steps.run("generate an unseen room", "room", "--seed", seed, "--points", points, "-o", room)
     length = [] if epochs is None else ["--epochs", epochs]
     steps.run("train", "train", config, "-o", output / "run", *length)
+    steps.run("generate an unseen room", "room", "--seed", seed, "--points", points, "-o", room)
     steps.run("export to ONNX", "export", checkpoint, "-o", model)
     (scores,) = steps.run(
         "predict (ONNX Runtime)",

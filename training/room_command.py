@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dela.files import check_writable
-from dela.formats import write_cloud
+from dela.formats import check_suffix, write_cloud
 
 
 def room(
@@ -27,6 +27,7 @@ def room(
     """
     from dela.training.rooms import generate_room
 
+    check_suffix(output)
     check_writable(output, overwrite)
     cloud = generate_room(seed, points)
     write_cloud(output, cloud, overwrite)

@@ -144,6 +144,15 @@ def write_cloud(path: str | os.PathLike[str], cloud: PointCloud, overwrite: bool
     return path
 
 
+def check_suffix(path: str | os.PathLike[str]) -> None:
+    """Says early, before long work, that no format has this suffix.
+
+    Raises:
+        InputError: an unknown suffix, or none.
+    """
+    _format_of(Path(path))
+
+
 def find_scans(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The scan files among files and folders, each once, folders searched through and sorted.
 

@@ -215,3 +215,5 @@ def test_room_writes_the_same_room_for_a_seed(capsys, tmp_path):
     code, _, error = run(capsys, *words)
     assert code == 1 and "exists" in error
     assert run(capsys, "room", "-o", tmp_path / "c.ply", "--seed", -1)[0] == 2
+    code, out, error = run(capsys, "room", "-o", tmp_path / "d.foo")
+    assert code == 1 and "suffix '.foo'" in error

@@ -93,3 +93,9 @@ def test_overrides_take_lists_for_tuples():
     config = resolve_config("s3dis", neighbors=[8, 8, 8, 8])
     assert config.neighbors == (8, 8, 8, 8)
     assert resolve_config(config) == config
+
+
+@pytest.mark.parametrize("preset", [3, None, {"dims": (16,)}])
+def test_what_is_no_preset_is_refused_in_words(preset):
+    with pytest.raises(ConfigError, match="give one of s3dis"):
+        resolve_config(preset)
