@@ -21,28 +21,37 @@ from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import Stream
 from dela.pyramid import Pyramid
 
+# The scan's lowest corner, where every stage's voxels are counted from.
+CORNER = np.zeros(3)
+
 
 @dataclass(frozen=True)
-class DeviceScene:
-    """A scan in device memory, ready for a network; as :class:`dela.scene.Scene`.
+class DeviceVoxels:
+    """A scan at the resolution of stage 0, in device memory; as :class:`dela.scene.Voxels`.
 
     Attributes:
-        pyramid: of :class:`DeviceArray`.
-        voxel_of_point: [N] int32: for every point of the scan its row of the network's answer.
-        kept: [N_0] int32: the scan's row behind every row of stage 0.
+        points: [V, 3] float32 metres, counted from the scan's lowest corner.
+        attributes: [V, F] float32.
+        voxel_of_point: [N] int32: the voxel of each point of the scan.
+        kept: [V] int32: the scan's row behind each voxel.
         origin: [3] float64, on the host: what was taken off the coordinates.
+        bounds: of ``points``, on the host.
     """
 
-    pyramid: Pyramid
+    points: DeviceArray
+    attributes: DeviceArray
     voxel_of_point: DeviceArray
     kept: DeviceArray
     origin: np.ndarray
+    bounds: Bounds
 
 
 class PyramidBuilder:
     """Builds pyramids on one stream, in memory that is used again for the next one.
 
-    A pyramid is valid until the next call; whoever needs two at a time takes two builders.
+    For a scan: :meth:`voxels` takes it up once, :meth:`tile` gives the network's input for all or
+    some of it, :meth:`spread` gives every point the answer of its voxel. Results are valid until
+    the next call of the same method; whoever needs two at a time takes two builders.
 
     Raises:
         CudaUnavailable: no driver, no GPU, or one that is too old.
@@ -78,21 +87,31 @@ class PyramidBuilder:
         bounds = geometry.bounds(points, attributes)
         return self._stages(points, attributes, bounds, pick, origin, ordered)
 
-    def scene(
-        self, points: Any, attributes: Any = None, *, pick: int = 0, max_points: int | None = None
-    ) -> DeviceScene:
-        """Voxels and pyramid of a whole scan; see :func:`build_device_scene`."""
-        geometry, config, results = self.geometry, self.config, self._results
+    def voxels(self, points: Any, attributes: Any = None, *, pick: int = 0) -> DeviceVoxels:
+        """A scan's voxels; waits for the bounds and for the number of voxels.
+
+        Args:
+            points: [N, 3] float64 (or float32) metres of any origin, on the host or on the device.
+            attributes: [N, F] float32, computed on the whole scan; None when F is 0.
+            pick: n takes the n-th point of every voxel (voting).
+
+        Raises:
+            InputError: an empty scan, values that are not finite, or a scan that falls into one
+                voxel.
+        """
+        geometry, results = self.geometry, self._results
         scan = geometry.points(self._uploaded(points, "scan points"), wide=True)
         if not len(scan):
             raise InputError("the scan is empty; it needs at least one point")
         of_scan = self._attributes(self._uploaded(attributes, "scan attributes"), len(scan))
         bounds = geometry.bounds(scan, of_scan)
+        _check_pick(pick)
         voxel_of_point = results.array("voxel_of_point", (len(scan),), np.int32)
         kept = results.array("scan kept", (len(scan),), np.int32)
+        size = self.config.grid[0]
         count = geometry.queue_voxels(
             scan,
-            Cells.of(bounds, config.grid[0], None),
+            Cells.of(bounds, size, None),
             None,
             pick,
             voxel_of_point=voxel_of_point,
@@ -101,35 +120,42 @@ class PyramidBuilder:
         voxels = geometry.read_count(count)
         if voxels == 1 and len(scan) > 1:
             raise InputError(
-                f"all {len(scan):,} points fall into one voxel of {config.grid[0]} m (extent "
+                f"all {len(scan):,} points fall into one voxel of {size} m (extent "
                 f"{bounds.extent:.3g}); the model wants coordinates in metres"
             )
-        if max_points is not None and voxels > max_points:
-            raise InputError(
-                f"the scan has {voxels} voxels of {config.grid[0]} m, more than {max_points}; "
-                "predict it in tiles"
-            )
         kept = kept.view((voxels,))
-        taken = results.array("points", (voxels, 3), np.float32)
+        taken = results.array("voxel points", (voxels, 3), np.float32)
         self._take(scan, kept, bounds.low, taken)
-        columns = of_scan.shape[1]
-        of_voxels = results.array("attributes", (voxels, columns), np.float32)
-        if columns:
-            geometry.gather(of_scan, kept, out=of_voxels)
         # Rounding to float32 keeps the order of numbers, so it also keeps the bounds.
         extent = (bounds.high - bounds.low).astype(np.float32).astype(np.float64)
-        pyramid = self._stages(
-            taken, of_voxels, Bounds(np.zeros(3), extent), 0 if pick is None else pick, (0, 0, 0),
-            ordered=True,
-        )  # fmt: skip
-        return DeviceScene(pyramid, voxel_of_point, kept, bounds.low)
-
-    def spread(self, values: DeviceArray, scene: DeviceScene) -> DeviceArray:
-        """Values of the voxels [N_0, ...], 4 bytes each, for every point of the scan [N, ...]."""
-        out = self._results.array(
-            "spread", (len(scene.voxel_of_point), *values.shape[1:]), values.dtype
+        return DeviceVoxels(
+            taken,
+            self._rows(of_scan, kept, "voxel attributes"),
+            voxel_of_point,
+            kept,
+            bounds.low,
+            Bounds(np.zeros(3), extent),
         )
-        return self.geometry.gather(values, scene.voxel_of_point, out=out)
+
+    def tile(self, voxels: DeviceVoxels, rows: np.ndarray | None = None) -> Pyramid:
+        """The network's input for some rows of a scan's voxels, ascending; None takes them all.
+
+        Its voxels are the whole scan's at every stage, as for :meth:`dela.scene.Voxels.pyramid`.
+        """
+        points, attributes = voxels.points, voxels.attributes
+        if rows is not None:
+            chosen = self._uploaded(np.asarray(rows, dtype=np.int32), "tile rows")
+            points = self._rows(points, chosen, "tile points")
+            attributes = self._rows(attributes, chosen, "tile attributes")
+        if not len(points):
+            raise InputError("the tile is empty; a pyramid needs at least one point")
+        return self._stages(points, attributes, voxels.bounds, 0, CORNER, ordered=True)
+
+    def spread(self, values: DeviceArray, voxels: DeviceVoxels) -> DeviceArray:
+        """Values of the voxels [V, ...], 4 bytes each, for every point of the scan [N, ...]."""
+        points = voxels.voxel_of_point
+        out = self._results.array("spread", (len(points), *values.shape[1:]), values.dtype)
+        return self.geometry.gather(values, points, out=out)
 
     def _uploaded(self, array: Any, name: str) -> Any:
         """A host array in device memory; anything else as it is."""
@@ -151,6 +177,10 @@ class PyramidBuilder:
                 f"expected [{rows}, {columns}] float32"
             )
         return attributes
+
+    def _rows(self, values: DeviceArray, rows: DeviceArray, name: str) -> DeviceArray:
+        out = self._results.array(name, (len(rows), *values.shape[1:]), values.dtype)
+        return self.geometry.gather(values, rows, out=out)
 
     def _take(self, points: DeviceArray, rows: Any, origin: np.ndarray, out: DeviceArray) -> None:
         self.geometry.launch(
@@ -179,8 +209,7 @@ class PyramidBuilder:
             raise InputError(
                 f"a coordinate is {largest:.6g}; the largest usable one is {LARGEST_COORDINATE:.0g}"
             )
-        if pick < 0:
-            raise InputError(f"pick is {pick}; give 0 or more")
+        _check_pick(pick)
         first = geometry.tree(points, ordered, name="stage 0")
         neighbors, kept, nearest = [], [], []
         tree, stage_points = first, points
@@ -286,29 +315,6 @@ def build_device_pyramid(
     return builder.pyramid(points, attributes, pick=pick, origin=origin, ordered=ordered)
 
 
-def build_device_scene(
-    points: Any,
-    attributes: Any,
-    config: ModelConfig,
-    stream: Stream,
-    *,
-    pick: int = 0,
-    max_points: int | None = None,
-) -> DeviceScene:
-    """A whole scan in device memory: what :func:`dela.scene.prepare_scene` makes of it.
-
-    Args:
-        points: [N, 3] float64 (or float32) metres of any origin, on the host or on the device.
-        attributes: [N, F] float32, computed on the whole scan; None when F is 0.
-        config: of a segmentation network.
-        stream: that does the work.
-        pick: n takes the n-th point of every voxel (voting).
-        max_points: refuse scenes with more voxels than this.
-
-    Raises:
-        CudaUnavailable: no driver, no GPU, or one that is too old.
-        InputError: an empty scan, values that are not finite, a scan that falls into one voxel, or
-            more than ``max_points`` voxels.
-    """
-    builder = PyramidBuilder(config, stream)
-    return builder.scene(points, attributes, pick=pick, max_points=max_points)
+def _check_pick(pick: int) -> None:
+    if pick < 0:
+        raise InputError(f"pick is {pick}; give 0 or more")
