@@ -234,7 +234,7 @@ def test_a_full_disk_stops_the_work(rooms, monkeypatch):
 _ENDLESS = """
 import sys, time
 from pathlib import Path
-from dela.training.prepare import runner, store
+from dela.training.prepare import store
 
 real = store.np.save
 def slow(path, column, **options):
@@ -244,7 +244,8 @@ def slow(path, column, **options):
         time.sleep(60)
 store.np.save = slow
 if __name__ == "__main__":
-    runner.prepare("s3dis", sys.argv[1], sys.argv[2], workers=int(sys.argv[3]), log=print)
+    from dela.cli import main
+    main(["data", "prepare", "s3dis", *sys.argv[1:]])
 """
 
 
@@ -254,14 +255,12 @@ def test_a_killed_preparation_is_gone_on_with(rooms, tmp_path, workers):
     whole = prepare("s3dis", raw, tmp_path / "whole", workers=1, log=quiet)
     script = tmp_path / "endless.py"
     script.write_text(_ENDLESS)
-    process = subprocess.Popen(
-        [sys.executable, script, raw, out, str(workers)], stdout=subprocess.PIPE, text=True
-    )
+    words = [sys.executable, script, raw, "-o", out, "--workers", str(workers)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
     assert process.stdout.readline() == "half-written\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    left = list((out / store.SCENES).glob(f"{store.PARTIAL}*"))
-    assert len(left) == 1 and "Area_5_office_1" in left[0].name
+    assert list((out / store.SCENES).glob(f"{store.PARTIAL}Area_5_office_1*"))
     with pytest.raises(InputError, match="did not finish; repeat its command"):
         store.read_manifest(out)
     deadline = time.monotonic() + 20
@@ -272,8 +271,26 @@ def test_a_killed_preparation_is_gone_on_with(rooms, tmp_path, workers):
         except InputError as error:
             assert "another preparation" in str(error) and time.monotonic() < deadline
             time.sleep(0.1)
-    assert resumed.kept >= 2 and resumed.kept + resumed.prepared == whole.prepared == 4
+    assert resumed.kept >= 1 and resumed.kept + resumed.prepared == whole.prepared == 4
     assert contents(out) == contents(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_interrupted_preparation_leaves_nothing_half_written(rooms, tmp_path, workers):
+    raw, out = rooms
+    script = tmp_path / "endless.py"
+    script.write_text(_ENDLESS)
+    words = [sys.executable, script, raw, "-o", out, "--workers", str(workers)]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stdout.readline() == "half-written\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: every process of the group
+    _, error = process.communicate(timeout=20)
+    assert process.returncode == 130 and error.splitlines() == ["interrupted"]
+    assert not list((out / store.SCENES).glob(f"{store.PARTIAL}*"))
+    resumed = prepare("s3dis", raw, out, workers=1, log=quiet)
+    assert resumed.kept >= 1 and resumed.kept + resumed.prepared == 4
 
 
 def test_a_killed_worker_is_told_in_words(rooms, tmp_path):

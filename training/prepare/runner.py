@@ -237,18 +237,21 @@ def _outcomes(
         yield from map(_make, jobs)
         return
     context = multiprocessing.get_context("spawn")
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
         try:
             for future in as_completed([pool.submit(_make, job) for job in jobs]):
                 yield future.result()
-        except BaseException:
+        except BaseException:  # Ctrl-C, a full disk: nothing under way is worth waiting for
             pool.shutdown(wait=False, cancel_futures=True)
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
             raise
 
 
 def _start_worker() -> None:
-    """Ctrl-C ends a worker without a traceback, and none outlives the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """Ctrl-C is the parent's business, and no worker outlives the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -220,5 +220,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return described
 
 
-def _json(values: Any) -> str:
-    return json.dumps(values, indent=1) + "\n"
+def _json(values: Mapping[str, Any]) -> str:
+    """JSON with a line for each key, and for each key of a table of tables (scenes, columns)."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, dict) and any(isinstance(each, dict) for each in value.values()):
+            rows = [f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in value.items()]
+            text = "{\n" + ",\n".join(rows) + "\n }"
+        else:
+            text = json.dumps(value)
+        lines.append(f" {json.dumps(key)}: {text}")
+    return "{\n" + ",\n".join(lines) + "\n}\n"
