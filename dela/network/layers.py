@@ -38,7 +38,9 @@ class BatchNorm(nn.BatchNorm1d):
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
             )
         if self.training and not torch.compiler.is_compiling() and recomputing():
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
+            assert self.running_mean is not None and self.running_var is not None
+            statistics = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(x, *statistics, self.weight, self.bias, True, 0.0, self.eps)
         return super().forward(x)
 
 

@@ -3,12 +3,17 @@
 import csv
 import os
 import signal
+import time
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from processes import start, train_quietly  # noqa: E402
+
 from dela.checkpoint import load_checkpoint  # noqa: E402
+from dela.errors import InputError  # noqa: E402
 from dela.training.loop import TrainingInterrupted, train  # noqa: E402
 from dela.training.prefetch import prefetch  # noqa: E402
 from dela.training.state import Interruption  # noqa: E402
@@ -105,6 +110,110 @@ def test_resuming_a_finished_run_changes_nothing(with_schedule, tmp_path):
     again = train(config, tmp_path, resume=True, log=_silent)
     assert again.metrics == first.metrics
     assert (tmp_path / "last.pt").read_bytes() == before
+
+
+def test_killed_at_any_moment_it_resumes_to_the_same_bits(with_schedule, tmp_path):
+    # A checkpoint after every step, so that many kills fall into the writing of one.
+    config = with_schedule(epochs=3, steps_per_epoch=20, weight_average=0.9, save_steps=1)
+    whole = start(train_quietly, config, tmp_path / "whole")
+    whole.join(60)
+    assert whole.exitcode == 0
+
+    run = tmp_path / "cut"
+    last = run / "last.pt"
+    generator = np.random.default_rng()
+    killed_at = []
+    while len(killed_at) < 3:
+        before = last.stat().st_ino if last.exists() else None
+        process = start(train_quietly, config, run, bool(killed_at))
+        deadline = time.monotonic() + 60
+        while not last.exists() or last.stat().st_ino == before:
+            assert process.is_alive() and time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(generator.uniform(0, 0.03))
+        process.kill()
+        process.join()
+        killed_at.append(load_checkpoint(last).extra["step"])
+    assert killed_at == sorted(killed_at) and killed_at[0] < 60
+    finish = start(train_quietly, config, run, True)
+    finish.join(60)
+    assert finish.exitcode == 0
+
+    for name in ("last.pt", "best.pt"):
+        first, second = (load_checkpoint(tmp_path / run / name) for run in ("whole", "cut"))
+        _same(dict(first.model.state_dict()), dict(second.model.state_dict()))
+        _same(first.extra, second.extra)
+    assert _log(tmp_path / "whole" / "metrics.csv") == _log(run / "metrics.csv")
+    assert {path.name for path in run.iterdir()} == {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_again(with_schedule, tmp_path):
+    config = with_schedule(epochs=1)
+    whole = train(config, tmp_path / "whole", log=_silent)
+    run = tmp_path / "cut"
+    train(config, run, log=_silent)
+    (run / "last.pt").unlink()
+    (run / ".last.0a1b2c3d.pt").write_bytes(b"torn")
+    with (run / "metrics.csv").open("a") as file:
+        file.write("2,6,0.1")
+    again = train(config, run, resume=True, log=_silent)
+    assert again.metrics == whole.metrics
+    assert _log(tmp_path / "whole" / "metrics.csv") == _log(run / "metrics.csv")
+    assert not list(run.glob(".*"))
+
+
+def test_what_changes_no_number_may_change_on_resume(with_schedule, tmp_path):
+    whole = train(with_schedule(), tmp_path / "whole", log=_silent)
+    with pytest.raises(TrainingInterrupted):
+        train(with_schedule(), tmp_path / "cut", log=_silent, after_step=_stop_at(4))
+    changed = with_schedule(checkpoint=True, workers=0, save_steps=1, save_minutes=0.0)
+    resumed = train(changed, tmp_path / "cut", resume=True, log=_silent)
+    first, second = (load_checkpoint(result.last_path).model for result in (whole, resumed))
+    _same(dict(first.state_dict()), dict(second.state_dict()))
+
+
+def test_checkpoints_within_an_epoch_come_by_count_and_by_clock(with_schedule, tmp_path):
+    for name, changes in (("count", {"save_steps": 2}), ("clock", {"save_minutes": 1e-9})):
+        found = []
+
+        def look(taken, loss, last=tmp_path / name / "last.pt", found=found):
+            found.append(load_checkpoint(last).extra["step"] if last.exists() else 0)
+
+        schedule = {"save_minutes": 0.0, "epochs": 1, "steps_per_epoch": 5} | changes
+        train(with_schedule(**schedule), tmp_path / name, log=_silent, after_step=look)
+        assert found == ([0, 0, 2, 2, 4] if name == "count" else [0, 1, 2, 3, 4])
+
+
+def test_a_second_run_in_the_same_folder_is_refused(with_schedule, tmp_path):
+    config = with_schedule(epochs=1)
+
+    def intrude(taken, loss):
+        with pytest.raises(InputError, match="another process trains in"):
+            train(config, tmp_path, resume=True, log=_silent)
+
+    train(config, tmp_path, log=_silent, after_step=intrude)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_a_step_saves_that_step(with_schedule, tmp_path, number):
+    def press(taken, loss):
+        if taken == 2:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(TrainingInterrupted, match="after step 2"):
+        train(with_schedule(), tmp_path, log=_silent, after_step=press)
+    assert load_checkpoint(tmp_path / "last.pt").extra["step"] == 2
+
+
+def test_a_second_ctrl_c_does_not_wait():
+    with Interruption() as interruption, pytest.raises(KeyboardInterrupt), interruption.held():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.asked
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("went on")
+    assert interruption.hurried
 
 
 def test_a_signal_waits_until_the_step_is_done():
