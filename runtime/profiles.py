@@ -39,7 +39,7 @@ def choose_profile(
     if holding:
         return min(
             holding,
-            key=lambda index: (not profiles[index].covers(counts), _largest(profiles[index])),
+            key=lambda index: (_short(profiles[index], counts), _largest(profiles[index])),
         )
     stages = max(profiles, key=_largest).stages
     excess = [count / limits.max for count, limits in zip(counts, stages, strict=True)]
@@ -92,6 +92,10 @@ def bucket(count: int, smallest: int = _SMALLEST_STEP) -> int:
 
 def _holds(profile: Profile, counts: Sequence[int]) -> bool:
     return all(count <= limits.max for count, limits in zip(counts, profile.stages, strict=True))
+
+
+def _short(profile: Profile, counts: Sequence[int]) -> bool:
+    return any(count < limits.min for count, limits in zip(counts, profile.stages, strict=True))
 
 
 def _largest(profile: Profile) -> tuple[int, ...]:
