@@ -1,0 +1,1 @@
+"""A CUDA driver that runs on the CPU, for tests: see README.md beside this file."""
