@@ -81,7 +81,7 @@ def take_weights(model: Network, path: str) -> TakenWeights:
             own.copy_(found)
             taken.append(name)
             count += own.numel()
-    if not any(name.startswith("stages.") and ".block." in name for name in taken):
+    if not any(".block." in name and name.endswith(".weight") for name in taken):
         raise ConfigError(
             f"no stage of {path} fits: its model.dims is {list(source.config.dims)}, depths "
             f"{list(source.config.depths)}; here {list(model.config.dims)} and "
