@@ -32,15 +32,19 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dela.training.commands:summary",
         "Draw a training run: curves, confusion matrix, classes.",
     ),
-    "eval": ("dela.training.commands:evaluate", "Score a checkpoint on a labelled split."),
+    "eval": ("dela.eval_command:evaluate", "Score a network of any backend on labelled data."),
     "export": ("dela.export.commands:export", "Write a checkpoint as one portable ONNX file."),
     "build": ("dela.export.build_commands:build", "Build a TensorRT engine from an exported file."),
     "predict": ("dela.runtime.predict:predict", "Label scans: files or folders of them."),
     "verify": (
         "dela.runtime.commands:verify",
-        "Prove on a scan that an exported file gives PyTorch's answer.",
+        "Prove on a scan that a model file gives PyTorch's answer.",
     ),
-    "info": ("dela.runtime.commands:info", "Describe a checkpoint, an ONNX file or a scan."),
+    "bench": (
+        "dela.runtime.bench_commands:bench",
+        "Measure the latency of models on backends, side by side.",
+    ),
+    "info": ("dela.runtime.commands:info", "Describe a checkpoint, a model file or a scan."),
     "view": ("dela.runtime.view:view", "Draw a scan and its labels as a PNG."),
     "room": ("dela.training.room_command:room", "Generate a labelled indoor room."),
     "import-checkpoint": (
@@ -59,7 +63,7 @@ EXTRAS = {
     "h5py": "train",
     "PIL": "view",
     "tensorrt": "tensorrt",
-    "cuda": "tensorrt",
+    "cuda": "cuda",
 }
 
 EXIT_FAILED = 1

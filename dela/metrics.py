@@ -141,6 +141,19 @@ class Confusion:
         )
         return "\n".join(lines)
 
+    def matrix_table(self, names: Sequence[str] | None = None) -> str:
+        """The confusion matrix as aligned text: of each class's points (a line), the percentage
+        that was given each class (a column, numbered as the lines are)."""
+        rows = self.per_class(names)
+        width = max(len(row["name"]) for row in rows) + len(str(len(rows))) + 1
+        labels = [f"{number} {row['name']}" for number, row in enumerate(rows)]
+        lines = [f"{'true':<{width}} " + "".join(f"{n:>6}" for n in range(len(rows)))]
+        for label, counts in zip(labels, self.counts, strict=True):
+            total = counts.sum()
+            shares = [f"{100 * count / total:.1f}" if total else "-" for count in counts]
+            lines.append(f"{label:<{width}} " + "".join(f"{share:>6}" for share in shares))
+        return "\n".join(lines)
+
 
 def _ratio(part: Any, whole: Any) -> float:
     return float(part) / float(whole) if whole else float("nan")

@@ -1,32 +1,19 @@
-"""The commands ``dela train`` and ``dela eval``."""
+"""The commands ``dela train`` and ``dela summary``."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import sys
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from dela.errors import InputError
 
-if TYPE_CHECKING:
-    from dela.training.config import TrainConfig
-
 EXIT_INTERRUPTED = 130
-
-
-class SplitName(StrEnum):
-    """Choices of ``--split``."""
-
-    train = "train"
-    val = "val"
-    test = "test"
 
 
 def train(
@@ -115,56 +102,6 @@ def summary(
     page = write_summary(RunFolder(run))
     print(page)
     return page
-
-
-def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint (.pt) of `dela train`.")],
-    config: Annotated[
-        str | None,
-        typer.Option(help="TOML file that names the data; the training's own when left out."),
-    ] = None,
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that the data paths start from.", show_default=False)
-    ] = None,
-    split: Annotated[SplitName, typer.Option(help="Part of the data to score.")] = SplitName.test,
-    votes: Annotated[int, typer.Option(min=1, help="Passes over turned and resampled data.")] = 1,
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
-    json_: Annotated[bool, typer.Option("--json", help="Print the scores as JSON.")] = False,
-) -> Any:
-    """Score a checkpoint on a labelled split, every input point counted."""
-    from dela.checkpoint import load_checkpoint
-    from dela.training import evaluate as scoring
-    from dela.training.config import TrainConfig, load_config, model_classes
-    from dela.training.datasets import open_dataset
-    from dela.training.devices import usable_device
-
-    torch_device = usable_device(device)
-    loaded = load_checkpoint(checkpoint)
-    if config is not None:
-        described: TrainConfig = load_config(find_config(config), data_root=data)
-    elif "training" in loaded.extra:
-        described = TrainConfig.from_dict(loaded.extra["training"])
-    else:
-        raise InputError(f"{checkpoint} does not say what data it was trained on; give --config")
-    source = described.data
-    if data is not None:
-        source = dataclasses.replace(source, root=str(data.absolute()))
-    names = [info.name for info in loaded.config.classes]
-    offered = [info.name for info in model_classes(source)]
-    if offered != names:
-        raise InputError(
-            f"the data has the classes {', '.join(offered)}; the network tells apart "
-            f"{', '.join(names)}; give the configuration it was trained with"
-        )
-    dataset = open_dataset(source, loaded.config, split.value)
-    forward = scoring.network_forward(loaded.model.to(torch_device))
-    log = _log_to(sys.stderr)
-    confusion = scoring.evaluate(
-        forward, dataset, votes, lambda done, total: log(f"{split}: {done:,} of {total:,} voxels")
-    )
-    scores = confusion.to_dict(names)
-    print(json.dumps(scores) if json_ else confusion.table(names))
-    return confusion
 
 
 def find_config(name: str) -> Path:

@@ -61,7 +61,7 @@ def test_bad_choices_are_refused_before_anything_is_read(config_file, tmp_path, 
         assert ended.value.code == 2
     errors = capsys.readouterr().err
     assert "give one" in errors and "'train', 'val', 'test'" in errors
-    with pytest.raises(InputError, match="device 'nonsense' is not usable"):
+    with pytest.raises(InputError, match="does not exist"):
         run_command(["eval", str(run / "best.pt"), "--device", "nonsense"])
     with pytest.raises(InputError, match="Is a directory"):
         run_command(["train", str(tmp_path)])
