@@ -25,7 +25,6 @@ class Dataset(StrEnum):
     folder = "folder"
 
 
-
 data = typer.Typer(
     help="Prepare datasets for training, and look at prepared ones.", no_args_is_help=True
 )
@@ -40,7 +39,7 @@ def prepare(
         Path, typer.Option("-o", "--output", help="Folder to make, or to go on with.")
     ],
     config: Annotated[
-        Path | None,
+        str | None,
         typer.Option(help="Training configuration with classes, splits and columns (folder)."),
     ] = None,
     train_list: Annotated[
@@ -70,6 +69,7 @@ def prepare(
     that are there already and whole are kept, so an interrupted preparation goes on where it
     stopped. Malformed files are reported with their place and cost their own scene only.
     """
+    from dela.training.commands import find_config
     from dela.training.prepare.plan import Options
     from dela.training.prepare.report import PrepareProgress, summary_text
     from dela.training.prepare.runner import prepare as run
@@ -87,7 +87,7 @@ def prepare(
             name.value,
             raw,
             output,
-            options=Options(grid, lists, config),
+            options=Options(grid, lists, None if config is None else find_config(config)),
             workers=workers,
             overwrite=overwrite,
             log=progress.line,

@@ -165,14 +165,10 @@ class _ColumnSource:
         """[N] int16 class index, -1 ignored."""
         return self._labels(self.column("labels"))
 
-    @cached_property
-    def _own_grid(self) -> VoxelGrid:
-        return voxel_grid(self.points, self._model.grid[0])
-
     @property
     def grid(self) -> VoxelGrid:
-        """The finest voxels; computed once unless they are stored."""
-        return self._own_grid
+        """The finest voxels."""
+        return voxel_grid(self.points, self._model.grid[0])
 
     def voxels(self, pick: int = 0) -> Voxels:
         """The scan at stage 0's resolution, the ``pick``-th point of each voxel standing for it."""
@@ -220,12 +216,17 @@ class PreparedScan(_ColumnSource):
 
     @property
     def grid(self) -> VoxelGrid:
-        """The finest voxels: mapped where they are stored at the network's voxel size."""
+        """The finest voxels: mapped where they are stored at the network's voxel size, else
+        computed once."""
         if not self._indexed:
-            return self._own_grid
+            return self._computed_grid
         return VoxelGrid(
             load_column(self._folder, GRID_KEPT), load_column(self._folder, GRID_VOXEL)
         )
+
+    @cached_property
+    def _computed_grid(self) -> VoxelGrid:
+        return voxel_grid(self.points, self._model.grid[0])
 
     @property
     def size(self) -> int:
@@ -307,7 +308,7 @@ class ObjectScan(_ColumnSource):
         if self._model.task == "classification":
             rows = np.arange(len(self), dtype=np.int32)
             return VoxelGrid(rows, rows)
-        return self._own_grid
+        return super().grid
 
     def voxels(self, pick: int = 0) -> Voxels:
         """The cloud for the network; for classification one answer stands for the object."""
@@ -349,6 +350,8 @@ def open_scans(
             network wants.
         ConfigError: classes or a task that do not fit the data.
     """
+    if data.join or data.context:
+        raise ConfigError('data.join and data.context are for kind = "folder"; remove them')
     root = Path(data.root)
     manifest = read_manifest(root)
     names = prepared_names(data, split)

@@ -184,6 +184,9 @@ def test_data_that_does_not_fit_is_refused(both, tmp_path):
     )
     with pytest.raises(ConfigError, match="is for segmentation, the network for classification"):
         opened(dataclasses.replace(prepared, model=objects))
+    for change in ({"join": True}, {"context": ("c",)}):
+        with pytest.raises(ConfigError, match=r"data\.join and data\.context are for kind"):
+            opened(with_data(prepared, **change))
     with pytest.raises(InputError, match="holds no prepared data"):
         opened(with_data(prepared, root=str(tmp_path)))
     ignored = (ClassMap("other", (1,)),)

@@ -28,7 +28,7 @@ def read_h5_set(path: Path, classes: int, with_normals: bool = False) -> Record:
     import h5py
 
     try:
-        with h5py.File(path, "r") as file:
+        with h5py.File(path, "r", locking=False) as file:
             for name in ("data", "label"):
                 if name not in file:
                     present = ", ".join(file) or "nothing"

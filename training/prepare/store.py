@@ -30,6 +30,7 @@ from dela.errors import InputError
 from dela.files import atomic_path
 
 FORMAT = "dela-prepared"
+# Raised when the layout changes, or what a reader makes of the raw files.
 VERSION = 1
 MANIFEST = "manifest.json"
 SCENES = "scenes"
@@ -37,8 +38,8 @@ SCENE = "scene.json"
 # A folder that is being written, or one that is on its way out.
 PARTIAL = ".partial-"
 
-TASKS = ("segmentation", "classification", "parts")
 _CHUNK = 1 << 20
+_AGAIN = "prepare the data again (`dela data prepare ... --overwrite`)"
 
 
 @dataclass
@@ -209,13 +210,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); repeat `dela data prepare`") from error
+        raise InputError(f"{path} is damaged ({error}); {_AGAIN}") from error
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise InputError(f"{path} is not of prepared data: it does not say {FORMAT!r}")
     if described.get("version") != VERSION:
         raise InputError(
             f"{path} is of format version {described.get('version')!r}, this dela reads "
-            f"{VERSION}; prepare the data again (`dela data prepare ... --overwrite`)"
+            f"{VERSION}; {_AGAIN}"
         )
     return described
 
