@@ -70,8 +70,8 @@ def missing() -> str | None:
         return "no g++ to build the emulated CUDA driver with"
     if headers() is None:
         return (
-            f"no cuda.h of CUDA {OLDEST_HEADERS // 1000} or newer to build the emulated CUDA driver "
-            "with (a toolkit, or pip install nvidia-cuda-runtime)"
+            f"no cuda.h of CUDA {OLDEST_HEADERS // 1000} or newer to build the emulated CUDA "
+            "driver with (a toolkit, or pip install nvidia-cuda-runtime)"
         )
     if importlib.util.find_spec("cuda") is None:
         return "cuda-bindings is not installed (pip install cuda-bindings)"
@@ -101,7 +101,7 @@ class _Building:
 
     def __enter__(self) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lock = open(self.folder / "lock", "w")  # noqa: SIM115
+        self.lock = open(self.folder / "lock", "w")
         fcntl.flock(self.lock, fcntl.LOCK_EX)
         return not (self.folder / "done").exists()
 

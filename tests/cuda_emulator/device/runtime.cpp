@@ -396,6 +396,10 @@ const uint64_t* exchange(unsigned mask, uint64_t value) {
 
 unsigned exchanged() { return scheduler.received_mask[scheduler.current->thread / kWarp]; }
 
+void read_argument(void** arguments, size_t index, void* value, size_t size) {
+  std::memcpy(value, arguments[index], size);
+}
+
 void add_kernel(const KernelEntry& entry) { entries().push_back(entry); }
 
 }  // namespace emulated
