@@ -1,7 +1,8 @@
 """The operator kernels: names, arguments and launch geometry, in plain ints.
 
 Every kernel is ``extern "C"`` and takes pointers to its inputs, then int32 sizes by value, then
-pointers to its outputs; all arrays are contiguous and row-major. A block has :data:`BLOCK` threads
+pointers to its outputs; all arrays are contiguous and row-major, and those that do not hold indices
+start at a multiple of 16 bytes. A block has :data:`BLOCK` threads
 along x and no dynamic shared memory. In the table, "threads" means a grid of ceil(threads / 128)
 blocks, "blocks" a grid of exactly so many; a grid of 0 is not launched. T is the features' dtype:
 ``f32``, ``f16`` or ``bf16``; all else is float32, int32, or the winner.

@@ -117,20 +117,14 @@ dela_spamp_weight_gradient(const float* weight, const float* sums, int32_t chunk
   }
   for (int i = 0; i < kSumRows; ++i) part[i][lane][own] = sum[i];
   __syncthreads();
-  if (lane != 0 || own % kGroup != 0 || channel >= c) return;
-  const int32_t groups = c / kGroup, group = channel / kGroup;
-  double total[kSumRows];
-  for (int i = 0; i < kSumRows; ++i) {
-    total[i] = 0.0;
-    for (int j = 0; j < kLanes; ++j) {
-      for (int o = own; o < own + kGroup; ++o) total[i] += part[i][j][o];
-    }
+  if (lane >= kSumRows || own % kGroup != 0 || channel >= c) return;
+  double total = 0.0;
+  for (int j = 0; j < kLanes; ++j) {
+    for (int o = own; o < own + kGroup; ++o) total += part[lane][j][o];
   }
-  const double s = weight[3 * static_cast<size_t>(groups) + group];
-  for (int i = 0; i < 3; ++i) {
-    grad_weight[static_cast<size_t>(i) * groups + group] = static_cast<float>(2.0 * s * total[i]);
-  }
-  grad_weight[3 * static_cast<size_t>(groups) + group] = static_cast<float>(-total[3]);
+  const size_t groups = static_cast<size_t>(c / kGroup), group = channel / kGroup;
+  const double factor = lane < 3 ? 2.0 * weight[3 * groups + group] : -1.0;
+  grad_weight[lane * groups + group] = static_cast<float>(factor * total);
 }
 
 #define DELA_SPAMP_BACKWARD(suffix, Stored)                                                        \

@@ -111,6 +111,7 @@ dela_spse_weight_gradient(const float* weight, const float* moments, int32_t chu
   using dela::kMomentRows;
   using dela::kReducedChannels;
   __shared__ float part[kMomentRows][kLanes][kReducedChannels];
+  __shared__ double total[kReducedChannels][kMomentRows];
   const int32_t own = threadIdx.x % kReducedChannels, lane = threadIdx.x / kReducedChannels;
   const int32_t channel = blockIdx.x * kReducedChannels + own;
   const int32_t rows = kMomentRows + e + l;
@@ -128,19 +129,19 @@ dela_spse_weight_gradient(const float* weight, const float* moments, int32_t chu
     }
     for (int i = 0; i < kMomentRows; ++i) part[i][lane][own] = sum[i];
     __syncthreads();
-    if (lane == 0 && channel < c) {
-      double total[kMomentRows];
-      for (int i = 0; i < kMomentRows; ++i) {
-        total[i] = 0.0;
-        for (int j = 0; j < kLanes; ++j) total[i] += part[i][j][own];
+    if (lane < held) {
+      double added = 0.0;
+      for (int j = 0; j < kLanes; ++j) added += part[lane][j][own];
+      total[own][lane] = added;
+      // Row `first` of the sums is row 12 + (first - 9) of the weight.
+      if (first > 0 && channel < c) {
+        const size_t row = static_cast<size_t>(first) + lane + 12 - kMomentRows;
+        grad_weight[row * c + channel] = static_cast<float>(added);
       }
-      if (first == 0) {
-        dela::ellipsoid_gradient(weight + channel, c, total, grad_weight + channel);
-      } else {
-        // Row `first` of the sums is row 12 + (first - 9) of the weight.
-        float* to = grad_weight + (static_cast<size_t>(first) + 12 - kMomentRows) * c + channel;
-        for (int i = 0; i < held; ++i) to[static_cast<size_t>(i) * c] = static_cast<float>(total[i]);
-      }
+    }
+    __syncthreads();
+    if (first == 0 && lane == 0 && channel < c) {
+      dela::ellipsoid_gradient(weight + channel, c, total[own], grad_weight + channel);
     }
     __syncthreads();
   }
