@@ -27,6 +27,7 @@ SCAN_BLOCK = 512
 AXIS_BITS = 21
 LEAF_POINTS = 8
 MERGED_NODES = BLOCK
+SMALL_CLOUD = 1024  # points that are searched in any order sooner than they are sorted
 SEARCH_BLOCK = 64
 HELD = (1, 32)  # candidates that a search keeps in shared memory
 BOUNDS_WORDS = 7
@@ -414,7 +415,7 @@ class DeviceGeometry:
         n = len(points)
         leaves = 1 << (divide_up(n, LEAF_POINTS) - 1).bit_length()
         order = None
-        if not ordered and n > LEAF_POINTS:
+        if not ordered and n > SMALL_CLOUD:
             keys = self._scratch.array("keys", (n,), np.uint64)
             rows = self._scratch.array("rows", (n,), np.uint32)
             words = self.queue_bounds(points, "curve_bounds", BOUNDS_WORDS)
