@@ -18,6 +18,7 @@ import numpy as np
 from dela.config import ModelConfig
 from dela.errors import DelaError, EngineError, InputError, MissingDependencyError
 from dela.metadata import OUTPUT, ModelMetadata
+from dela.plugins.tensorrt import bindings, messages
 from dela.pyramid import Pyramid
 from dela.runtime.device_buffers import InputBlock, OutputBuffer, device_inputs, on_device
 from dela.runtime.graphs import Executions
@@ -72,6 +73,7 @@ class EngineBackend:
         self.name = name
         self.sidecar = sidecar
         metadata = sidecar.metadata(str(path))
+        _check_engine(trt, engine, metadata, sidecar, path)
         self.metadata: ModelMetadata | None = metadata
         self.config: ModelConfig = metadata.config
         self.sha256: str = metadata.checkpoint_sha256
@@ -80,7 +82,6 @@ class EngineBackend:
             self.max_points = max(profile.stages[0].max for profile in sidecar.profiles)
         self._inputs = metadata.expected_inputs()
         self._dtypes = {input_name: dtype for input_name, (dtype, _) in self._inputs.items()}
-        _check_engine(trt, engine, metadata, sidecar, path)
         with _in_words():
             self._block = InputBlock(self.stream)
             self._output = OutputBuffer(self.stream)
@@ -88,8 +89,9 @@ class EngineBackend:
                 _context_maker(trt, engine, name, graphs),
                 self.stream,
                 graphs=graphs,
-                reason=lambda: _reason(trt),
+                reason=lambda: messages.first_error(trt),
             )
+        self._log = messages.logger(trt)
         self._lock = threading.Lock()
 
     @property
@@ -115,6 +117,7 @@ class EngineBackend:
         """
         arrays = self._arrays(pyramid)
         with self._lock, _in_words():
+            self._log.clear()
             self.device.make_current()
             counts = self._counts(arrays)
             per_cloud = self.config.points
@@ -196,8 +199,6 @@ class EngineBackend:
 
 
 def _bindings(name: str) -> ModuleType:
-    from dela.plugins.tensorrt import bindings
-
     try:
         return bindings.load(name)
     except bindings.TensorRTUnavailable as error:
@@ -238,8 +239,6 @@ def _check_kernels(sidecar: Sidecar, path: Path) -> None:
 
 
 def _deserialize(trt: ModuleType, path: Path, sidecar: Sidecar) -> Any:
-    from dela.plugins.tensorrt import messages
-
     if sidecar.plugins == "python":
         from dela.plugins.tensorrt import launched
 
@@ -252,16 +251,10 @@ def _deserialize(trt: ModuleType, path: Path, sidecar: Sidecar) -> Any:
         raise EngineError(f"cannot read {path}: {error.strerror or error}") from error
     if engine is None:
         raise EngineError(
-            f"{path} does not load: {_reason(trt)}; build it again on this machine with "
-            "`dela build`"
+            f"{path} does not load: {messages.first_error(trt)}; build it again on this machine "
+            "with `dela build`"
         )
     return engine
-
-
-def _reason(trt: ModuleType) -> str:
-    from dela.plugins.tensorrt import messages
-
-    return messages.first_error(trt)
 
 
 def _check_engine(
@@ -304,7 +297,7 @@ def _context_maker(trt: ModuleType, engine: Any, name: str, graphs: bool) -> Any
     def create() -> Any:
         context = engine.create_execution_context(strategy)
         if context is None:
-            raise DelaError(f"TensorRT makes no execution context: {_reason(trt)}")
+            raise DelaError(f"TensorRT makes no execution context: {messages.first_error(trt)}")
         return context
 
     return create

@@ -146,8 +146,8 @@ class Executions:
         create: a new execution context without memory of its own.
         stream: that all of them run on.
         reason: TensorRT's own words for its latest failure.
-        graphs: capture CUDA graphs. Without them one context serves every shape.
-        limit: sets of shapes kept.
+        graphs: capture CUDA graphs, of :data:`MAX_GRAPHS` sets of shapes at most. Without them
+            one context serves every shape.
 
     Attributes:
         graphs: whether graphs are captured; off once one could not be.
@@ -160,7 +160,6 @@ class Executions:
         *,
         reason: Callable[[], str],
         graphs: bool = True,
-        limit: int = MAX_GRAPHS,
     ) -> None:
         from dela.plugins.cuda.arrays import GrowingBuffer
 
@@ -170,7 +169,7 @@ class Executions:
         self._scratch = GrowingBuffer(stream.device)
         self._kept: OrderedDict[Hashable, Execution] = OrderedDict()
         self.graphs = graphs
-        self._limit = limit if graphs else 1
+        self._limit = MAX_GRAPHS if graphs else 1
 
     def run(
         self,
