@@ -19,8 +19,8 @@ from dela.export.onnx_file import read_onnx
 from dela.export.profiles import default_profile, input_shapes, parse_profile
 from dela.files import atomic_path, check_writable
 from dela.metadata import ModelMetadata
-from dela.plugins.cuda import kernels
 from dela.plugins.cuda.driver import CudaUnavailable, Device
+from dela.plugins.cuda.kernels import IMAGES, LOWEST_CAPABILITY, digest
 from dela.plugins.tensorrt import bindings, messages
 from dela.sidecar import (
     COMPATIBILITIES,
@@ -55,7 +55,7 @@ class BuildRequest:
         tf32: allow float32 products rounded to TF32, which is faster and misses float32 parity.
         workspace: most scratch memory of a layer, MiB; None leaves it to TensorRT.
         level: builder optimisation level 0 to 5, quick to thorough; None leaves it to TensorRT.
-        timing_cache: file of measured timings, read when it exists, written after.
+        timing_cache: ``tensorrt``: file of measured timings, read when it exists, written after.
     """
 
     backend: str = "tensorrt"
@@ -123,7 +123,7 @@ def build_engine(
 
     trt = _bindings(request.backend)
     capabilities = _capabilities(trt, request)
-    digest = _register(trt, request.plugins)
+    kernels_sha256 = _register(trt, request.plugins)
     messages.logger(trt).clear()
     builder = trt.Builder(messages.logger(trt))
     properties = {entry.key: entry.value for entry in proto.metadata_props}
@@ -142,7 +142,7 @@ def build_engine(
             tf32=request.tf32,
             plugins=request.plugins,
             plugin_layers=parsed.plugin_layers,
-            kernels_sha256=digest,
+            kernels_sha256=kernels_sha256,
             profiles=profiles,
             engine_sha256=digest_of(temporary),
             properties=properties,
@@ -178,6 +178,10 @@ def _check_request(request: BuildRequest) -> None:
                 "TensorRT for RTX builds for several GPUs by --compute-capability; leave out "
                 "--hardware-compatibility"
             )
+        if request.timing_cache is not None:
+            raise InputError(
+                "TensorRT for RTX measures no timings while it builds; leave out --timing-cache"
+            )
     elif request.compute_capabilities:
         raise InputError(
             "tensorrt builds for the GPU of this machine; leave out --compute-capability, or see "
@@ -192,7 +196,7 @@ def _bindings(flavour: str) -> ModuleType:
         raise MissingDependencyError(str(error)) from error
 
 
-def _capabilities(trt: ModuleType, request: BuildRequest) -> tuple[str, ...]:
+def _capabilities(trt: Any, request: BuildRequest) -> tuple[str, ...]:
     """Compute capabilities to build for, such as ``("8.9",)``."""
     if request.backend == "tensorrt":
         try:
@@ -203,38 +207,31 @@ def _capabilities(trt: ModuleType, request: BuildRequest) -> tuple[str, ...]:
             ) from error
         return (f"{major}.{minor}",)
     known = known_capabilities(trt)
-    lowest = ".".join(map(str, kernels.LOWEST_CAPABILITY))
-    usable = tuple(name for name in known if _number(name) >= kernels.LOWEST_CAPABILITY)
     for name in request.compute_capabilities:
         if name not in known:
             raise InputError(
-                f"compute capability {name} is not one of {', '.join(known)}, which TensorRT for "
-                f"RTX {trt.__version__} builds for; other GPUs need --backend tensorrt"
+                f"compute capability {name} is not one of {', '.join(known)}, which dela and "
+                f"TensorRT for RTX {trt.__version__} build for; other GPUs need --backend tensorrt"
             )
-        if name not in usable and request.plugins != "none":
-            raise InputError(
-                f"dela's kernels need compute capability {lowest} or newer, not {name}; build "
-                "with --plugins none for older GPUs"
-            )
-    return tuple(dict.fromkeys(request.compute_capabilities)) or usable
+    return tuple(dict.fromkeys(request.compute_capabilities)) or known
 
 
-def known_capabilities(trt: ModuleType) -> tuple[str, ...]:
-    """Compute capabilities that TensorRT for RTX builds for, such as ``8.9``, oldest first."""
-    numbers = [
-        int(name.removeprefix("SM"))
+def known_capabilities(trt: Any) -> tuple[str, ...]:
+    """Compute capabilities that TensorRT for RTX builds for, such as ``8.9``, oldest first.
+
+    Without those older than our kernels, for which it has no float32 matrix product either.
+    """
+    numbers = sorted(
+        divmod(int(name.removeprefix("SM")), 10)
         for name in trt.ComputeCapability.__members__
         if name.startswith("SM")
-    ]
-    return tuple(f"{number // 10}.{number % 10}" for number in sorted(numbers))
+    )
+    return tuple(
+        f"{major}.{minor}" for major, minor in numbers if (major, minor) >= LOWEST_CAPABILITY
+    )
 
 
-def _number(capability: str) -> tuple[int, int]:
-    major, minor = capability.split(".")
-    return int(major), int(minor)
-
-
-def _register(trt: ModuleType, plugins: str) -> str:
+def _register(trt: Any, plugins: str) -> str:
     """Makes the plugins known to TensorRT; returns the digest of their kernels."""
     if plugins == "none":
         return ""
@@ -246,15 +243,13 @@ def _register(trt: ModuleType, plugins: str) -> str:
         from dela.plugins.tensorrt import ahead_of_time
 
         ahead_of_time.register(trt)
-    digest = kernels.digest()
-    if not digest:
-        raise EngineError(f"{kernels.IMAGES} has no compiled kernels; reinstall dela")
-    return digest
+    installed = digest()
+    if not installed:
+        raise EngineError(f"{IMAGES} has no compiled kernels; reinstall dela")
+    return installed
 
 
-def _configure(
-    trt: ModuleType, builder: Any, request: BuildRequest, capabilities: tuple[str, ...]
-) -> Any:
+def _configure(trt: Any, builder: Any, request: BuildRequest, capabilities: tuple[str, ...]) -> Any:
     config = builder.create_builder_config()
     if request.tf32:
         config.set_flag(trt.BuilderFlag.TF32)
@@ -282,7 +277,7 @@ def _configure(
     return config
 
 
-def _load_timings(trt: ModuleType, config: Any, path: Path) -> None:
+def _load_timings(trt: Any, config: Any, path: Path) -> None:
     try:
         stored = path.read_bytes() if path.exists() else b""
     except OSError as error:
@@ -303,7 +298,7 @@ def _save_timings(config: Any, path: Path) -> None:
 
 
 def _add_profiles(
-    trt: ModuleType,
+    trt: Any,
     builder: Any,
     config: Any,
     metadata: ModelMetadata,
@@ -318,7 +313,7 @@ def _add_profiles(
 
 
 def _build(
-    trt: ModuleType, builder: Any, parsed: ParsedNetwork, config: Any, progress: Progress | None
+    trt: Any, builder: Any, parsed: ParsedNetwork, config: Any, progress: Progress | None
 ) -> Any:
     with _interruptible() as interrupted:
         monitor = _monitor_class(trt)(progress, interrupted)
@@ -345,7 +340,7 @@ def _interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-def _monitor_class(trt: ModuleType) -> type[Any]:
+def _monitor_class(trt: Any) -> type[Any]:
     class Monitor(trt.IProgressMonitor):
         def __init__(self, progress: Progress | None, interrupted: threading.Event) -> None:
             super().__init__()

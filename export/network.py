@@ -64,11 +64,11 @@ def parse_network(
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, messages.logger(trt))
     if not parser.parse(proto.SerializeToString()):
-        reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
-        raise EngineError(
-            f"{source}: TensorRT's parser refuses it: "
-            f"{' '.join(reasons[0].split()) if reasons else messages.first_error(trt)}"
-        )
+        reason = messages.first_error(trt)
+        if parser.num_errors:
+            error = parser.get_error(0)
+            reason = f"{error.node_operator()}: {' '.join(error.desc().split())}"
+        raise EngineError(f"{source}: TensorRT's parser refuses it: {reason}")
     layers = [network.get_layer(i) for i in range(network.num_layers)]
     found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
     expected = 0 if plugins == "none" else wanted.total()
@@ -93,6 +93,7 @@ def _choose_form(proto: onnx.ModelProto, plugins: str) -> None:
     }
     if plugins != "none":
         function_bodies.detach(proto)
+        proto.opset_import.add(domain=namespaces[plugins], version=function_bodies.DOMAIN_VERSION)
     for node in proto.graph.node:
         if node.domain != function_bodies.DOMAIN:
             continue
@@ -100,7 +101,9 @@ def _choose_form(proto: onnx.ModelProto, plugins: str) -> None:
         del node.attribute[:]
         node.attribute.extend(kept)
         if plugins != "none":
-            entry = node.attribute.add(name="plugin_namespace", s=namespaces[plugins].encode())
+            # Where it finds no plugin of this namespace, the parser tries the domain.
+            node.domain = namespaces[plugins]
+            entry = node.attribute.add(name="plugin_namespace", s=node.domain.encode())
             entry.type = entry.STRING
 
 

@@ -13,7 +13,6 @@ import functools
 import re
 import threading
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ _lock = threading.Lock()
 _registered: set[str] = set()
 
 
-def register(trt: ModuleType) -> None:
+def register(trt: Any) -> None:
     """Makes both plugins known to TensorRT; once per process, whoever calls again.
 
     Args:
@@ -55,16 +54,14 @@ def register(trt: ModuleType) -> None:
             _registered.add(trt.__name__)
 
 
-def _register_spse(trt: ModuleType, plugin: ModuleType) -> None:
-    def describe(points, neighbors, weight, epsilon, directions):  # type: ignore[no-untyped-def]
+def _register_spse(trt: Any, plugin: Any) -> None:
+    def describe(points, neighbors, weight, epsilon, directions):
         return plugin.from_shape_expr((points.shape_expr[0], weight.shape_expr[1]), trt.float32)
 
-    def tactics(points, neighbors, weight, outputs):  # type: ignore[no-untyped-def]
+    def tactics(points, neighbors, weight, outputs):
         return [plugin.AutoTuneCombination("FP32, INT32, FP32, FP32", "LINEAR", list(SPSE_TACTICS))]
 
-    def compile_(  # type: ignore[no-untyped-def]
-        points, neighbors, weight, epsilon, directions, outputs, tactic
-    ):
+    def compile_(points, neighbors, weight, epsilon, directions, outputs, tactic):
         rows, block = SPSE_TACTICS[tactic], launch.BLOCK
         _, k, c, e, l = operators.spse_sizes(  # noqa: E741
             *(tuple(tensor.shape) for tensor in (points, neighbors, weight)), int(directions[0])
@@ -83,15 +80,15 @@ def _register_spse(trt: ModuleType, plugin: ModuleType) -> None:
     )
 
 
-def _register_spamp(trt: ModuleType, plugin: ModuleType) -> None:
+def _register_spamp(trt: Any, plugin: Any) -> None:
     names = operators.feature_types(trt)
 
-    def describe(features, points, neighbors, centers, weight):  # type: ignore[no-untyped-def]
+    def describe(features, points, neighbors, centers, weight):
         return plugin.from_shape_expr(
             (neighbors.shape_expr[0], features.shape_expr[1]), features.dtype
         )
 
-    def tactics(features, points, neighbors, centers, weight, outputs):  # type: ignore[no-untyped-def]
+    def tactics(features, points, neighbors, centers, weight, outputs):
         combinations = []
         for dtype, text in _TYPE_TEXTS.items():
             _, width = operators.spamp_kernel(dtype, features.shape[1])
@@ -100,9 +97,7 @@ def _register_spamp(trt: ModuleType, plugin: ModuleType) -> None:
             combinations.append(plugin.AutoTuneCombination(types, "LINEAR", usable))
         return combinations
 
-    def compile_(  # type: ignore[no-untyped-def]
-        features, points, neighbors, centers, weight, outputs, tactic
-    ):
+    def compile_(features, points, neighbors, centers, weight, outputs, tactic):
         most, block = SPAMP_TACTICS[tactic]
         _, _, k, c = operators.spamp_sizes(tuple(features.shape), tuple(neighbors.shape))
         dtype = names[features.dtype]
@@ -116,7 +111,7 @@ def _register_spamp(trt: ModuleType, plugin: ModuleType) -> None:
 
 
 def _define(
-    plugin: ModuleType,
+    plugin: Any,
     name: str,
     attributes: dict[str, Any],
     functions: tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]],
@@ -138,7 +133,7 @@ def _define(
 
 
 def _kernel(
-    plugin: ModuleType, name: str, threads: Any, block: int, sizes: tuple[Any, ...]
+    plugin: Any, name: str, threads: Any, block: int, sizes: tuple[Any, ...]
 ) -> tuple[str, str, Any, Any]:
     """What ``aot_impl`` returns: the kernel's name, its PTX, its grid and its int32 sizes."""
     launched = plugin.KernelLaunchParams()

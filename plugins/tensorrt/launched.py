@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import threading
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ _lock = threading.Lock()
 _registered: dict[tuple[str, str], Any] = {}
 
 
-def register(trt: ModuleType) -> None:
+def register(trt: Any) -> None:
     """Makes both plugins known to TensorRT; once per process and bindings, whoever calls again.
 
     Args:
@@ -45,7 +44,7 @@ def register(trt: ModuleType) -> None:
 
 
 @functools.cache
-def creator_class(trt: ModuleType) -> type[Any]:
+def creator_class(trt: Any) -> type[Any]:
     """The creator of both plugins over these bindings; its argument is the plugin's name."""
     plugins = {"SPSE": _spse_class(trt), "SPAMP": _spamp_class(trt)}
     field_types = {
@@ -71,7 +70,7 @@ def creator_class(trt: ModuleType) -> type[Any]:
     return Creator
 
 
-def _plugin_base(trt: ModuleType) -> type[Any]:
+def _plugin_base(trt: Any) -> type[Any]:
     """What SPSE and SPAMP have in common over these bindings."""
     features = operators.feature_types(trt)
     interfaces = (
@@ -154,13 +153,13 @@ def _plugin_base(trt: ModuleType) -> type[Any]:
     return Plugin
 
 
-def _spse_class(trt: ModuleType) -> type[Any]:
+def _spse_class(trt: Any) -> type[Any]:
     class Spse(_plugin_base(trt)):  # type: ignore[misc]
         operator = "SPSE"
 
         def sizes(self, tensors: list[Any]) -> tuple[int, int, int, int, int]:
-            shapes = (tuple(desc.dims) for desc in tensors)
-            return operators.spse_sizes(*shapes, self.directions)
+            points, neighbors, weight = (tuple(desc.dims) for desc in tensors)
+            return operators.spse_sizes(points, neighbors, weight, self.directions)
 
         def kernel_name(self, tensors: list[Any]) -> str:
             return operators.spse_kernel(*self.sizes(tensors)[3:])
@@ -185,7 +184,7 @@ def _spse_class(trt: ModuleType) -> type[Any]:
     return Spse
 
 
-def _spamp_class(trt: ModuleType) -> type[Any]:
+def _spamp_class(trt: Any) -> type[Any]:
     names = operators.feature_types(trt)
 
     class Spamp(_plugin_base(trt)):  # type: ignore[misc]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from types import ModuleType
 from typing import Any
 
 _KEPT = 50
 
 
 @functools.cache
-def logger(trt: ModuleType) -> Any:
+def logger(trt: Any) -> Any:
     """The process's logger over these bindings: silent, it keeps the latest errors and warnings.
 
     Its ``errors`` and ``warnings`` are lists of lines; ``clear()`` empties both. TensorRT keeps to
@@ -41,7 +40,7 @@ def logger(trt: ModuleType) -> Any:
     return Logger()
 
 
-def first_error(trt: ModuleType) -> str:
+def first_error(trt: Any) -> str:
     """The first error since the last ``clear()``, or that there was none."""
     errors = logger(trt).errors
     return errors[0] if errors else "TensorRT gave no reason"
