@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from dela.attributes import compute_attributes
-from dela.errors import CheckpointError, InputError
+from dela.errors import CheckpointError, EngineError, InputError
 from dela.pyramid import Pyramid
 from dela.runtime import load_backend
 from dela.scene import Voxels
@@ -109,3 +109,15 @@ def test_a_graph_that_does_not_fit_its_metadata(network, tmp_path):
 def test_the_torch_backend_refuses_an_onnx_file(network):
     with pytest.raises(CheckpointError, match="takes the checkpoint"):
         load_backend(network.onnx, "torch")
+
+
+def test_files_that_are_no_engines_name_the_way_to_one(network, tmp_path):
+    with pytest.raises(EngineError, match=r"is no engine; .*`dela build .*model\.onnx --backend t"):
+        load_backend(network.onnx, "tensorrt")
+    with pytest.raises(EngineError, match=r"is no engine"):
+        load_backend(network.checkpoint, "tensorrt-rtx")
+    (tmp_path / "model.engine").write_bytes(b"x")
+    with pytest.raises(EngineError, match=r"no model\.engine\.json beside it"):
+        load_backend(tmp_path / "model.engine")
+    with pytest.raises(InputError, match="runs on a GPU"):
+        load_backend(tmp_path / "model.engine", "tensorrt", device="cpu")
