@@ -13,7 +13,7 @@ import typer
 from dela.errors import InputError
 
 
-class Dataset(StrEnum):
+class DatasetName(StrEnum):
     """Choices of NAME: the keys of :data:`~dela.training.prepare.DATASETS`."""
 
     s3dis = "s3dis"
@@ -25,15 +25,14 @@ class Dataset(StrEnum):
     folder = "folder"
 
 
-data = typer.Typer(
-    help="Prepare datasets for training, and look at prepared ones.", no_args_is_help=True
-)
+data = typer.Typer(help="Prepare datasets for training, and look at prepared ones.")
 _LISTS = ("train", "val", "test")
+_OBJECTS = ("scanobjectnn", "modelnet40", "shapenetpart")
 
 
 @data.command()
 def prepare(
-    name: Annotated[Dataset, typer.Argument(help="Which dataset.", metavar="NAME")],
+    name: Annotated[DatasetName, typer.Argument(help="Which dataset.", metavar="NAME")],
     raw: Annotated[Path, typer.Argument(help="Folder of the raw data.")],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Folder to make, or to go on with.")
@@ -80,6 +79,8 @@ def prepare(
         raise typer.BadParameter(f"scene lists are for scannet; {name} has its own splits")
     if config is not None and name != "folder":
         raise typer.BadParameter(f"--config is for a folder of scans; {name} needs none")
+    if grid is not None and name in _OBJECTS:
+        raise typer.BadParameter(f"--grid is for scenes; the small clouds of {name} have no index")
     if grid is not None and not grid > 0:
         raise typer.BadParameter(f"--grid is {grid}; give metres above 0")
     with PrepareProgress() as progress:
@@ -95,9 +96,10 @@ def prepare(
         )
     print(json.dumps(summary.to_dict()) if json_ else summary_text(summary))
     if summary.failed:
+        more = len(summary.failed) > 5
         raise InputError(
-            f"{len(summary.failed)} of {len(summary.failed) + summary.prepared + summary.kept} "
-            "scenes could not be prepared, see above; mend their files and repeat the command"
+            f"{summary.malformed} malformed files, see above; mend them and repeat the command "
+            f"(concerned: {', '.join(sorted(summary.failed)[:5])}{' ...' if more else ''})"
         )
     return summary
 

@@ -116,13 +116,17 @@ def test_shapenetpart_reports_every_malformed_shape(tmp_path):
     folder = unit.files[0].parent
     (folder / "shape0.txt").write_text("0 0 0 0 0 1 36\n0 0 0 0 0 1\n")
     (folder / "shape1.txt").write_text("0 0 0 0 0 1 36\n0 0 0 0 0 1 3\n")
-    with pytest.raises(MalformedFiles) as caught:
-        shapenetpart.read(unit)
-    messages = [message.removeprefix(f"{folder}/") for message in caught.value.messages]
-    assert messages == [
+    record = shapenetpart.read(unit)
+    assert [message.removeprefix(f"{folder}/") for message in record.malformed] == [
         "shape0.txt, line 2: 6 values, expected 7",
         "shape1.txt, point 2: part 3 is none of mug (36 .. 37)",
     ]
+    assert len(record.columns["cloud_labels"]) == len(unit.files) - 2
+    for path in unit.files:
+        path.write_text("1\n")
+    with pytest.raises(MalformedFiles) as caught:
+        shapenetpart.read(unit)
+    assert len(caught.value.messages) == len(unit.files)
 
 
 def test_shapenetpart_lists_and_tables_are_checked(tmp_path):

@@ -19,7 +19,7 @@ import raw_layouts
 
 from dela.cli import main, run_command
 from dela.errors import InputError
-from dela.training.data_commands import Dataset
+from dela.training.data_commands import DatasetName
 from dela.training.prepare import DATASETS, runner, store
 from dela.training.prepare.runner import prepare
 
@@ -60,7 +60,7 @@ def command(capsys, *words: object) -> tuple[int, str, str]:
 
 
 def test_the_commands_choices_are_the_datasets():
-    assert [choice.value for choice in Dataset] == list(DATASETS)
+    assert [choice.value for choice in DatasetName] == list(DATASETS)
 
 
 def test_parallel_and_serial_results_are_the_same_files(rooms):
@@ -171,7 +171,8 @@ def test_malformed_files_cost_their_scene_alone(rooms, capsys):
     }
     for messages in summary["failed"].values():
         assert all(message in error for message in messages)
-    assert "2 of 4 scenes could not be prepared" in error.splitlines()[-1]
+    assert "3 malformed files, see above" in error.splitlines()[-1]
+    assert "Area_1_office_1, Area_6_copyRoom_1)" in error.splitlines()[-1]
     manifest = store.read_manifest(out)
     assert sorted(manifest["failed"]) == ["Area_1_office_1", "Area_6_copyRoom_1"]
     assert manifest["splits"]["train"] == ["Area_3_hallway_2"]
@@ -179,6 +180,30 @@ def test_malformed_files_cost_their_scene_alone(rooms, capsys):
         "Area_3_hallway_2",
         "Area_5_office_1",
     ]
+
+
+def test_malformed_clouds_are_left_out_of_their_set_and_told_again(tmp_path):
+    raw_layouts.write_shapenetpart(tmp_path / "raw", categories=("mug",), shapes=4)
+    expected = prepare("shapenetpart", tmp_path / "raw", tmp_path / "whole", workers=1, log=quiet)
+    shapes = sorted((tmp_path / "raw").glob("*/shape*.txt"))
+    good = shapes[1].read_text()
+    shapes[1].write_text(good + "1 2 3\n")
+    shapes[3].rename(tmp_path / "away")
+    lines = good.count("\n")
+    messages = [
+        f"{shapes[1]}, line {lines + 1}: 3 values, expected 7",
+        f"cannot read {shapes[3]}: No such file or directory",
+    ]
+    for _ in range(2):
+        out = prepare("shapenetpart", tmp_path / "raw", tmp_path / "out", workers=1, log=quiet)
+        assert out.failed == {"train_mug": messages} and out.malformed == 2
+        assert out.manifest["scenes"]["train_mug"]["clouds"] == 2
+        assert out.manifest["splits"] == expected.manifest["splits"]
+    assert (out.prepared, out.kept) == (0, 3)
+    shapes[1].write_text(good)
+    (tmp_path / "away").rename(shapes[3])
+    assert not prepare("shapenetpart", tmp_path / "raw", tmp_path / "out", log=quiet).failed
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_repairs_are_noted_in_the_log_and_with_the_scene(rooms, capsys):
@@ -357,6 +382,7 @@ def test_options_of_other_datasets_are_usage_errors(rooms, capsys):
         (("s3dis", raw, "-o", out, "--train-list", "x"), "scene lists are for scannet"),
         (("s3dis", raw, "-o", out, "--config", "x"), "--config is for a folder of scans"),
         (("s3dis", raw, "-o", out, "--grid", "0"), "give metres above 0"),
+        (("modelnet40", raw, "-o", out, "--grid", "1"), "--grid is for scenes"),
         (("kitti", raw, "-o", out), "kitti"),
         (("s3dis", raw), "--output"),
     ):

@@ -46,11 +46,17 @@ def encode(
     for name, column in columns.items():
         if name not in shared and len(column) != count:
             raise InputError(f"column {name} has {len(column):,} rows for {count:,} points")
+        if name == "labels" or (name == "cloud_labels" and task == "classification"):
+            _check_labels(np.asarray(column), classes)
         stored[name] = _stored(name, np.asarray(column))
-    facts: dict[str, Any] = {"task": task, "points": count, "notes": list(record.notes)}
+    facts: dict[str, Any] = {
+        "task": task,
+        "points": count,
+        "notes": list(record.notes),
+        "malformed": list(record.malformed),
+    }
     labels = stored.get("labels")
     if labels is not None:
-        _check_labels(labels, classes, "label")
         facts["ignored"] = int((labels == IGNORED).sum())
     if task == "segmentation":
         origin = points.min(axis=0).astype(np.float64)
@@ -83,8 +89,10 @@ def _stored(name: str, column: np.ndarray) -> np.ndarray:
             )
         return np.rint(column).astype(np.uint8)
     if name == "normals":
+        with np.errstate(over="ignore"):
+            column = column.astype(np.float16)
         _check_finite(column, "normals")
-        return column.astype(np.float16)
+        return column
     if name in ("labels", "cloud_labels"):
         return column.astype(np.int16)
     if name == "offsets":
@@ -105,11 +113,11 @@ def _check_finite(values: np.ndarray, what: str) -> None:
         )
 
 
-def _check_labels(labels: np.ndarray, classes: int, what: str) -> None:
+def _check_labels(labels: np.ndarray, classes: int) -> None:
     wrong = (labels < IGNORED) | (labels >= classes)
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise InputError(f"{what} {labels[row]} (row {row}) is outside 0 .. {classes - 1}")
+        raise InputError(f"label {labels[row]} (row {row}) is outside 0 .. {classes - 1}")
 
 
 def _counts(labels: np.ndarray | None, classes: int) -> list[int]:
@@ -130,7 +138,6 @@ def _cloud_facts(
     if len(owners) != len(lengths):
         raise InputError(f"{len(owners)} labels for {len(lengths)} clouds")
     if task == "classification":
-        _check_labels(owners, classes, "label")
         counts = _counts(owners, classes)
     else:
         counts = _counts(stored.get("labels"), classes)

@@ -72,7 +72,7 @@ def summary_text(summary: Summary) -> str:
     if summary.kept:
         parts.append(f"{summary.kept} kept from before")
     if summary.failed:
-        parts.append(f"{len(summary.failed)} failed ({summary.malformed} malformed files)")
+        parts.append(f"{summary.malformed} malformed files in {len(summary.failed)}")
     splits = ", ".join(
         f"{split} {counts['clouds']:,} clouds ({counts['points']:,} points)"
         for split, counts in facts["splits"].items()
@@ -110,7 +110,8 @@ def manifest_text(out: object, manifest: dict[str, Any]) -> str:
         lines.append(f"{split}: {what}, {points:,} points{indexed}")
     if manifest["failed"]:
         lines.append(
-            f"failed: {len(manifest['failed'])} ({', '.join(list(manifest['failed'])[:5])})"
+            f"with malformed files: {len(manifest['failed'])} "
+            f"({', '.join(list(manifest['failed'])[:5])})"
         )
     lines += ["", *_class_table(manifest)]
     return "\n".join(lines)

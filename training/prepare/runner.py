@@ -48,7 +48,8 @@ class Outcome:
     Attributes:
         status: ``prepared``, ``kept`` (an earlier run's, its checksums stand), ``failed``, or
             ``stop`` when no other unit can do better (the disk is full).
-        messages: why it failed, a line for each malformed file.
+        messages: a line for each malformed file: those for which it failed, or which a set of
+            small clouds is without.
         notes: what was repaired or made anew.
         facts: of ``scene.json``, None when it failed.
     """
@@ -65,7 +66,7 @@ class Summary:
     """What a preparation did.
 
     Attributes:
-        failed: scene -> a line for each of its malformed files.
+        failed: scene (or set of clouds) -> a line for each of its malformed files.
         notes: what was repaired or left out.
         left_over: scenes in the folder that the raw data no longer has; they are in no split.
     """
@@ -240,7 +241,9 @@ def _outcomes(
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(count, mp_context=context, initializer=_start_worker) as pool:
         try:
-            for future in as_completed([pool.submit(_make, job) for job in jobs]):
+            with _without_interrupts():
+                futures = [pool.submit(_make, job) for job in jobs]
+            for future in as_completed(futures):
                 yield future.result()
         except BaseException:  # Ctrl-C, a full disk: nothing under way is worth waiting for
             pool.shutdown(wait=False, cancel_futures=True)
@@ -249,9 +252,18 @@ def _outcomes(
             raise
 
 
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Ctrl-C waits till the block's end; processes started within never see it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker() -> None:
-    """Ctrl-C is the parent's business, and no worker outlives the process that started it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """No worker outlives the process that started it."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -265,16 +277,14 @@ def _start_worker() -> None:
 def _make(job: _Job) -> Outcome:
     """One unit, in a worker."""
     name = job.unit.name
-    missing = tuple(f"{path} is missing" for path in job.unit.files if not path.exists())
-    if missing:
-        return Outcome(name, "failed", missing)
     try:
         digest = raw_digest(job.raw, job.unit.files, job.recipe)
         notes = []
         if job.folder.exists() and not job.overwrite:
             reason = _stale(job.folder, digest)
             if reason is None:
-                return Outcome(name, "kept", facts=read_scene(job.folder))
+                facts = read_scene(job.folder)
+                return Outcome(name, "kept", tuple(facts["malformed"]), facts=facts)
             notes = [f"{name} is made anew: {reason}"]
         record = dataset_module(job.dataset).read(job.unit)
         try:
@@ -282,7 +292,8 @@ def _make(job: _Job) -> Outcome:
         except InputError as error:
             raise InputError(f"{_where(job.unit)}: {error}") from error
         facts = write_scene(job.folder, columns, facts | {"name": name, "raw": digest})
-        return Outcome(name, "prepared", notes=(*notes, *record.notes), facts=facts)
+        said = (*notes, *record.notes)
+        return Outcome(name, "prepared", tuple(record.malformed), said, facts)
     except MalformedFiles as error:
         return Outcome(name, "failed", error.messages)
     except DelaError as error:
@@ -300,7 +311,7 @@ def _make(job: _Job) -> Outcome:
 def _stale(folder: Path, digest: str) -> str | None:
     """Why a scene has to be made anew, or None."""
     with contextlib.suppress(InputError):
-        if read_scene(folder)["raw"] != digest:
+        if read_scene(folder).get("raw") != digest:
             return "its raw files or settings have changed"
     return damage(folder)
 
@@ -364,8 +375,9 @@ def _contents(plan: Plan, outcomes: dict[str, Outcome]) -> dict[str, Any]:
     failed = {}
     for unit in plan.units:
         outcome = outcomes[unit.name]
-        if outcome.facts is None:
+        if outcome.messages:
             failed[unit.name] = {"split": unit.split, "messages": list(outcome.messages)}
+        if outcome.facts is None:
             continue
         scenes[unit.name] = {key: outcome.facts[key] for key in _SUMMARY if key in outcome.facts}
         scenes[unit.name]["columns"] = sorted(outcome.facts["columns"])

@@ -62,6 +62,9 @@ def read(unit: Unit) -> Record:
     index_of = {info.name: info.code for info in PRESETS["s3dis"].classes}
     tables, labels, notes, errors = [], [], [], []
     for path in unit.files:
+        if not path.is_file():
+            errors.append(f"{path} is missing")
+            continue
         name = path.stem.rpartition("_")[0].lower() or path.stem.lower()
         label = index_of.get(_ALSO.get(name, name))
         if label is None:

@@ -68,8 +68,10 @@ def read(unit: Unit) -> Record:
     Each is centred on its points' mean and scaled to a radius of 1, as the published networks see
     them.
 
+    Shapes that cannot be read are left out and named in ``malformed``.
+
     Raises:
-        MalformedFiles: every shape that cannot be read, with its line.
+        MalformedFiles: not one can be read.
     """
     number = int(unit.facts["category"])
     name, parts = list(PARTS.items())[number]
@@ -92,7 +94,7 @@ def read(unit: Unit) -> Record:
         radius = np.linalg.norm(values[:, :3], axis=1).max()
         values[:, :3] /= radius if radius > 0 else 1.0
         tables.append(values)
-    if errors:
+    if not tables:
         raise MalformedFiles(errors)
     values = np.concatenate(tables)
     columns = {
@@ -102,7 +104,7 @@ def read(unit: Unit) -> Record:
         "offsets": np.cumsum([0, *(len(table) for table in tables)]),
         "cloud_labels": np.full(len(tables), number, np.int16),
     }
-    return Record(columns)
+    return Record(columns, malformed=errors)
 
 
 def _categories(path: Path) -> dict[str, str]:

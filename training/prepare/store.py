@@ -51,11 +51,13 @@ class Record:
             int16 (class index, -1 ignored), ``color`` [N, 3] uint8, ``normals`` [N, 3], and any
             other [N] column under the name of the point cloud's. Sets of small clouds have their
             points one after the other, ``offsets`` [M + 1] int64 and ``cloud_labels`` [M] int16.
-        notes: what was repaired or left out, with path and line.
+        notes: what was repaired, with path and line.
+        malformed: files of a set of clouds that had to be left out, a line each.
     """
 
     columns: dict[str, np.ndarray]
     notes: list[str] = field(default_factory=list)
+    malformed: list[str] = field(default_factory=list)
 
 
 def scene_name(text: str) -> str:
@@ -74,11 +76,15 @@ def file_digest(path: Path) -> str:
 
 
 def raw_digest(root: Path, files: Iterable[Path], recipe: Mapping[str, Any]) -> str:
-    """sha256 of everything a scene depends on: its raw files, their names, and the settings."""
+    """sha256 of everything a scene depends on: its raw files, their names, and the settings.
+
+    A missing file counts as such.
+    """
     digest = hashlib.sha256(json.dumps([VERSION, recipe], sort_keys=True).encode())
     for path in files:
         name = os.fsencode(os.path.relpath(path, root))
-        digest.update(b"\0" + name + b"\0" + file_digest(path).encode())
+        content = file_digest(path) if path.is_file() else "missing"
+        digest.update(b"\0" + name + b"\0" + content.encode())
     return digest.hexdigest()
 
 

@@ -26,7 +26,8 @@ def read_table(path: Path, width: int, repair: bool = False) -> tuple[np.ndarray
             between two values or within a value: whichever gives ``width`` numbers is taken.
 
     Raises:
-        InputError: no line at all, or one that is not ``width`` finite numbers (with its number).
+        InputError: a missing file, no line at all, or one that is not ``width`` finite numbers
+            (with its number).
     """
     try:
         with path.open(encoding="latin1") as stream, warnings.catch_warnings():
@@ -34,6 +35,8 @@ def read_table(path: Path, width: int, repair: bool = False) -> tuple[np.ndarray
             values = np.loadtxt(stream, ndmin=2, comments=None)
         if values.shape[1] == width and len(values) and np.isfinite(values).all():
             return values, []
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError:
         pass
     return _line_by_line(path, width, repair)
