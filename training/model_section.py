@@ -66,10 +66,10 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class _CategorySection:
-    """One of ``[[model.categories]]``."""
+    """One of ``[[model.categories]]``; classes by name or by number."""
 
     name: str
-    classes: tuple[str, ...]
+    classes: tuple[Any, ...]
 
 
 def attribute_info(value: str | dict[str, Any]) -> AttributeInfo:
@@ -152,12 +152,13 @@ def _derive_from_grid(merged: dict[str, Any], stages: int) -> None:
 def model_categories(
     value: str | tuple[Any, ...], classes: Sequence[ClassInfo]
 ) -> tuple[CategoryInfo, ...]:
-    """Categories from tables ``{name, classes}`` with class names, or ``"shapenetpart"``.
+    """Categories from tables ``{name, classes}``, or ``"shapenetpart"``.
 
     Raises:
         ConfigError: an unknown class name, or another word.
     """
-    index_of = {info.name: index for index, info in enumerate(classes)}
+    index_of: dict[Any, int] = {info.name: index for index, info in enumerate(classes)}
+    index_of |= {index: index for index in range(len(classes))}
     if isinstance(value, str):
         if value != "shapenetpart":
             raise ConfigError(

@@ -139,14 +139,11 @@ def _cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else value
 
 
-# Fields that the file's [model] section does not have: fixed by the task or by [data].
-_DERIVED_MODEL_FIELDS = ("task", "classes", "points")
-
-
 def to_toml(config: TrainConfig) -> str:
     """The configuration as TOML that :func:`~dela.training.config.load_config` reads back."""
     sections = config.to_dict()
-    model = {k: v for k, v in sections["model"].items() if k not in _DERIVED_MODEL_FIELDS}
+    # The classes are those of [data].
+    model = {key: value for key, value in sections["model"].items() if key != "classes"}
     data = dict(sections["data"])
     classes = data.pop("classes")
     lines = ["# The effective configuration of this run, every default written out.", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from dela.config import PRESETS
 from dela.errors import ConfigError, InputError
 from dela.training.config import TrainConfig, load_config
+from dela.training.run_folder import to_toml
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 FOLDER = """\
@@ -54,6 +56,72 @@ def test_every_shipped_configuration_loads(path):
     config = load_config(path)
     assert config.model.num_classes >= 2
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.toml")), ids=lambda path: path.stem)
+def test_a_runs_own_configuration_loads_as_the_one_it_was_started_with(path, tmp_path):
+    config = load_config(path, data_root=tmp_path)
+    (tmp_path / "config.toml").write_text(to_toml(config), encoding="utf-8")
+    assert load_config(tmp_path / "config.toml") == config
+
+
+def test_the_published_recipes_are_those_of_the_presets():
+    for name in ("s3dis", "scannet", "scanobjectnn"):
+        config = load_config(CONFIGS / f"{name}.toml")
+        published = PRESETS[name]
+        assert dataclasses.replace(config.model, classes=published.classes) == published
+        named = [info.name for info in published.classes]
+        assert [info.name for info in config.model.classes] == named
+    assert [c.code for c in load_config(CONFIGS / "scannet.toml").model.classes][-3:] == [
+        34,
+        36,
+        39,
+    ]
+
+
+def test_part_categories_are_named_by_their_parts(write):
+    text = (
+        FOLDER
+        + """
+[[model.categories]]
+name = "park"
+classes = ["ground", "tree"]
+"""
+    )
+    (category,) = load_config(write(text)).model.categories
+    assert (category.name, category.classes) == ("park", (0, 1))
+    with pytest.raises(ConfigError, match="category 'park' has the class 'bench'"):
+        load_config(write(text.replace('"tree"]', '"bench"]')))
+    with pytest.raises(ConfigError, match=r"model\.categories is 'chairs'"):
+        load_config(write(), ["model.categories=chairs"])
+    parts = load_config(CONFIGS / "shapenetpart.toml").model
+    assert len(parts.categories) == 16
+    assert sorted(i for c in parts.categories for i in c.classes) == list(range(50))
+
+
+def test_objects_need_points_and_spread_and_prepared_data(write):
+    objects = """[data]
+kind = "prepared"
+classes = "modelnet40"
+
+[model]
+task = "classification"
+dims = [16, 32]
+depths = [1, 1]
+neighbors = 8
+points = [64, 16]
+spread = [2.2, 4.4]
+"""
+    config = load_config(write(objects))
+    assert config.model.task == "classification"
+    assert config.model.coordinate_scale == 40
+    assert config.model.num_classes == 40
+    with pytest.raises(ConfigError, match=r"model\.points is missing"):
+        load_config(write(objects.replace("points =", "grid =")))
+    with pytest.raises(ConfigError, match="objects come from a folder of `dela data prepare`"):
+        load_config(write(objects.replace('"prepared"', '"folder"')))
+    with pytest.raises(ConfigError, match="one of s3dis, scannet"):
+        load_config(write(objects.replace('"modelnet40"', '"modelnet"')))
 
 
 def test_sections_become_the_parts_of_the_configuration(write, tmp_path):
@@ -138,6 +206,15 @@ def test_unknown_sections_and_class_keys_are_refused(write):
         ("augment.scale=[1.1, 0.9]", "least and largest"),
         ("augment.scale=[1, 2, 3]", "expected 2 values"),
         ("augment.flip=1", "expected true or false"),
+        ("augment.up=w", "must be x, y or z"),
+        ("augment.mix_end=2", "must lie in 0..1"),
+        ("augment.elastic=[[0, 1]]", "a cell size above 0"),
+        ("augment.elastic=[0.2, 0.4]", "expected a list"),
+        ("augment.cutout=-1", "at least 0"),
+        ("augment.cutout_radius=0", "above 0"),
+        ("train.warmup_start=2", "must lie in 0..1"),
+        ("train.batch_points=-1", "at least 0"),
+        ("data.passes=-1", "at least 0"),
         ("data.points=0", "at least 1"),
         ("data.train='a.laz'", "expected a list"),
         ("data.ignore=[2]", "label 2 belongs to"),
