@@ -188,9 +188,17 @@ def test_spamp_gathers_a_neighbor_in_one_16_byte_load(binaries, vector, winner):
     channels = 8 if vector.endswith("_8") else 4
     for kernels in binaries.values():
         loop = kernels[f"dela_spamp_{winner}{vector}"].loop
-        minima = sum("FMNMX" in text for text in loop)
+        maxima = sum("FMNMX" in text for text in loop)
         wide = sum("LDG" in text and ".128" in text for text in loop)
-        assert wide * channels == minima > 0
+        assert wide * channels == maxima > 0
+
+
+@pytest.mark.parametrize("vector", ["f32", "f16", "bf16", "f16_8", "bf16_8"])
+def test_four_channels_share_one_exponential(binaries, vector):
+    for kernels in binaries.values():
+        loop = kernels[f"dela_spamp_{vector}"].loop
+        maxima = sum("FMNMX" in text for text in loop)
+        assert sum("MUFU.EX2" in text for text in loop) * 4 == maxima > 0
 
 
 @pytest.mark.parametrize("architecture", [80, 89, 90])
