@@ -37,6 +37,11 @@ class PartScores:
             found.append(both / union if union else 1.0)
         self._scores[category].append(float(np.mean(found)))
 
+    def __add__(self, other: PartScores) -> PartScores:
+        total = PartScores(self.categories)
+        total._scores = [a + b for a, b in zip(self._scores, other._scores, strict=True)]
+        return total
+
     @property
     def objects(self) -> int:
         """Objects counted."""

@@ -48,6 +48,12 @@ class Scores:
     confusion: Confusion
     parts: PartScores | None = None
 
+    def __add__(self, other: Scores) -> Scores:
+        parts = None
+        if self.parts is not None and other.parts is not None:
+            parts = self.parts + other.parts
+        return Scores(self.confusion + other.confusion, parts)
+
     def to_dict(self, names: Sequence[str]) -> dict[str, Any]:
         """Plain JSON types: those of :meth:`Confusion.to_dict`, and ``parts``."""
         extra = {} if self.parts is None else {"parts": self.parts.to_dict()}

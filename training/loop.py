@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
@@ -18,7 +20,7 @@ import dela
 from dela.checkpoint import save_checkpoint
 from dela.errors import DelaError
 from dela.metrics import Confusion
-from dela.network import create_model, measure_neighbor_distances
+from dela.network import Network, create_model, measure_neighbor_distances
 from dela.pyramid import Pyramid, pack
 from dela.training.average import WeightAverage, measure_batch_norms
 from dela.training.batches import BatchMaker
@@ -26,7 +28,7 @@ from dela.training.config import TrainConfig
 from dela.training.datasets import Batch, Dataset, open_dataset
 from dela.training.devices import computes_in_bf16, memory_in_words, peak_memory
 from dela.training.distributed import Group, gradients_kept_local, join_group
-from dela.training.evaluate import evaluate, network_forward
+from dela.training.evaluate import Scores, network_forward, score_split
 from dela.training.events import EventLog
 from dela.training.finetune import freeze_parts, parameter_groups, take_weights
 from dela.training.losses import (
@@ -38,7 +40,14 @@ from dela.training.losses import (
 )
 from dela.training.prefetch import on_device, pinned, prefetch
 from dela.training.progress import TrainingProgress
-from dela.training.report import class_names, epoch_line, log_row, measure, opening_line, scores
+from dela.training.report import (
+    chosen_score,
+    class_names,
+    epoch_line,
+    final_scores,
+    log_row,
+    opening_line,
+)
 from dela.training.resume import stage_ratios, state_to_resume
 from dela.training.run_folder import RunFolder
 from dela.training.schedule import coordinate_weight, learning_rate
@@ -299,9 +308,9 @@ def _train(
         events.add(state.step, "step", figures | {"learning_rate": rate})
         return figures["loss"]
 
-    def save_state(network: torch.nn.Module, confusion: Confusion | None) -> None:
+    def save_state(network: Network, scores: Scores | None) -> None:
         if group.leads:
-            extra = _extra(config, state, origin, confusion) | {"resume": state.to_dict()}
+            extra = _extra(config, state, origin, scores) | {"resume": state.to_dict()}
             save_checkpoint(folder.last, network, extra)
 
     def finish_epoch() -> None:
@@ -314,33 +323,30 @@ def _train(
             everyone = group if synced_norms else Group(group.device)
             measure_batch_norms(evaluated, _norm_batches(training, config, everyone), frozen)
         group.take_buffers(evaluated)
-        confusion = None
+        scores = None
         if due and validation is not None:
             mine = copy.copy(validation)
             mine.scans = group.share(validation.scans)
-            counts = evaluate(network_forward(evaluated), mine).counts
-            counts = group.sum(torch.from_numpy(counts)).cpu().numpy()
-            confusion = Confusion(config.model.num_classes, counts)
+            own = score_split(network_forward(evaluated), mine)
+            scores = functools.reduce(operator.add, group.gather(own))
         with interruption.held():
-            score = None if confusion is None else getattr(confusion, measure(config))
+            score = None if scores is None else chosen_score(config, scores)
             better = score is not None and (state.best is None or score > state.best)
             if better:
                 state.best = score
-            row = log_row(config, state, epoch, confusion)
+            row = log_row(config, state, epoch, scores)
             if group.leads:
                 if better or (validation is None and last_epoch):
-                    save_checkpoint(
-                        folder.best, evaluated, _extra(config, state, origin, confusion)
-                    )
+                    save_checkpoint(folder.best, evaluated, _extra(config, state, origin, scores))
                 folder.append_log(row)
-                if confusion is not None or last_epoch:
-                    folder.write_scores(scores(config, state, confusion, row))
+                if scores is not None or last_epoch:
+                    folder.write_scores(final_scores(config, state, scores, row))
                 write_summary(folder)
             events.add(state.step, "epoch", row)
-            progress.line(epoch_line(config, row, confusion, state.best), state.step)
+            progress.line(epoch_line(config, row, scores, state.best), state.step)
             state.new_epoch()
             # Last: until this file stands, a resumed run repeats the end of the epoch.
-            save_state(evaluated, confusion)
+            save_state(evaluated, scores)
         group.wait()
 
     if state.step == 0 and not state.totals.steps:
@@ -384,7 +390,7 @@ def _train(
     return TrainResult(folder.best, folder.last, folder.read_scores())
 
 
-def make_optimizer(model: dela.network.Network, config: TrainConfig) -> torch.optim.AdamW:
+def make_optimizer(model: Network, config: TrainConfig) -> torch.optim.AdamW:
     """AdamW over :func:`~dela.training.finetune.parameter_groups`."""
     groups = parameter_groups(model, config.train)
     return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
@@ -424,13 +430,13 @@ def _extra(
     config: TrainConfig,
     state: TrainingState,
     origin: dict[str, Any],
-    confusion: Confusion | None,
+    scores: Scores | None,
 ) -> dict[str, Any]:
     return {
         "training": config.to_dict(),
         **origin,
         "step": state.step,
-        "validation": None if confusion is None else confusion.to_dict(class_names(config)),
+        "validation": None if scores is None else scores.to_dict(class_names(config)),
         "dela_version": dela.__version__,
     }
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 from typing import Any
 
-from dela.metrics import Confusion
 from dela.training.config import TrainConfig
 from dela.training.datasets import Dataset
+from dela.training.evaluate import Scores
 from dela.training.state import TrainingState
 
 
 def measure(config: TrainConfig) -> str:
-    """The score by which the best network is chosen: ``miou``, or ``oa`` for whole clouds."""
+    """The score by which the best network is chosen: ``miou``, for part segmentation
+    ``instance_miou``, for whole clouds ``oa``."""
+    if config.model.categories:
+        return "instance_miou"
     return "oa" if config.model.task == "classification" else "miou"
+
+
+def chosen_score(config: TrainConfig, scores: Scores) -> float:
+    """The value of :func:`measure`."""
+    source = scores.confusion if scores.parts is None else scores.parts
+    return float(getattr(source, measure(config)))
 
 
 def class_names(config: TrainConfig) -> list[str]:
@@ -51,9 +60,9 @@ def opening_line(
 
 
 def log_row(
-    config: TrainConfig, state: TrainingState, epoch: int, confusion: Confusion | None
+    config: TrainConfig, state: TrainingState, epoch: int, scores: Scores | None
 ) -> dict[str, Any]:
-    """One line of ``metrics.csv``."""
+    """One line of ``metrics.csv``; scores without a validation are None."""
     totals = state.totals
     row: dict[str, Any] = {
         "epoch": epoch,
@@ -63,11 +72,13 @@ def log_row(
         **totals.means(),
         "train_oa": totals.confusion.oa,
         "train_miou": totals.confusion.miou,
-        "val_oa": None if confusion is None else confusion.oa,
-        "val_macc": None if confusion is None else confusion.macc,
-        "val_miou": None if confusion is None else confusion.miou,
     }
-    kind = "iou" if measure(config) == "miou" else "accuracy"
+    confusion = None if scores is None else scores.confusion
+    for name in ("oa", "macc", "miou"):
+        row[f"val_{name}"] = None if confusion is None else getattr(confusion, name)
+    if config.model.categories:
+        row["val_instance_miou"] = None if scores is None else chosen_score(config, scores)
+    kind = "accuracy" if config.model.task == "classification" else "iou"
     for number, name in enumerate(class_names(config)):
         score = None if confusion is None else float(getattr(confusion, kind)[number])
         row[f"val_{kind}_{name}"] = score
@@ -75,21 +86,25 @@ def log_row(
 
 
 def epoch_line(
-    config: TrainConfig, row: dict[str, Any], confusion: Confusion | None, best: float | None
+    config: TrainConfig, row: dict[str, Any], scores: Scores | None, best: float | None
 ) -> str:
-    label, key = ("mIoU", "miou") if measure(config) == "miou" else ("mean", "macc")
+    """What the log says at the end of an epoch."""
     text = f"epoch {row['epoch']}/{config.train.epochs}: loss {row['loss']:.3f}, train accuracy "
     text += f"{row['train_oa']:.3f}"
-    if key == "miou":
+    whole_clouds = config.model.task == "classification"
+    if not whole_clouds:
         text += f" mIoU {row['train_miou']:.3f}"
-    if confusion is not None and best is not None:
-        text += f", validation accuracy {confusion.oa:.3f} {label} {getattr(confusion, key):.3f}"
+    if scores is not None and best is not None:
+        label, key = ("class mean", "macc") if whole_clouds else ("mIoU", "miou")
+        if config.model.categories:
+            label, key = "mIoU over objects", "instance_miou"
+        text += f", validation accuracy {row['val_oa']:.3f} {label} {row[f'val_{key}']:.3f}"
         text += f" (best {best:.3f})"
     return f"{text}, {row['seconds']:.1f} s"
 
 
-def scores(
-    config: TrainConfig, state: TrainingState, confusion: Confusion | None, row: dict[str, Any]
+def final_scores(
+    config: TrainConfig, state: TrainingState, scores: Scores | None, row: dict[str, Any]
 ) -> dict[str, Any]:
     """The contents of ``metrics.json`` after an epoch."""
     return {
@@ -100,5 +115,5 @@ def scores(
         "train_miou": row["train_miou"],
         "best": state.best,
         "best_measure": measure(config),
-        "validation": None if confusion is None else confusion.to_dict(class_names(config)),
+        "validation": None if scores is None else scores.to_dict(class_names(config)),
     }

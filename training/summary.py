@@ -32,7 +32,14 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
             ("coordinates", "coordinate_loss"),
         ),
     ),
-    ("Mean IoU", (("training", "train_miou"), ("validation", "val_miou"))),
+    (
+        "Mean IoU",
+        (
+            ("training", "train_miou"),
+            ("validation", "val_miou"),
+            ("over objects", "val_instance_miou"),
+        ),
+    ),
     (
         "Accuracy",
         (
@@ -45,6 +52,8 @@ _CHARTS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
     ("Gradient norm", (("", "gradient_norm"),)),
     ("Seconds of steps per epoch", (("", "seconds"),)),
 )
+
+_MEASURES = {"miou": "mean IoU", "instance_miou": "mean IoU over objects", "oa": "accuracy"}
 
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #1f2937; background: #fff;
@@ -99,7 +108,7 @@ def page(name: str, rows: Sequence[dict[str, float]], scores: dict[str, Any]) ->
     title = html.escape(name)
     facts = [f"{last['epoch']:.0f} epochs, {last['step']:,.0f} steps"]
     if scores.get("best") is not None:
-        label = "mean IoU" if scores["best_measure"] == "miou" else "accuracy"
+        label = _MEASURES[scores["best_measure"]]
         facts.append(f"best validation {label} {_percent(scores['best'])}")
     parts = [
         "<!doctype html>",

@@ -81,7 +81,7 @@ def test_an_interrupted_validation_is_made_up_for(tiny_config, tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "evaluate", interrupted)
+        patched.setattr(loop, "score_split", interrupted)
         with pytest.raises(TrainingInterrupted, match="after step 3"):
             train(tiny_config, tmp_path / "cut", log=_silent)
     resumed = train(tiny_config, tmp_path / "cut", resume=True, log=_silent)
