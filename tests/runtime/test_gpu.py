@@ -1,0 +1,220 @@
+"""Parity of every GPU backend with PyTorch on the CPU, on a real GPU (``pytest -m gpu``)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from small_networks import Trained, make_cloud
+
+from dela import cli
+from dela.attributes import compute_attributes
+from dela.errors import MissingDependencyError
+from dela.formats import write_cloud
+from dela.metadata import TOLERANCES
+from dela.plugins.cuda.driver import CudaUnavailable, Device
+from dela.plugins.tensorrt import bindings
+from dela.pyramid import Pyramid, build_pyramid, pack
+from dela.runtime import Backend, Predictor, load_backend
+from dela.scene import Voxels
+
+pytestmark = pytest.mark.gpu
+
+SEGMENTATION_SIZES, CLASSIFICATION_SIZES = "100:4000:20000", "1:4:16"
+# flavour and how the operators run in it
+ENGINES = [
+    ("tensorrt", "python"),
+    ("tensorrt", "ahead-of-time"),
+    ("tensorrt", "none"),
+    ("tensorrt-rtx", "python"),
+    ("tensorrt-rtx", "none"),
+]
+
+
+@pytest.fixture(scope="module")
+def device() -> Device:
+    try:
+        return Device()
+    except CudaUnavailable as reason:
+        pytest.skip(str(reason))
+
+
+@pytest.fixture(scope="module")
+def exported(
+    network: Trained, classifier: Trained, tmp_path_factory
+) -> dict[tuple[str, str], Path]:
+    """(task, dtype) -> exported file."""
+    from dela.export.onnx_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("exported")
+    files = {}
+    for task, trained in (("segmentation", network), ("classification", classifier)):
+        for dtype in TOLERANCES:
+            path = folder / f"{task}_{dtype}.onnx"
+            files[task, dtype] = export_onnx(trained.checkpoint, path, dtype, check=False)
+    return files
+
+
+@pytest.fixture(scope="module")
+def build(device: Device, exported, tmp_path_factory) -> Any:
+    """Builds an engine, each once."""
+    from dela.export.engine import BuildRequest, build_engine, known_capabilities
+
+    folder, built = tmp_path_factory.mktemp("built"), {}
+
+    def engine(flavour: str, plugins: str, dtype: str, task: str = "segmentation") -> Path:
+        try:
+            trt = bindings.load(flavour)
+        except bindings.TensorRTUnavailable as reason:
+            pytest.skip(str(reason))
+        capability = ".".join(map(str, device.compute_capability))
+        if flavour == "tensorrt-rtx" and capability not in known_capabilities(trt):
+            pytest.skip(f"TensorRT for RTX does not run on compute capability {capability}")
+        key = (flavour, plugins, dtype, task)
+        if key not in built:
+            sizes = SEGMENTATION_SIZES if task == "segmentation" else CLASSIFICATION_SIZES
+            request = BuildRequest(
+                backend=flavour,
+                profiles=[sizes],
+                plugins=plugins,
+                compute_capabilities=[capability] if flavour == "tensorrt-rtx" else [],
+            )
+            path = folder / f"{'_'.join(key)}.engine"
+            build_engine(exported[task, dtype], path, request)
+            built[key] = path
+        return built[key]
+
+    return engine
+
+
+def scene_pyramid(config, count: int = 20_000, seed: int = 0) -> Pyramid:
+    cloud = make_cloud(count, (5.0, 5.0, 1.0), seed)
+    voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
+    (part,) = voxels.tiles(config, 100_000)
+    return part.pyramid
+
+
+def cloud_pyramid(config, clouds: int) -> Pyramid:
+    generator = np.random.default_rng(clouds)
+    shapes = generator.normal(size=(clouds, 300, 3)).astype(np.float32)
+    return pack([build_pyramid(points, None, config) for points in shapes])
+
+
+def assert_parity(backend: Backend, trained: Trained, pyramids: list[Pyramid], dtype: str) -> None:
+    reference, limits = load_backend(trained.checkpoint), TOLERANCES[dtype]
+    for pyramid in pyramids:
+        expected = reference.run(pyramid)
+        for _ in range(3):
+            found = backend.run(pyramid)
+            assert found.shape == expected.shape
+            error = np.abs(found - expected).max() / np.abs(expected).max()
+            assert error <= limits.error
+        same = np.mean(found.argmax(axis=1) == expected.argmax(axis=1))
+        # A few hundred rows cannot show a share of 99.99 %: one miss is allowed.
+        assert same >= min(limits.agreement, 1 - 1 / len(expected))
+
+
+def test_torch(device, network, classifier):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip(f"PyTorch {torch.__version__} is built without CUDA")
+    backend = load_backend(network.checkpoint, device="cuda")
+    sizes = [scene_pyramid(network.config, count) for count in (300, 20_000)]
+    assert_parity(backend, network, sizes, "fp32")
+    backend = load_backend(classifier.checkpoint, device="cuda")
+    assert_parity(backend, classifier, [cloud_pyramid(classifier.config, 5)], "fp32")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCES)
+def test_onnxruntime(device, network, exported, dtype):
+    try:
+        backend = load_backend(exported["segmentation", dtype], device="cuda")
+    except MissingDependencyError as reason:
+        pytest.skip(str(reason))
+    sizes = [scene_pyramid(network.config, count) for count in (300, 20_000)]
+    assert_parity(backend, network, sizes, dtype)
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "no graphs"])
+@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize(("flavour", "plugins"), ENGINES)
+def test_engine(build, network, flavour, plugins, dtype, graphs):
+    backend = load_backend(build(flavour, plugins, dtype), graphs=graphs)
+    assert backend.name == flavour
+    sizes = [scene_pyramid(network.config, count) for count in (20_000, 40, 3000)]
+    assert_parity(backend, network, sizes, dtype)
+    assert backend.graphs == (len(sizes) if graphs else 0)
+
+
+@pytest.mark.parametrize(("flavour", "plugins"), ENGINES)
+def test_classification_engine(build, classifier, flavour, plugins):
+    backend = load_backend(build(flavour, plugins, "fp32", "classification"))
+    pyramids = [cloud_pyramid(classifier.config, clouds) for clouds in (1, 5, 16)]
+    assert_parity(backend, classifier, pyramids, "fp32")
+
+
+@pytest.mark.parametrize("flavour", bindings.MODULES)
+def test_a_graph_gives_what_the_kernels_give(build, network, flavour):
+    path = build(flavour, "python", "fp32")
+    with_graphs, without = load_backend(path), load_backend(path, graphs=False)
+    for seed in range(4):
+        pyramid = scene_pyramid(network.config, 6000, seed)
+        expected = without.run(pyramid)
+        for _ in range(3):
+            found = with_graphs.run(pyramid)
+            assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert with_graphs.graphs > 0
+
+
+@pytest.mark.parametrize("graphs", [True, False], ids=["graphs", "no graphs"])
+@pytest.mark.parametrize("flavour", bindings.MODULES)
+def test_torchs_tensors_are_taken_and_given_on_the_gpu(build, network, flavour, graphs):
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip(f"PyTorch {torch.__version__} is built without CUDA")
+    backend = load_backend(build(flavour, "python", "fp32"), graphs=graphs)
+    pyramid = scene_pyramid(network.config)
+    expected = backend.run(pyramid)
+    for _ in range(3):
+        there = backend.run(pyramid.to_tensors("cuda"), "device")
+        tensor = torch.from_dlpack(there)
+        assert tensor.is_cuda and tensor.data_ptr() == there.pointer
+        assert np.abs(tensor.cpu().numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("flavour", bindings.MODULES)
+def test_a_pyramid_built_on_the_gpu_stays_there(build, network, flavour):
+    from dela.device_pyramid import PyramidBuilder
+
+    backend = load_backend(build(flavour, "python", "fp32"))
+    host = scene_pyramid(network.config)
+    builder = PyramidBuilder(network.config, backend.stream)
+    points, attributes = np.asarray(host.points), np.asarray(host.attributes)
+    from dela.plugins.cuda.arrays import DeviceArray
+
+    there = builder.pyramid(
+        DeviceArray.from_host(points, backend.stream),
+        DeviceArray.from_host(attributes, backend.stream),
+    )
+    expected = load_backend(network.checkpoint).run(
+        build_pyramid(points, attributes, network.config)
+    )
+    found = backend.run(there)
+    assert np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("flavour", bindings.MODULES)
+def test_predict_and_verify_commands(build, network, tmp_path, capsys, flavour):
+    path = build(flavour, "python", "fp32")
+    cloud = make_cloud()
+    scan = write_cloud(tmp_path / "scan.ply", cloud)
+    words = ["verify", path, "--checkpoint", network.checkpoint, "-i", scan, "--json"]
+    cli.run_command(list(map(str, words)))
+    (report,) = json.loads(capsys.readouterr().out)["reports"]
+    assert report["passed"] and report["backend"] == flavour
+    found = Predictor(load_backend(path)).predict(cloud)
+    expected = Predictor(load_backend(network.checkpoint)).predict(cloud)
+    assert np.mean(found.classes == expected.classes) >= 0.9995
