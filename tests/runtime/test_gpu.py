@@ -128,7 +128,7 @@ def test_torch(device, network, classifier):
     assert_parity(backend, classifier, [cloud_pyramid(classifier.config, 5)], "fp32")
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])  # it has few layers in bf16
 def test_onnxruntime(device, network, exported, dtype):
     try:
         backend = load_backend(exported["segmentation", dtype], device="cuda")
@@ -188,13 +188,12 @@ def test_torchs_tensors_are_taken_and_given_on_the_gpu(build, network, flavour, 
 @pytest.mark.parametrize("flavour", bindings.MODULES)
 def test_a_pyramid_built_on_the_gpu_stays_there(build, network, flavour):
     from dela.device_pyramid import PyramidBuilder
+    from dela.plugins.cuda.arrays import DeviceArray
 
     backend = load_backend(build(flavour, "python", "fp32"))
     host = scene_pyramid(network.config)
     builder = PyramidBuilder(network.config, backend.stream)
     points, attributes = np.asarray(host.points), np.asarray(host.attributes)
-    from dela.plugins.cuda.arrays import DeviceArray
-
     there = builder.pyramid(
         DeviceArray.from_host(points, backend.stream),
         DeviceArray.from_host(attributes, backend.stream),
