@@ -8,9 +8,9 @@ one: looking up a symbol in it finds the real one's.
 from __future__ import annotations
 
 import ctypes
-import os
 import platform
 import struct
+import tempfile
 
 _MACHINES = {"x86_64": 62, "aarch64": 183}
 _HEADER, _SEGMENT, _ENTRY, _SYMBOL = 64, 56, 16, 24
@@ -34,12 +34,11 @@ def add_name(name: str, library: str) -> None:
     machine = platform.machine()
     if machine not in _MACHINES:
         raise OSError(f"{name}: no second name for a library on {machine}")
-    handle = os.memfd_create(name)
-    try:
-        os.write(handle, empty_library(name, library, _MACHINES[machine]))
-        ctypes.CDLL(f"/proc/self/fd/{handle}")
-    finally:
-        os.close(handle)
+    # Not memfd_create: its paths return, and the loader knows a library again by its path.
+    with tempfile.NamedTemporaryFile(prefix="dela-", suffix=".so") as file:
+        file.write(empty_library(name, library, _MACHINES[machine]))
+        file.flush()
+        ctypes.CDLL(file.name)
 
 
 def empty_library(soname: str, needed: str, machine: int) -> bytes:
