@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 NATIVE := $(shell find plugins -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench gpu clean
 
 $(VENV)/.installed: pyproject.toml CMakeLists.txt constraints.txt $(NATIVE)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -28,6 +28,11 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/operators.py
 	$(VENV)/bin/python benchmarks/preprocessing.py
 	$(VENV)/bin/python benchmarks/network.py --onnx
+
+# On a machine with a GPU: every test that needs one, then the README's table.
+gpu: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -m gpu -rs
+	$(VENV)/bin/python benchmarks/gpu.py
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -1,0 +1,236 @@
+"""The README's GPU table: latency and parity of the S3DIS network on every backend of this machine.
+
+``make gpu`` runs the GPU tests and then this. Weights are random, which changes no latency; parity
+of networks whose every branch counts is what the tests look at. Backends that cannot run here are
+listed with the reason.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import dela
+from dela.attributes import compute_attributes
+from dela.cloud import PointCloud
+from dela.errors import DelaError, MissingDependencyError
+from dela.export.engine import BuildRequest, build_engine
+from dela.export.onnx_export import export_onnx
+from dela.metadata import TOLERANCES
+from dela.pyramid import Pyramid
+from dela.runtime import Backend, load_backend
+from dela.runtime.bench import made_up_clouds, measure
+from dela.scene import Voxels
+
+CONFIG = dela.PRESETS["s3dis"]
+
+
+@dataclass
+class Row:
+    """One line of the table; milliseconds."""
+
+    backend: str
+    dtype: str
+    points: int
+    network: float
+    p90: float
+    on_device: float | None
+    preprocess: float
+    error: float
+    passed: bool
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--points", type=int, nargs="+", default=[30_000, 120_000])
+    parser.add_argument("--repeats", type=int, default=30)
+    parser.add_argument("--cpu", action="store_true", help="the CPU backends, too")
+    parser.add_argument("--json", action="store_true", help="print the results as JSON")
+    arguments = parser.parse_args()
+
+    rows: list[Row] = []
+    missing: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        scans = [made_up_clouds(CONFIG, size)[0] for size in arguments.points]
+        pyramids = [pyramid_of(scan) for scan in scans]
+        files = write_network(Path(folder), pyramids)
+        reference = load_backend(files["checkpoint"])
+        expected = [reference.run(pyramid) for pyramid in pyramids]
+        most = max(len(pyramid.points) for pyramid in pyramids)
+        for name, dtype, load in candidates(files, most, arguments.cpu):
+            try:
+                backend = load()
+            except MissingDependencyError as error:
+                missing[name] = str(error)
+                continue
+            except DelaError as error:
+                missing[f"{name}, {dtype}"] = str(error)
+                continue
+            for scan, pyramid, logits in zip(scans, pyramids, expected, strict=True):
+                rows.append(run(name, dtype, backend, scan, pyramid, logits, arguments.repeats))
+    machine = describe_machine()
+    if arguments.json:
+        print(
+            json.dumps(
+                {"machine": machine, "rows": [asdict(row) for row in rows], "missing": missing},
+                indent=2,
+            )
+        )
+    else:
+        print_table(machine, rows, missing)
+    if not all(row.passed for row in rows):
+        raise SystemExit("a backend does not give PyTorch's answer: see the error column")
+
+
+def pyramid_of(scan: PointCloud) -> Pyramid:
+    attributes = compute_attributes(scan, CONFIG.input_columns)
+    voxels = Voxels.of(scan, attributes, CONFIG)
+    (tile,) = voxels.cut(CONFIG, len(voxels.points))
+    return voxels.pyramid(tile, CONFIG)
+
+
+def write_network(folder: Path, pyramids: list[Pyramid]) -> dict[str, Path]:
+    """The checkpoint, and its export per dtype."""
+    distances = dela.measure_neighbor_distances(pyramids[:1], CONFIG)
+    files = {"checkpoint": folder / "model.pt"}
+    dela.save_checkpoint(files["checkpoint"], dela.create_model("s3dis", distances, seed=0))
+    for dtype in ("fp32", "fp16"):
+        files[dtype] = folder / f"model_{dtype}.onnx"
+        export_onnx(files["checkpoint"], files[dtype], dtype, check=False)
+    return files
+
+
+def candidates(files: dict[str, Path], most: int, cpu: bool) -> Iterator[tuple[str, str, Any]]:
+    """Name, dtype and how to load it, of every backend that is tried."""
+    for device in (*(["cpu"] if cpu else []), "cuda"):
+        yield (
+            f"PyTorch, {device}",
+            "fp32",
+            lambda device=device: load_backend(files["checkpoint"], device=device),
+        )
+        for dtype in ("fp32", "fp16"):
+            yield (
+                f"ONNX Runtime, {device}",
+                dtype,
+                lambda device=device, dtype=dtype: load_backend(files[dtype], device=device),
+            )
+    for flavour in ("tensorrt", "tensorrt-rtx"):
+        for dtype in ("fp32", "fp16"):
+            for graphs in (False, True):
+                yield (
+                    flavour + (", CUDA graphs" if graphs else ""),
+                    dtype,
+                    lambda flavour=flavour, dtype=dtype, graphs=graphs: load_engine(
+                        files[dtype], flavour, most, graphs
+                    ),
+                )
+
+
+def load_engine(model: Path, flavour: str, most: int, graphs: bool) -> Backend:
+    """Builds the engine at its first use."""
+    from dela.plugins.cuda.driver import CudaUnavailable, Device
+
+    path = model.with_name(f"{model.stem}_{flavour}.engine")
+    if not path.exists():
+        try:
+            capability = ".".join(map(str, Device().compute_capability))
+        except CudaUnavailable as error:
+            raise MissingDependencyError(str(error)) from error
+        request = BuildRequest(
+            backend=flavour,
+            profiles=[f"1:{min(30_000, most)}:{most}"],
+            compute_capabilities=[capability] if flavour == "tensorrt-rtx" else [],
+        )
+        build_engine(model, path, request)
+    return load_backend(path, graphs=graphs)
+
+
+def run(
+    name: str,
+    dtype: str,
+    backend: Backend,
+    scan: PointCloud,
+    pyramid: Pyramid,
+    expected: np.ndarray,
+    repeats: int,
+) -> Row:
+    latency = measure(backend, [scan], repeats=repeats, max_points=len(pyramid.points))
+    error = float(np.abs(backend.run(pyramid) - expected).max() / np.abs(expected).max())
+    return Row(
+        name,
+        dtype,
+        len(pyramid.points),
+        1000 * latency.median("network"),
+        1000 * latency.p90("network"),
+        on_device(backend, pyramid, repeats),
+        1000 * latency.median("preprocess"),
+        error,
+        error <= TOLERANCES[dtype].error,
+    )
+
+
+def on_device(backend: Backend, pyramid: Pyramid, repeats: int) -> float | None:
+    """Milliseconds of an engine whose input lies on the GPU and whose logits stay there."""
+    stream = getattr(backend, "stream", None)
+    if stream is None:
+        return None
+    from dela.plugins.cuda.arrays import DeviceArray
+
+    def up(array: Any) -> DeviceArray:
+        return DeviceArray.from_host(np.asarray(array), stream)
+
+    there = Pyramid(
+        up(pyramid.points),
+        up(pyramid.attributes),
+        tuple(map(up, pyramid.neighbors)),
+        tuple(map(up, pyramid.kept)),
+        tuple(map(up, pyramid.nearest)),
+        pyramid.lengths,
+    )
+    seconds = []
+    for _ in range(repeats + 3):
+        start = time.perf_counter()
+        backend.run(there, "device")  # type: ignore[call-arg]
+        seconds.append(time.perf_counter() - start)
+    return 1000 * float(np.median(seconds[3:]))
+
+
+def describe_machine() -> str:
+    from dela.plugins.cuda.driver import CudaUnavailable, Device
+
+    try:
+        device = Device()
+    except CudaUnavailable:
+        return "no GPU"
+    return f"{device.name}, compute capability {'.'.join(map(str, device.compute_capability))}"
+
+
+def print_table(machine: str, rows: list[Row], missing: dict[str, str]) -> None:
+    print(f"\nS3DIS network on {machine}; milliseconds, medians\n")
+    print("| backend | dtype | points | network | p90 | on device | points/s | error |")
+    print("|---|---|---|---|---|---|---|---|")
+    for row in rows:
+        resident = "" if row.on_device is None else f"{row.on_device:.2f}"
+        rate = 1000 * row.points / row.network
+        print(
+            f"| {row.backend} | {row.dtype} | {row.points:,} | {row.network:.2f} | {row.p90:.2f} "
+            f"| {resident} | {rate:,.0f} | {row.error:.0e}{'' if row.passed else ' MISSED'} |"
+        )
+    print(
+        "\nnetwork: from arrays on the host to logits on the host; on device: both on the GPU; "
+        "error: largest of a logit, as a share of PyTorch's largest on the CPU."
+    )
+    for name, reason in missing.items():
+        print(f"- not measured: {name}: {reason}")
+
+
+if __name__ == "__main__":
+    main()
