@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -114,6 +116,26 @@ def test_the_table_and_the_matrix(model, tiny_scans, capsys):
     assert rows[0] == ["true", "0", "1"]
     assert [row[:2] for row in rows[1:]] == [["0", "floor"], ["1", "box"]]
     assert all(abs(float(row[2]) + float(row[3]) - 100) < 0.11 for row in rows[1:])
+
+
+WITHOUT_TORCH = """
+import sys
+
+sys.modules["torch"] = sys.modules["onnx"] = None  # importing them fails
+from dela.cli import run_command
+
+run_command(sys.argv[1:])
+"""
+
+
+def test_an_exported_network_is_scored_on_files_without_torch(model, tiny_scans, capsys):
+    words = ["eval", str(model[1]), str(tiny_scans / "val.ply"), "--json"]
+    run_command(words)
+    expected = json.loads(capsys.readouterr().out)
+    found = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words], capture_output=True, text=True, check=True
+    )
+    assert json.loads(found.stdout) == expected
 
 
 def test_what_cannot_be_scored_is_said_in_words(model, tiny_scans, tmp_path):
