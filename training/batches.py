@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
 
 from dela.training.config import ScheduleConfig
 from dela.training.datasets import Dataset
+from dela.training.prefetch import pinned
 from dela.training.samples import Batch, Sample, pack_samples
 from dela.training.state import LARGEST, ORDER, SAMPLE, generator
 
@@ -87,6 +88,32 @@ class BatchMaker:
             return None
         per_step = self.per_step or self.schedule.batch_size
         return int(order[(within * per_step + slot) % len(order)])
+
+
+@dataclass(frozen=True)
+class StepBatches:
+    """One process's batches of any step, with the names of the scans in each. Picklable.
+
+    Attributes:
+        rank, processes: which process of how many.
+        pin: leave the arrays in page-locked memory, for a GPU.
+    """
+
+    make_batch: BatchMaker
+    rank: int = 0
+    processes: int = 1
+    pin: bool = False
+
+    def __call__(self, step: int) -> list[tuple[Batch, list[str]]]:
+        schedule = self.make_batch.schedule
+        made = []
+        for number in range(schedule.accumulate):
+            first = (number * self.processes + self.rank) * schedule.batch_size
+            batch, names = self.make_batch(step, range(first, first + schedule.batch_size))
+            if self.pin:
+                batch = replace(batch, pyramid=pinned(batch.pyramid))
+            made.append((batch, names))
+        return made
 
 
 @lru_cache(maxsize=4)

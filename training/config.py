@@ -73,6 +73,8 @@ class ScheduleConfig:
             from; 0 saves at the end of each epoch alone.
         save_steps: steps between such checkpoints, beside those by the clock; 0 is off.
         workers: samples are prepared ahead by this many workers; 0 prepares them in line.
+        worker_processes: workers are processes rather than threads: more of them stay busy, and
+            each reads prepared data for itself (other kinds are copied to each).
         tensorboard: also write event files for TensorBoard.
         init: checkpoint whose weights the run starts from (``--init``).
         freeze: parts of the network that stay as they are: ``["ellipsoids", "stages.0"]``.
@@ -108,6 +110,7 @@ class ScheduleConfig:
     save_minutes: float = 10.0
     save_steps: int = 0
     workers: int = 1
+    worker_processes: bool = False
     tensorboard: bool = False
     init: str = ""
     freeze: tuple[str, ...] = ()

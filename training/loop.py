@@ -23,7 +23,7 @@ from dela.metrics import Confusion
 from dela.network import Network, create_model, measure_neighbor_distances
 from dela.pyramid import Pyramid, pack
 from dela.training.average import WeightAverage, measure_batch_norms
-from dela.training.batches import BatchMaker
+from dela.training.batches import BatchMaker, StepBatches
 from dela.training.config import TrainConfig
 from dela.training.datasets import Batch, Dataset, open_dataset
 from dela.training.devices import computes_in_bf16, memory_in_words, peak_memory
@@ -197,17 +197,8 @@ def _train(
         schedule.batch_size * batches_per_step,
         1 if schedule.workers else None,
     )
-
-    def make_batches(step: int) -> list[tuple[Batch, list[str]]]:
-        """This process's batches of a step and the names of the scans in each."""
-        made = []
-        for number in range(schedule.accumulate):
-            first = (number * group.size + group.rank) * schedule.batch_size
-            batch, names = make_batch(step, range(first, first + schedule.batch_size))
-            if group.device.type == "cuda":
-                batch = dataclasses.replace(batch, pyramid=pinned(batch.pyramid))
-            made.append((batch, names))
-        return made
+    threads_pin = group.device.type == "cuda" and not schedule.worker_processes
+    make_step = StepBatches(make_batch, group.rank, group.size, threads_pin)
 
     def compute_gradients(
         batches: list[tuple[Batch, list[str]]], step: int
@@ -233,6 +224,7 @@ def _train(
             seed_torch(schedule.seed, step, number * group.size + group.rank)
             pyramid, targets = batch.pyramid, truth
             if group.device.type == "cuda":
+                pyramid = pyramid if make_step.pin else pinned(pyramid)
                 pyramid = on_device(pyramid, group.device)
             if batch.targets is not None:
                 targets = torch.from_numpy(batch.targets).to(group.device)
@@ -357,7 +349,12 @@ def _train(
             if state.totals.steps and state.step % steps_per_epoch == 0:
                 finish_epoch()  # the run was interrupted while it validated
             ready = prefetch(
-                make_batches, state.step, total_steps, schedule.workers, max(2, schedule.workers)
+                make_step,
+                state.step,
+                total_steps,
+                schedule.workers,
+                max(2, schedule.workers),
+                schedule.worker_processes,
             )
             with closing(ready):
                 for batches in ready:

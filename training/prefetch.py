@@ -1,15 +1,18 @@
-"""Prepare the next steps' data in background threads while the current step trains.
+"""Prepare the next steps' data in the background while the current step trains.
 
-Threads suffice: reading, voxel grids and neighbour search run in native code or numpy, which let
-go of the interpreter lock. Results come in order and each depends on its own number alone, so the
-count of workers changes nothing but the speed.
+Reading, voxel grids and neighbour search run in native code or numpy, which mostly let go of the
+interpreter lock, so a few threads do; processes keep many workers busy. Results come in order and
+each depends on its own number alone, so the workers change nothing but the speed.
 """
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
+import signal
 from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dela.pyramid import Pyramid
@@ -42,14 +45,20 @@ def _each(pyramid: Pyramid, change: Callable[[Any], Any]) -> Pyramid:
 
 
 def prefetch(
-    make: Callable[[int], T], start: int, stop: int, workers: int = 1, ahead: int = 2
+    make: Callable[[int], T],
+    start: int,
+    stop: int,
+    workers: int = 1,
+    ahead: int = 2,
+    processes: bool = False,
 ) -> Generator[T, None, None]:
     """``make(start) .. make(stop - 1)`` in order, up to ``ahead`` of them prepared early.
 
     Args:
-        make: called once per number, from a worker thread.
-        workers: threads; 0 calls ``make`` in the caller's thread, when its result is wanted.
+        make: called once per number, from a worker; picklable when workers are processes.
+        workers: how many; 0 calls ``make`` in the caller's thread, when its result is wanted.
         ahead: results kept ready or in work beyond the one handed out.
+        processes: workers are processes, not threads.
 
     Raises:
         Whatever ``make`` raises, when its turn comes.
@@ -59,11 +68,35 @@ def prefetch(
             yield make(number)
         return
     waiting: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="dela-data")
+    pool: Executor
+    if processes:
+        # Not forked: the native library's threads and a GPU do not survive that.
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (make,))
+        task: Callable[[int], T] = _call
+    else:
+        pool = ThreadPoolExecutor(workers, thread_name_prefix="dela-data")
+        task = make
     try:
         for number in range(start, stop):
             while len(waiting) <= ahead and number + len(waiting) < stop:
-                waiting.append(pool.submit(make, number + len(waiting)))
+                waiting.append(pool.submit(task, number + len(waiting)))
             yield waiting.popleft().result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+_make: Any = None
+
+
+def _start_worker(make: Callable[[int], Any]) -> None:
+    """In a new worker process: ends with its parent, and leaves Ctrl-C to it."""
+    global _make
+    _make = make
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+def _call(number: int) -> Any:
+    return _make(number)

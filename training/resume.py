@@ -16,6 +16,7 @@ from dela.training.run_folder import RunFolder
 FREE_ON_RESUME = {
     ("data", "root"),
     ("train", "workers"),
+    ("train", "worker_processes"),
     ("train", "checkpoint"),
     ("train", "save_minutes"),
     ("train", "save_steps"),

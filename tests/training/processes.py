@@ -6,10 +6,12 @@ import contextlib
 import multiprocessing
 import os
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
 from dela.training.config import TrainConfig
+from dela.training.prefetch import prefetch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 # The first optimizer imports torch._dynamo, seconds that every process would spend anew.
@@ -55,3 +57,21 @@ def train_quietly(config: TrainConfig, run: Path, resume: bool = False) -> None:
 
     torch.set_num_threads(1)
     train(config, run, resume=resume, log=lambda line: None)
+
+
+def square_below_20(number: int) -> int:
+    if number == 20:
+        raise ValueError("no more")
+    return number * number
+
+
+def prefetch_forever(note: Path) -> None:
+    """Keeps one worker process and writes its number into ``note``."""
+    for worker in prefetch(_own_number, 0, 10**6, workers=1, processes=True):
+        note.with_suffix(".new").write_text(str(worker))
+        note.with_suffix(".new").rename(note)
+        time.sleep(60)
+
+
+def _own_number(_: int) -> int:
+    return os.getpid()

@@ -3,13 +3,17 @@
 import csv
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from raw_layouts import write_h5  # noqa: E402
+
 from dela.checkpoint import load_checkpoint  # noqa: E402
+from dela.cli import run_command  # noqa: E402
 from dela.errors import ConfigError, DelaError, InputError  # noqa: E402
 from dela.network import create_model  # noqa: E402
 from dela.training.average import WeightAverage, measure_batch_norms  # noqa: E402
@@ -18,6 +22,7 @@ from dela.training.datasets import open_dataset  # noqa: E402
 from dela.training.devices import computes_in_bf16  # noqa: E402
 from dela.training.evaluate import evaluate, network_forward  # noqa: E402
 from dela.training.loop import make_optimizer, train  # noqa: E402
+from dela.training.losses import cross_entropy, gradient_norm, label_weight  # noqa: E402
 from dela.training.run_folder import to_toml  # noqa: E402
 
 
@@ -96,6 +101,112 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_scan(with_schedule, tmp_p
     last = load_checkpoint(tmp_path / "last.pt")
     assert last.extra["step"] == 3
     assert all(torch.isfinite(value).all() for value in last.model.state_dict().values())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(
+    with_schedule, tmp_path, monkeypatch
+):
+    import dela.training.loop as loop
+
+    real, calls = loop.gradient_norm, []
+
+    def broken(model):
+        calls.append(model)  # the first call is before the first step
+        return real(model) if len(calls) < 6 else torch.tensor(float("inf"))
+
+    monkeypatch.setattr(loop, "gradient_norm", broken)
+    with pytest.raises(
+        DelaError, match=r"gradient's norm is inf at step 5 .*last\.pt is from before"
+    ):
+        train(with_schedule(), tmp_path, log=lambda line: None)
+    assert load_checkpoint(tmp_path / "last.pt").extra["step"] == 3
+
+
+def test_gradient_norm_is_that_of_all_gradients_together():
+    model = torch.nn.Linear(3, 2)
+    model.weight.grad = torch.full((2, 3), 2.0)
+    model.bias.grad = torch.tensor([1.0, 0.0])
+    assert gradient_norm(model).item() == pytest.approx(5.0)
+    model.bias.grad[1] = float("nan")
+    assert not torch.isfinite(gradient_norm(model))
+
+
+@pytest.mark.parametrize("weight", [None, [0.5, 2.0, 1.0]])
+def test_means_over_batches_add_up_to_the_mean_over_all(weight):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(40, 3, generator=generator)
+    labels = torch.randint(-1, 3, (40,), generator=generator)
+    labels[30:] = -1  # the last batch counts for nothing
+    weights = None if weight is None else torch.tensor(weight)
+    total = label_weight(labels, weights)
+    summed = sum(
+        cross_entropy(logits[part], labels[part], 0.1, weights)
+        * label_weight(labels[part], weights)
+        / total
+        for part in (slice(0, 7), slice(7, 30), slice(30, 40))
+    )
+    torch.testing.assert_close(summed, cross_entropy(logits, labels, 0.1, weights))
+
+
+def test_accumulated_batches_take_the_samples_of_one_large_one(with_schedule, tmp_path):
+    """The same step of eight samples: curves part only by what norms see of it."""
+    losses = []
+    for name, changes in (("one", {"batch_size": 8}), ("four", {"batch_size": 2, "accumulate": 4})):
+        config = with_schedule(epochs=1, warmup=0, **changes)
+        train(config, tmp_path / name, log=lambda line: None)
+        losses.append(float(_rows(tmp_path / name / "metrics.csv")[0]["loss"]))
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_event_files_are_written_when_asked_for(with_schedule, tmp_path):
+    reader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    train(with_schedule(tensorboard=True), tmp_path, log=lambda line: None)
+    events = reader.EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    steps = events.Scalars("step/loss")
+    assert [event.step for event in steps] == [1, 2, 3, 4, 5, 6]
+    rows = _rows(tmp_path / "metrics.csv")
+    epochs = events.Scalars("epoch/val_miou")
+    assert [event.step for event in epochs] == [3, 6]
+    assert epochs[1].value == pytest.approx(float(rows[1]["val_miou"]), rel=1e-5)
+
+
+def test_without_tensorboard_one_line_says_so(with_schedule, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    lines = []
+    train(with_schedule(tensorboard=True, epochs=1), tmp_path, log=lines.append)
+    assert sum("pip install tensorboard" in line for line in lines) == 1
+    assert not (tmp_path / "events").exists()
+
+
+def test_objects_are_classified(tmp_path, capsys):
+    """Spheres and plates, in the layout of ScanObjectNN."""
+    pytest.importorskip("h5py")
+    generator = np.random.default_rng(0)
+    for split in ("training", "test"):
+        points = generator.normal(size=(12, 300, 3))
+        points /= 2 * np.linalg.norm(points, axis=2, keepdims=True)
+        points[::2, :, 2] *= 0.1
+        name = f"main_split/{split}_objectdataset_augmentedrot_scale75.h5"
+        (tmp_path / "raw" / "main_split").mkdir(parents=True, exist_ok=True)
+        arrays = {"data": points.astype(np.float32), "label": np.arange(12) % 2}
+        write_h5(tmp_path / "raw" / name, arrays)
+    prepared = tmp_path / "prepared"
+    words = ["data", "prepare", "scanobjectnn", str(tmp_path / "raw"), "-o", str(prepared)]
+    run_command([*words, "--workers", "1"])
+    capsys.readouterr()
+    small = ["model.dims=[8,16]", "model.depths=[1,1]", "model.neighbors=8"]
+    small += ["model.points=[64,16]", "model.spread=[2.2,4.4]", "train.batch_size=4"]
+    short = ["train.epochs=8", "train.steps_per_epoch=6", "train.warmup=1", "augment.mix=0.2"]
+    words = [word for change in small + short for word in ("--set", change)]
+    run = tmp_path / "run"
+    command = ["train", "scanobjectnn", "--data", str(prepared), "-o", str(run), "--json"]
+    run_command([*command, *words])
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["best_measure"] == "oa" and scores["best"] >= 10 / 12
+    rows = _rows(run / "metrics.csv")
+    assert "val_accuracy_bag" in rows[0] and "val_iou_bag" not in rows[0]
+    assert float(rows[-1]["cross_entropy"]) < float(rows[0]["cross_entropy"])
 
 
 def test_an_earlier_run_is_kept_unless_told_otherwise(with_schedule, tmp_path):

@@ -1,16 +1,18 @@
 """An interrupted and resumed run ends exactly where an uninterrupted one does."""
 
 import csv
+import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from processes import start, train_quietly  # noqa: E402
+from processes import prefetch_forever, square_below_20, start, train_quietly  # noqa: E402
 
 from dela.checkpoint import load_checkpoint  # noqa: E402
 from dela.errors import InputError  # noqa: E402
@@ -243,6 +245,41 @@ def test_an_error_while_preparing_arrives_in_its_turn(workers):
         for value in prefetch(make, 0, 10, workers):
             received.append(value)
     assert received == [0, 1, 2]
+
+
+def test_processes_make_the_same_and_end_with_the_run():
+    before = {child.pid for child in multiprocessing.active_children()}
+    values = prefetch(square_below_20, 2, 30, workers=1, processes=True)
+    assert [next(values) for _ in range(3)] == [4, 9, 16]
+    with pytest.raises(ValueError, match="no more"):
+        list(values)
+    assert {child.pid for child in multiprocessing.active_children()} <= before
+
+
+def test_worker_processes_do_not_outlive_a_killed_run(tmp_path):
+    run = start(prefetch_forever, tmp_path / "worker")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "worker").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    worker = int((tmp_path / "worker").read_text())
+    run.kill()
+    run.join()
+    while Path(f"/proc/{worker}").exists():
+        # Gone, or dead and not yet waited for.
+        if Path(f"/proc/{worker}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            break
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_worker_processes_change_no_number(with_schedule, tmp_path):
+    results = [
+        train(with_schedule(epochs=1, **changes), tmp_path / str(number), log=_silent)
+        for number, changes in enumerate(({}, {"worker_processes": True}))
+    ]
+    first, second = (load_checkpoint(result.last_path).model for result in results)
+    _same(dict(first.state_dict()), dict(second.state_dict()))
 
 
 def test_prefetching_stays_within_its_bound_and_ends_when_left():
