@@ -46,6 +46,10 @@ CLOUDS = {
 
 @pytest.fixture
 def device(emulated_cuda) -> DeviceGeometry:
+    emulated_cuda.check_initialised = True
+    emulated_cuda.hide_device_memory = True
+    emulated_cuda.defer = True
+    emulated_cuda.order = "shuffled"
     return DeviceGeometry(Stream(Device()))
 
 
