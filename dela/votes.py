@@ -57,7 +57,8 @@ def predict_voxels(
     """Probabilities of every point of a scan.
 
     Vote 0 is the scan as it is; vote n takes the n-th point of every voxel and sees the scan
-    transformed by :func:`vote_matrix`. All votes use vote 0's tiles. Each point listens most to
+    transformed by :func:`vote_matrix` (objects of a known category stand upright in whatever axis
+    theirs is, and are not turned). All votes use vote 0's tiles. Each point listens most to
     the votes whose point of its voxel stood near it: a vote at distance d from it weighs
     ``exp(-(d / (NEAR * grid[0])) ** 2) + FAR_WEIGHT``.
 
@@ -81,7 +82,8 @@ def predict_voxels(
         """One vote's probabilities [rows, classes] and its points [V, 3] before the turn."""
         nonlocal done
         seen = look(vote) if vote else plain
-        voxels = seen.turned(vote_matrix(vote, votes), config) if vote else seen
+        turned = vote > 0 and not config.categories
+        voxels = seen.turned(vote_matrix(vote, votes), config) if turned else seen
         answer = np.zeros((rows, config.num_classes), dtype=np.float32)
         for tile in tiles:
             probabilities = softmax(forward(voxels.pyramid(tile, config)))

@@ -8,7 +8,11 @@ import numpy as np
 
 
 def mix_scenes(
-    first: np.ndarray, second: np.ndarray, first_floor: float, second_floor: float
+    first: np.ndarray,
+    second: np.ndarray,
+    first_floor: float,
+    second_floor: float,
+    vertical: int = 2,
 ) -> np.ndarray:
     """float32 [N + M, 3]: two pieces about their own centres as one, on one floor.
 
@@ -17,9 +21,11 @@ def mix_scenes(
 
     Args:
         first, second: [N, 3] and [M, 3] float32, metres about the centre of each piece.
-        first_floor, second_floor: z of each scene's lowest point in the same coordinates.
+        first_floor, second_floor: where each scene's lowest point is in the same coordinates.
+        vertical: index of the vertical axis.
     """
-    lift = np.array([0, 0, first_floor - second_floor], np.float32)
+    lift = np.zeros(3, np.float32)
+    lift[vertical] = first_floor - second_floor
     return np.concatenate([first, second + lift])
 
 

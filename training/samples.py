@@ -58,7 +58,7 @@ class Piece:
     """A part of a scan, moved, one point per voxel; coordinates are metres about its centre.
 
     Attributes:
-        floor: z of the scan's lowest point in these coordinates.
+        floor: where along the vertical axis the scan's lowest point is in these coordinates.
     """
 
     points: np.ndarray
@@ -108,13 +108,14 @@ class Sampler:
             points = jitter(points, config.jitter, generator)
         attributes = move_attributes(scan.attributes[rows[kept]], self.columns, motion.select(kept))
         labels = scan.labels[rows[kept]].astype(np.int64)
-        return Piece(points, attributes, labels, -motion.growth * float(centre[2]))
+        return Piece(points, attributes, labels, -motion.growth * float(centre[config.vertical]))
 
     def mixed(
         self, first: Piece, second: Piece, count: int, generator: np.random.Generator
     ) -> Piece:
         """Two pieces laid over each other, at most ``count`` voxels about their common centre."""
-        points = mix_scenes(first.points, second.points, first.floor, second.floor)
+        vertical = self.augmentation.vertical
+        points = mix_scenes(first.points, second.points, first.floor, second.floor, vertical)
         whole = Piece(
             points,
             np.concatenate([first.attributes, second.attributes]),

@@ -14,6 +14,8 @@ from dela.config import AttributeInfo, CategoryInfo, ModelConfig, resolve_config
 from dela.errors import ConfigError, InputError
 from dela.network import create_model, freeze
 from dela.pyramid import build_pyramid
+from dela.scene import Voxels
+from dela.votes import predict_voxels
 
 CONFIG = resolve_config(
     "s3dis",
@@ -110,6 +112,35 @@ def test_training_moves_the_projection():
 
 def test_the_configuration_travels_with_its_categories():
     assert ModelConfig.from_dict(CONFIG.to_dict()) == CONFIG
+
+
+def test_votes_resample_an_object_of_known_category_but_do_not_turn_it():
+    def looks(config: ModelConfig) -> list[np.ndarray]:
+        seen = []
+
+        def forward(pyramid):
+            seen.append(pyramid.points)
+            return np.zeros((len(pyramid.points), 5), np.float32)
+
+        columns = compute_attributes(cloud, config.input_columns)
+        points = cloud.points - cloud.points.min(axis=0)
+        predict_voxels(
+            forward,
+            points,
+            lambda pick: Voxels.of(cloud, columns, config, pick),
+            config,
+            max_points=1000,
+            votes=4,
+        )
+        return seen
+
+    cloud = scan(0)
+    # A point of every voxel: within a voxel's edge of the first vote's.
+    apart = [np.abs(points - looks(CONFIG)[0]).max() for points in looks(CONFIG)]
+    assert apart[0] == 0
+    assert all(0 < distance <= 0.1 + 1e-5 for distance in apart[1:])
+    scenes = looks(dataclasses.replace(CONFIG, categories=()))
+    assert all(np.abs(points - scenes[0]).max() > 0.2 for points in scenes[1:])
 
 
 def test_what_does_not_fit_is_refused():

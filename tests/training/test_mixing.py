@@ -29,6 +29,9 @@ def test_the_floor_is_the_whole_scenes_and_not_the_pieces():
     table = np.array([[0, 0, 0.0]], np.float32)  # a piece about a point 0.8 m above the floor
     shelf = np.array([[0, 0, 0.0]], np.float32)  # and one 2 m above it
     assert mix_scenes(table, shelf, -0.8, -2.0)[1, 2] == pytest.approx(1.2)
+    assert mix_scenes(table, shelf, -0.8, -2.0, vertical=1)[1].tolist() == pytest.approx(
+        [0, 1.2, 0]
+    )
 
 
 @given(seeds, st.integers(1, 100))
