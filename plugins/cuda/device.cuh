@@ -42,6 +42,23 @@ DELA_DEVICE int32_t center_of(const int32_t* centers, int32_t row, int32_t n) {
   return centers == nullptr ? row : guarded(__ldg(centers + row), n, 0);
 }
 
+// What a SPAMP thread takes: piece `piece` of the `pieces` that the channels of row `row` are cut into.
+//
+// A block takes 16 or 8 neighboring pieces of many neighboring rows, not whole rows: neighboring rows
+// have neighbors in common, whose features it then finds in its multiprocessor's own cache.
+struct Tile {
+  uint32_t row, piece;
+  bool inside;
+
+  DELA_DEVICE Tile(uint32_t rows, uint32_t pieces) {
+    const uint32_t width = pieces % 16 == 0 ? 16 : pieces % 8 == 0 ? 8 : pieces;
+    const uint32_t number = thread_number() / width, tile = number / rows;
+    row = number - tile * rows;
+    piece = tile * width + thread_number() - number * width;
+    inside = piece < pieces;
+  }
+};
+
 // 2^x by the special function unit: relative error 2^-22, results below 2^-126 are 0.
 DELA_DEVICE float exp2_approximate(float x) {
 #if defined(__CUDA_ARCH__)

@@ -16,11 +16,10 @@ DELA_DEVICE void spamp(const Stored* __restrict__ features, const float* __restr
                        const float* __restrict__ weight, int32_t n, int32_t m, int32_t k, int32_t c,
                        Stored* __restrict__ out, void* __restrict__ winner) {
   constexpr int kGroups = kWidth / kGroup;
-  const uint32_t pieces = static_cast<uint32_t>(c) / kWidth;
-  const uint32_t number = thread_number() / pieces;
-  if (number >= static_cast<uint32_t>(m)) return;
-  const int32_t row = static_cast<int32_t>(number);
-  const int32_t channel = static_cast<int32_t>((thread_number() - number * pieces) * kWidth);
+  const Tile tile(static_cast<uint32_t>(m), static_cast<uint32_t>(c) / kWidth);
+  if (!tile.inside) return;
+  const int32_t row = static_cast<int32_t>(tile.row);
+  const int32_t channel = static_cast<int32_t>(tile.piece * kWidth);
 
   const int32_t center = center_of(centers, row, n);
   const float* here = points + static_cast<int64_t>(center) * 3;

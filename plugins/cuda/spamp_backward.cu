@@ -65,10 +65,9 @@ DELA_DEVICE void spamp_feature_gradient(const float* __restrict__ passed,
                                         const uint32_t* __restrict__ ends,
                                         const uint32_t* __restrict__ entries, int32_t n, int32_t k,
                                         int32_t c, Stored* __restrict__ grad_features) {
-  const uint32_t quads = static_cast<uint32_t>(c) / kGroup;
-  const uint32_t point = thread_number() / quads;
-  if (point >= static_cast<uint32_t>(n)) return;
-  const uint32_t channel = (thread_number() - point * quads) * kGroup;
+  const Tile tile(static_cast<uint32_t>(n), static_cast<uint32_t>(c) / kGroup);
+  if (!tile.inside) return;
+  const uint32_t point = tile.row, channel = tile.piece * kGroup;
   const uint32_t count = __ldg(counts + point);
   const uint32_t* list = entries + __ldg(ends + point) - count;
   const uint32_t places = static_cast<uint32_t>(k) + 1;
