@@ -377,12 +377,14 @@ def open_scans(
             PreparedScan(root / SCENES / name, manifest["scenes"][name], model, mapping)
             for name in names
         ]
-    return [
-        ObjectScan(objects, number, model, mapping)
-        for name in names
-        for objects in [ObjectSet(root / SCENES / name)]
-        for number in range(manifest["scenes"][name]["clouds"])
-    ]
+    scans = []
+    for name in names:
+        objects = ObjectSet(root / SCENES / name)
+        numbers = np.arange(manifest["scenes"][name]["clouds"])
+        if task == "classification":  # objects of a class that is ignored teach nothing
+            numbers = np.flatnonzero(mapping(objects.column("cloud_labels")) != IGNORED)
+        scans += [ObjectScan(objects, int(number), model, mapping) for number in numbers]
+    return scans
 
 
 def _selected(manifest: dict[str, Any], data: DataConfig, split: str) -> list[str]:

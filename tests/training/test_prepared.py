@@ -15,7 +15,7 @@ import raw_layouts
 from dela.config import ModelConfig
 from dela.errors import ConfigError, InputError
 from dela.geometry import voxel_grid
-from dela.training.config import ClassMap, DataConfig, TrainConfig, load_config
+from dela.training.config import ClassMap, DataConfig, TrainConfig, load_config, model_classes
 from dela.training.data_config import named_classes
 from dela.training.datasets import Dataset, open_dataset
 from dela.training.evaluate import evaluate
@@ -317,6 +317,14 @@ def test_classification_counts_objects_not_points(tmp_path):
     assert confusion.points == 8 and confusion.oa == (truth == truth[2]).mean()
     copy = pickle.loads(pickle.dumps(train))
     assert np.array_equal(copy.scans[3].points, train.scans[3].points)
+
+    merged = (ClassMap("first", (0, 1, 2, 3, 4)), ClassMap("others", tuple(range(5, 14))))
+    fewer = with_data(config, classes=merged, ignore=(14,))
+    dataset = opened(with_model(fewer, classes=model_classes(fewer.data)), "val")
+    kept = truth[truth != 14]
+    assert 0 < len(kept) < len(truth)
+    assert [int(scan.labels[0]) for scan in dataset.scans] == (kept > 4).astype(int).tolist()
+    assert dataset.class_counts().tolist() == [(kept <= 4).sum(), (kept > 4).sum()]
 
 
 def test_parts_know_their_category(tmp_path):
