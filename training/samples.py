@@ -165,9 +165,10 @@ class Sampler:
         return Sample(pyramid, labels, index, target)
 
     def _object(self, scan: AnyScan, generator: np.random.Generator) -> np.ndarray:
-        """Points [N, 3] of an object, moved."""
+        """Points [N, 3] of an object about the middle of its extent, moved."""
         config = self.augmentation
-        points = scan.points
+        points = np.asarray(scan.points)
+        points = points - (points.min(axis=0) + points.max(axis=0)) / 2
         if config.drop_points:
             points = points[keep_rows(len(points), config.drop_points, generator)]
         points, _ = move_points(points, config, generator)
