@@ -134,7 +134,7 @@ def _train(
     after_step: Callable[[int, float], None] | None,
 ) -> TrainResult:
     schedule = config.train
-    saved = state_to_resume(folder, config) if resume else None
+    saved = state_to_resume(folder, config, group.size) if resume else None
     if group.leads and not resume and not overwrite:
         folder.refuse_existing()
     group.wait()
@@ -156,7 +156,7 @@ def _train(
         pyramids = list(_measured_pyramids(training, schedule.seed, range(MEASURED_SAMPLES)))
         distances = measure_neighbor_distances(pyramids, config.model)
         model = create_model(config.model, neighbor_distances=distances, seed=schedule.seed)
-        origin = {"stage_ratios": stage_ratios(pyramids), "init": None}
+        origin = {"stage_ratios": stage_ratios(pyramids), "processes": group.size, "init": None}
         if schedule.init:
             taken = take_weights(model, schedule.init)
             origin["init"] = {"path": taken.source, "sha256": taken.sha256}
@@ -164,7 +164,7 @@ def _train(
                 log(line)
     else:
         model = create_model(config.model, seed=schedule.seed)
-        origin = {name: saved[name] for name in ("stage_ratios", "init")}
+        origin = {name: saved[name] for name in ("stage_ratios", "processes", "init")}
     model.to(group.device)
     model.checkpoint_blocks = schedule.checkpoint
     frozen = freeze_parts(model, schedule.freeze)

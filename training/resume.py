@@ -24,8 +24,13 @@ FREE_ON_RESUME = {
 }
 
 
-def state_to_resume(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | None:
+def state_to_resume(
+    folder: RunFolder, config: TrainConfig, processes: int = 1
+) -> dict[str, Any] | None:
     """The ``extra`` of ``last.pt``, after checking that it is this configuration's.
+
+    Args:
+        processes: that train together; a step's samples depend on their number.
 
     Returns:
         None for a run that ended before its first checkpoint: it starts again.
@@ -41,6 +46,11 @@ def state_to_resume(folder: RunFolder, config: TrainConfig) -> dict[str, Any] | 
     extra = load_checkpoint(folder.last).extra or {}
     if "resume" not in extra:
         raise CheckpointError(f"{folder.last} holds no training state; it cannot be resumed")
+    if extra["processes"] != processes:
+        raise ConfigError(
+            f"the run in {folder.path} was trained by {extra['processes']} processes, not "
+            f"{processes}; resume with as many, or start another run with --init {folder.last}"
+        )
     earlier = TrainConfig.from_dict(extra["training"]).to_dict()
     for section, values in config.to_dict().items():
         for key, value in values.items():

@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from processes import run_group, train_quietly  # noqa: E402
 
 from dela.checkpoint import load_checkpoint  # noqa: E402
-from dela.errors import InputError  # noqa: E402
+from dela.errors import ConfigError, InputError  # noqa: E402
 from dela.network.layers import BatchNorm  # noqa: E402
 from dela.training.distributed import Group, join_group  # noqa: E402
 from dela.training.loop import train  # noqa: E402
@@ -81,6 +81,8 @@ def test_a_resumed_pair_ends_where_an_uninterrupted_one_does(calm, tmp_path):
     run_group(2, train_quietly, config, tmp_path / "whole")
     run_group(2, _train_until, config, tmp_path / "cut", 2)
     assert load_checkpoint(tmp_path / "cut" / "last.pt").extra["step"] == 2
+    with pytest.raises(ConfigError, match="was trained by 2 processes, not 1"):
+        train(config, tmp_path / "cut", resume=True)
     run_group(2, train_quietly, config, tmp_path / "cut", True)
     first, second = (
         load_checkpoint(tmp_path / name / "last.pt").model.state_dict() for name in ("whole", "cut")
