@@ -17,7 +17,8 @@ from torch import Tensor
 from dela.errors import InputError, MissingDependencyError
 from dela.ops import _native
 from dela.plugins.cuda.driver import CudaUnavailable, Device
-from dela.plugins.cuda.kernels import Kernels, chunks
+from dela.plugins.cuda.kernels import Kernels
+from dela.plugins.cuda.launch import chunks
 
 ALIGNMENT = 16  # bytes; the kernels load four floats at once
 

@@ -229,7 +229,7 @@ class Kernels:
         sizes: SpseSizes,
         stream: Stream | int,
     ) -> None:
-        """Gradient of SPSE's weight; ``moments`` is workspace, [chunks(n), 9 + e + l, c]."""
+        """Gradient of SPSE's weight; ``moments`` is workspace, [launch.chunks(n), 9 + e + l, c]."""
         n, k, c, e, l = sizes  # noqa: E741
         numbers = _int32(n, k, c, e, l, launch.chunk_rows(n))
         self.launch(
@@ -243,7 +243,7 @@ class Kernels:
             "dela_spse_weight_gradient",
             launch.weight_gradient_grid(c),
             launch.BLOCK,
-            (weight, moments, *_int32(chunks(n), c, e, l), weight_gradient),
+            (weight, moments, *_int32(launch.chunks(n), c, e, l), weight_gradient),
             stream,
         )
 
@@ -293,7 +293,7 @@ class Kernels:
     ) -> None:
         """Gradient of SPAMP's weight, and in ``passed`` what each winner hands to its features.
 
-        ``sums`` is workspace, [chunks(m), 4, c].
+        ``sums`` is workspace, [launch.chunks(m), 4, c].
         """
         n, m, k, c = sizes
         numbers = _int32(n, m, k, c, launch.chunk_rows(m))
@@ -308,7 +308,7 @@ class Kernels:
             "dela_spamp_weight_gradient",
             launch.weight_gradient_grid(c),
             launch.BLOCK,
-            (weight, sums, *_int32(chunks(m), c), weight_gradient),
+            (weight, sums, *_int32(launch.chunks(m), c), weight_gradient),
             stream,
         )
 
@@ -359,11 +359,6 @@ class Kernels:
             (passed, winner, counts, ends, entries, *_int32(*sizes), feature_gradient),
             stream,
         )
-
-
-def chunks(rows: int) -> int:
-    """Partial sums of a backward pass over so many rows."""
-    return launch.divide_up(rows, launch.chunk_rows(rows))
 
 
 def _int32(*values: int) -> tuple[np.int32, ...]:

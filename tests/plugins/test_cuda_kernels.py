@@ -106,7 +106,7 @@ class Operators:
         winners: bool = False,
     ) -> list[np.ndarray]:
         """out; with ``winners`` or ``gradient`` the winner too, and then the weight's gradient."""
-        from dela.plugins.cuda.kernels import chunks
+        from dela.plugins.cuda.launch import chunks
 
         (n, k), c = neighbors.shape, weight.shape[1]
         sizes = (n, k, c, points.shape[1] - 3 - directions, directions)
@@ -140,7 +140,7 @@ class Operators:
     ) -> list[np.ndarray]:
         """out; with ``winners`` or ``gradient`` the winner too, and then the features' and the
         weight's gradients. Features, gradient and results are in stored form."""
-        from dela.plugins.cuda.kernels import chunks
+        from dela.plugins.cuda.launch import chunks
 
         (m, k), (n, c) = neighbors.shape, features.shape
         sizes, name = (n, m, k, c), "bfloat16" if dtype == "bfloat16" else None
