@@ -32,6 +32,8 @@ def read_onnx(path: str | os.PathLike[str]) -> tuple[onnx.ModelProto, ModelMetad
     path = os.fspath(path)
     if not os.path.isfile(path):
         raise CheckpointError(f"there is no ONNX file at {path}")
+    if path.lower().endswith((".pt", ".pth")):
+        raise CheckpointError(f"{path} is a checkpoint; export it first: `dela export {path}`")
     try:
         proto = onnx.load(path)
     except DecodeError as error:

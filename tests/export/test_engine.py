@@ -262,6 +262,9 @@ def test_a_file_that_is_not_ours_is_refused(small, tmp_path):
     path = tmp_path / "m.onnx"
     with pytest.raises(CheckpointError, match="there is no ONNX file"):
         build_engine(path, tmp_path / "m.engine", RTX)
+    path.with_suffix(".pt").write_bytes(b"weights")
+    with pytest.raises(CheckpointError, match="is a checkpoint; export it first"):
+        build_engine(path.with_suffix(".pt"), tmp_path / "m.engine", RTX)
     path.write_bytes(b"\xff" * 100)
     with pytest.raises(CheckpointError, match="is not an ONNX file, or it is cut short"):
         build_engine(path, tmp_path / "m.engine", RTX)
