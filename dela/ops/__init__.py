@@ -1,6 +1,6 @@
-"""The two DeLA operators in PyTorch: native kernels on the CPU, a plain-PyTorch reference beside.
+"""The two DeLA operators in PyTorch: kernels for CPU and CUDA tensors, a PyTorch reference beside.
 
-:func:`spse` and :func:`spamp` pick the native kernels unless :func:`implementation` says otherwise.
+:func:`spse` and :func:`spamp` pick the kernels unless :func:`implementation` says otherwise.
 During ONNX export both become one ``dela::SPSE`` / ``dela::SPAMP`` node.
 """
 

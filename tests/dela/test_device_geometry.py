@@ -14,7 +14,7 @@ from dela.device_geometry import DeviceGeometry
 from dela.device_pyramid import PyramidBuilder, build_device_pyramid
 from dela.errors import InputError
 from dela.plugins.cuda.arrays import DeviceArray
-from dela.plugins.cuda.driver import Device, Stream
+from dela.plugins.cuda.driver import CudaUnavailable, Device, Stream
 from dela.pyramid import build_pyramid
 from dela.scene import Voxels, prepare_scene
 
@@ -40,6 +40,10 @@ CLOUDS = {
     "line": np.linspace(0, 30, 200)[:, None] * [1, 0, 0],
     "plane": rng.random((250, 3)) * [9, 9, 0],
     "lattice full of ties": rng.permutation(lattice(6)),
+    "circle of ties but for rounding": np.stack(
+        [np.sin(np.arange(90)), np.cos(np.arange(90)), np.zeros(90)], axis=1
+    )
+    * (np.arange(90) > 0)[:, None],
     "far outliers": np.r_[rng.random((200, 3)), rng.random((3, 3)) * 1e6],
 }
 
@@ -47,7 +51,6 @@ CLOUDS = {
 @pytest.fixture
 def device(emulated_cuda) -> DeviceGeometry:
     emulated_cuda.check_initialised = True
-    emulated_cuda.hide_device_memory = True
     emulated_cuda.defer = True
     emulated_cuda.order = "shuffled"
     return DeviceGeometry(Stream(Device()))
@@ -81,6 +84,12 @@ def test_voxel_grid_of_utm_coordinates(device):
     points = rng.random((500, 3)) * [40, 40, 8] + [512_345.67, 5_412_345.67, 250.0]
     assert_same_grid(device, points, 0.4)
     assert_same_grid(device, np.round(points, 2), 0.01)
+
+
+@pytest.mark.parametrize("size", [0.05, 0.1, 0.3, 0.7])
+def test_voxel_grid_of_a_ruler(device, size):
+    # 0.3 / 0.1 is below 3 in double, 0.3 * 10 is not: the very operation counts.
+    assert_same_grid(device, np.arange(300)[:, None] * 0.05 * np.ones(3), size)
 
 
 def test_voxel_grid_of_more_than_63_bits(device):
@@ -304,3 +313,42 @@ def test_scans_that_cannot_be_used_are_refused(device):
         builder.tile(builder.voxels(np.eye(3)), np.zeros(0, int))
     with pytest.raises(InputError, match="classification are built on the CPU"):
         PyramidBuilder(PRESETS["scanobjectnn"], device.stream)
+
+
+# ------------------------------------------------------------------------ a real GPU
+
+
+@pytest.fixture
+def gpu() -> DeviceGeometry:
+    try:
+        return DeviceGeometry(Stream(Device()))
+    except CudaUnavailable as error:
+        pytest.skip(str(error))
+
+
+LARGE = np.round(rng.random((60_000, 3)) * [60, 60, 6] + [640_000, 5_100_000, 200], 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [*CLOUDS, "large"])
+def test_grids_and_neighbors_on_a_gpu(gpu, name):
+    points = CLOUDS.get(name, LARGE)
+    for size in (0.1, 0.5, 2.0):
+        assert_same_grid(gpu, points, size, pick=1)
+        assert_same_grid(gpu, points, size, origin=np.array([-1.3, 2.0, 0.05]))
+    near = (points - points.min(axis=0)).astype(np.float32)
+    for k in (1, 24, 32, 40):
+        found = down(gpu.knn(up(near, gpu), k), gpu)
+        np.testing.assert_array_equal(found, geometry.knn(near, k))
+
+
+@pytest.mark.gpu
+def test_a_scan_on_a_gpu(gpu):
+    config = network()
+    attributes = rng.random((len(LARGE), 1)).astype(np.float32)
+    of_cpu = Voxels.of(PointCloud(LARGE), attributes, config)
+    builder = PyramidBuilder(config, gpu.stream)
+    voxels = builder.voxels(LARGE, attributes)
+    for tile in of_cpu.cut(config, 20_000):
+        expected = of_cpu.pyramid(tile, config)
+        assert_same_pyramid(builder.tile(voxels, tile.rows), expected, gpu)

@@ -379,3 +379,36 @@ def test_no_blocks_are_no_launch(stream, emulated_cuda):
 def test_epsilon_travels_as_bits():
     assert kernels.float_bits(1.0) == np.int32(0x3F800000)
     assert kernels.float_bits(1e-8).dtype == np.int32
+
+
+# ------------------------------------------------------------------------ a real GPU
+
+
+@pytest.mark.gpu
+def test_arrays_of_torch_on_a_gpu():
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU that torch can use")
+    stream = Stream(Device())
+    theirs = torch.arange(12, device="cuda").reshape(3, 4).bfloat16()
+    ours = as_device_array(theirs, stream)
+    assert (ours.pointer, ours.dtype) == (theirs.data_ptr(), BFLOAT16)
+    np.testing.assert_array_equal(ours.to_host(stream), theirs.view(torch.uint16).cpu().numpy())
+    ours = DeviceArray.from_host(np.arange(6, dtype=np.float32).reshape(2, 3), stream)
+    for taken in (torch.from_dlpack(ours), torch.as_tensor(ours, device="cuda")):
+        assert taken.data_ptr() == ours.pointer
+        np.testing.assert_array_equal(taken.cpu().numpy(), [[0, 1, 2], [3, 4, 5]])
+
+
+@pytest.mark.gpu
+def test_a_graph_on_a_gpu():
+    try:
+        stream = Stream(Device())
+    except CudaUnavailable as error:
+        pytest.skip(str(error))
+    array = DeviceArray.from_host(np.ones(5, np.int32), stream)
+    with Graph.capture(stream) as graph:
+        array.fill_zero(stream)
+    np.testing.assert_array_equal(array.to_host(stream), 1)
+    graph.launch(stream)
+    np.testing.assert_array_equal(array.to_host(stream), 0)
