@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,10 +16,12 @@ from dela.config import CATEGORY, ModelConfig
 from dela.errors import InputError
 from dela.pyramid import Pyramid, pack
 from dela.runtime.backends import Backend
-from dela.runtime.predictor import MAX_POINTS
+from dela.runtime.predictor import MAX_POINTS, voxels_of
 from dela.scene import Voxels, valid_points
-from dela.tiles import Tile
 from dela.votes import softmax
+
+if TYPE_CHECKING:
+    from dela.device_pyramid import PyramidBuilder
 
 PHASES = ("preprocess", "network", "postprocess")
 
@@ -97,6 +99,7 @@ def measure(
     repeats: int = 20,
     warmups: int = 3,
     max_points: int = MAX_POINTS,
+    gpu_pyramid: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Latency:
     """Times a backend on one scan, or on a batch of clouds (classification).
@@ -112,6 +115,7 @@ def measure(
         repeats: timed repetitions, at least 1.
         warmups: repetitions before them that are not counted.
         max_points: voxels in one run; a larger scan is cut into tiles.
+        gpu_pyramid: find voxels and neighbours on the GPU of an engine.
         progress: called as ``progress(repetitions done, repetitions in all)``.
 
     Raises:
@@ -122,64 +126,96 @@ def measure(
         raise InputError(f"segmentation is timed on one scan; {len(clouds)} were given")
     for cloud in clouds:
         valid_points(cloud, drop_invalid=False)
+    builder = None
+    if gpu_pyramid:
+        from dela.runtime.device_scan import pyramid_builder
+
+        builder = pyramid_builder(backend)
     limit = min(max_points, backend.max_points or max_points)
     seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
-    points = runs = 0
     for repetition in range(warmups + repeats):
-        marks = [time.perf_counter()]
-        prepared = [_prepare(cloud, config, limit) for cloud in clouds]
-        inputs = _inputs(prepared, config)
-        marks.append(time.perf_counter())
-        logits = [backend.run(pyramid) for pyramid in inputs]
-        marks.append(time.perf_counter())
-        _labels(prepared, logits, config)
-        marks.append(time.perf_counter())
+        clock = _Clock()
+        if config.task == "classification":
+            _name_clouds(backend, clouds, clock)
+        else:
+            _label_scan(backend, clouds[0], limit, builder, clock)
         if repetition >= warmups:
-            for phase, spent in zip(PHASES, np.diff(marks), strict=True):
-                seconds[phase].append(float(spent))
-        points, runs = sum(len(pyramid.points) for pyramid in inputs), len(inputs)
+            for phase in PHASES:
+                seconds[phase].append(clock.seconds[phase])
         if progress is not None:
             progress(repetition + 1, warmups + repeats)
     return Latency(
         label or backend.name,
         str(backend.path),
         name,
-        points,
-        runs,
+        clock.points,
+        clock.runs,
         {phase: tuple(values) for phase, values in seconds.items()},
     )
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    voxels: Voxels
-    tiles: list[tuple[Tile, Pyramid]]
+class _Clock:
+    """Adds up the seconds of each phase, and what the network was given."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(PHASES, 0.0)
+        self.points = self.runs = 0
+        self._last = time.perf_counter()
+
+    def end(self, phase: str) -> None:
+        """What has passed since the last end was this phase."""
+        now = time.perf_counter()
+        self.seconds[phase] += now - self._last
+        self._last = now
+
+    def run(self, backend: Backend, pyramid: Pyramid) -> np.ndarray:
+        """Probabilities of a pyramid, whose preparation ends here."""
+        self.end("preprocess")
+        logits = backend.run(pyramid)
+        self.end("network")
+        self.points += len(pyramid.points)
+        self.runs += 1
+        return softmax(logits)
 
 
-def _prepare(cloud: PointCloud, config: ModelConfig, max_points: int) -> _Prepared:
-    voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
-    tiles = voxels.cut(config, max_points)
-    return _Prepared(voxels, [(tile, voxels.pyramid(tile, config)) for tile in tiles])
-
-
-def _inputs(prepared: Sequence[_Prepared], config: ModelConfig) -> list[Pyramid]:
-    pyramids = [pyramid for one in prepared for _, pyramid in one.tiles]
-    return [pack(pyramids)] if config.task == "classification" else pyramids
-
-
-def _labels(
-    prepared: Sequence[_Prepared], logits: Sequence[np.ndarray], config: ModelConfig
+def _label_scan(
+    backend: Backend,
+    cloud: PointCloud,
+    max_points: int,
+    builder: PyramidBuilder | None,
+    clock: _Clock,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Class and confidence of every point, or of every cloud."""
-    if config.task == "classification":
-        probabilities = softmax(logits[0])
-        return probabilities.argmax(axis=1), probabilities.max(axis=1)
-    (scan,) = prepared
-    answer = np.empty((len(scan.voxels.points), config.num_classes), dtype=np.float32)
-    for (tile, _), values in zip(scan.tiles, logits, strict=True):
-        answer[tile.rows[tile.core]] = softmax(values)[tile.core]
-    rows = scan.voxels.voxel_of_point
-    return answer.argmax(axis=1)[rows], answer.max(axis=1)[rows]
+    """Class and confidence of every point."""
+    config = backend.config
+    attributes = compute_attributes(cloud, config.input_columns)
+    voxels = voxels_of(cloud, attributes, config, builder=builder)
+    answer = np.empty((len(voxels.points), config.num_classes), dtype=np.float32)
+    for tile in voxels.cut(config, max_points):
+        pyramid = voxels.pyramid(tile, config)
+        if builder is not None:
+            builder.stream.synchronize()
+        answer[tile.rows[tile.core]] = clock.run(backend, pyramid)[tile.core]
+        clock.end("postprocess")
+    rows = voxels.voxel_of_point
+    found = answer.argmax(axis=1)[rows], answer.max(axis=1)[rows]
+    clock.end("postprocess")
+    return found
+
+
+def _name_clouds(
+    backend: Backend, clouds: Sequence[PointCloud], clock: _Clock
+) -> tuple[np.ndarray, np.ndarray]:
+    """Class and confidence of every cloud, all of them in one run."""
+    config = backend.config
+    pyramids = []
+    for cloud in clouds:
+        voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
+        (tile,) = voxels.cut(config, len(cloud))
+        pyramids.append(voxels.pyramid(tile, config))
+    probabilities = clock.run(backend, pack(pyramids))
+    found = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    clock.end("postprocess")
+    return found
 
 
 def made_up_clouds(config: ModelConfig, size: int, seed: int = 0) -> list[PointCloud]:

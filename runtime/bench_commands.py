@@ -12,7 +12,15 @@ from dela.cloud import PointCloud
 from dela.errors import InputError
 from dela.runtime import report
 from dela.runtime.backends import BACKENDS, Backend, backend_of, load_backend
-from dela.runtime.options import BackendName, Device, Json, MaxPoints, NoGraphs, Threads
+from dela.runtime.options import (
+    BackendName,
+    Device,
+    GpuPyramid,
+    Json,
+    MaxPoints,
+    NoGraphs,
+    Threads,
+)
 from dela.runtime.predictor import MAX_POINTS
 
 _POINTS, _CLOUDS = 30_000, 8
@@ -49,12 +57,13 @@ def bench(
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
+    gpu_pyramid: GpuPyramid = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:
     """Measure the latency of models on backends, side by side.
 
-    Times are those of a whole scan, from its points to their labels: voxels and neighbours on the
-    CPU (preprocess), the network with all transfers (median, 90th percentile and points a second
+    Times are those of a whole scan, from its points to their labels: voxels and neighbours
+    (preprocess), the network with all transfers (median, 90th percentile and points a second
     are its own), and the labels of all points (postprocess).
     """
     from dela.formats import read_cloud
@@ -85,6 +94,7 @@ def bench(
                         repeats=repeats,
                         warmups=warmups,
                         max_points=max_points,
+                        gpu_pyramid=gpu_pyramid,
                         progress=update,
                     )
                 )

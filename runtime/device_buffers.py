@@ -5,12 +5,13 @@ Host arrays go through page-locked memory; arrays that lie on the device already
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dela.errors import InputError
+from dela.errors import DelaError, InputError, MissingDependencyError
 
 if TYPE_CHECKING:
     from dela.plugins.cuda.arrays import DeviceArray
@@ -19,6 +20,25 @@ if TYPE_CHECKING:
 # Every input starts on the boundary that cuMemAlloc keeps as well.
 _ALIGNMENT = 256
 _CUDA_KINDS = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+_OUT_OF_MEMORY = 2
+
+
+@contextmanager
+def cuda_in_words() -> Iterator[None]:
+    """Failures of the CUDA driver as errors of this package."""
+    from dela.plugins.cuda.driver import CudaError, CudaUnavailable
+
+    try:
+        yield
+    except CudaUnavailable as error:
+        raise MissingDependencyError(str(error)) from error
+    except CudaError as error:
+        if error.code == _OUT_OF_MEMORY:
+            raise DelaError(
+                "the GPU has too little free memory; use a smaller --max-points, or end what else "
+                "runs on it (nvidia-smi)"
+            ) from error
+        raise DelaError(f"the GPU failed: {error}") from error
 
 
 def on_device(value: Any) -> bool:

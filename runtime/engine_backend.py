@@ -7,8 +7,7 @@ as a CUDA graph where its sizes come back; logits come down in one copy, or stay
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -20,13 +19,18 @@ from dela.errors import DelaError, EngineError, InputError, MissingDependencyErr
 from dela.metadata import OUTPUT, ModelMetadata
 from dela.plugins.tensorrt import bindings, messages
 from dela.pyramid import Pyramid
-from dela.runtime.device_buffers import InputBlock, OutputBuffer, device_inputs, on_device
+from dela.runtime.device_buffers import (
+    InputBlock,
+    OutputBuffer,
+    cuda_in_words,
+    device_inputs,
+    on_device,
+)
 from dela.runtime.graphs import Executions
 from dela.runtime.profiles import choose_profile, padded_counts
 from dela.sidecar import Sidecar, read_sidecar
 
 Where = Literal["host", "pinned", "device"]
-_OUT_OF_MEMORY = 2
 
 
 class EngineBackend:
@@ -60,7 +64,7 @@ class EngineBackend:
             )
         name = name or read_sidecar(path, check_digest=False).flavour
         trt = _bindings(name)
-        with _in_words():
+        with cuda_in_words():
             from dela.plugins.cuda.driver import Device, Stream
 
             self.device = Device(device)
@@ -82,7 +86,7 @@ class EngineBackend:
             self.max_points = max(profile.stages[0].max for profile in sidecar.profiles)
         self._inputs = metadata.expected_inputs()
         self._dtypes = {input_name: dtype for input_name, (dtype, _) in self._inputs.items()}
-        with _in_words():
+        with cuda_in_words():
             self._block = InputBlock(self.stream)
             self._output = OutputBuffer(self.stream)
             self._executions = Executions(
@@ -116,7 +120,7 @@ class EngineBackend:
             DelaError: the GPU has too little memory, or the engine fails.
         """
         arrays = self._arrays(pyramid)
-        with self._lock, _in_words():
+        with self._lock, cuda_in_words():
             self._log.clear()
             self.device.make_current()
             counts = self._counts(arrays)
@@ -203,24 +207,6 @@ def _bindings(name: str) -> ModuleType:
         return bindings.load(name)
     except bindings.TensorRTUnavailable as error:
         raise MissingDependencyError(str(error)) from error
-
-
-@contextmanager
-def _in_words() -> Iterator[None]:
-    """Failures of the CUDA driver as errors of this package."""
-    from dela.plugins.cuda.driver import CudaError, CudaUnavailable
-
-    try:
-        yield
-    except CudaUnavailable as error:
-        raise MissingDependencyError(str(error)) from error
-    except CudaError as error:
-        if error.code == _OUT_OF_MEMORY:
-            raise DelaError(
-                "the GPU has too little free memory; use a smaller --max-points, or end what else "
-                "runs on it (nvidia-smi)"
-            ) from error
-        raise DelaError(f"the GPU failed: {error}") from error
 
 
 def _check_kernels(sidecar: Sidecar, path: Path) -> None:

@@ -42,6 +42,10 @@ Device = Annotated[
 NoGraphs = Annotated[
     bool, typer.Option("--no-cuda-graphs", help="Engines: queue every kernel by itself.")
 ]
+GpuPyramid = Annotated[
+    bool,
+    typer.Option("--gpu-pyramid", help="Engines: find voxels and neighbours on the GPU, too."),
+]
 Truth = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="Column of true label codes to score against.")
 ]

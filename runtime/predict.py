@@ -25,6 +25,7 @@ from dela.runtime.options import (
     CodeMap,
     Device,
     DropInvalid,
+    GpuPyramid,
     Json,
     MaxPoints,
     Model,
@@ -74,6 +75,7 @@ def predict(
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
+    gpu_pyramid: GpuPyramid = False,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:
@@ -92,7 +94,8 @@ def predict(
             threads=threads,
             device=device,
             graphs=not no_cuda_graphs,
-        )
+        ),
+        gpu_pyramid=gpu_pyramid,
     )
     if output is not None and output not in (target for _, target in jobs):
         _make_folder(output)

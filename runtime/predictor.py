@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
+from dela.config import ModelConfig
 from dela.errors import InputError
 from dela.pyramid import Pyramid
 from dela.runtime.backends import Backend
 from dela.scene import Voxels, valid_points
 from dela.surroundings import join_clouds
 from dela.votes import Progress, predict_voxels
+
+if TYPE_CHECKING:
+    from dela.device_pyramid import PyramidBuilder
 
 # Voxels in one run of the network; the S3DIS preset then needs about 1.4 GB.
 MAX_POINTS = 200_000
@@ -53,9 +58,22 @@ class Predictor:
     >>> predictor.predict(dela.read_cloud("scan.laz")).labels
     """
 
-    def __init__(self, backend: Backend) -> None:
+    def __init__(self, backend: Backend, *, gpu_pyramid: bool = False) -> None:
+        """
+        Args:
+            backend: that runs the network.
+            gpu_pyramid: find voxels and neighbours on the GPU of an engine; the answer is the same.
+
+        Raises:
+            InputError: ``gpu_pyramid`` with another backend, or for classification.
+        """
         self.backend = backend
         self.config = backend.config
+        self._builder: PyramidBuilder | None = None
+        if gpu_pyramid:
+            from dela.runtime.device_scan import pyramid_builder
+
+            self._builder = pyramid_builder(backend)
         self._codes = np.array([*(info.code for info in self.config.classes), UNLABELLED], np.int32)
 
     def predict(
@@ -104,7 +122,7 @@ class Predictor:
         answer = predict_voxels(
             network.run,
             cloud.points - cloud.points.min(axis=0),
-            lambda pick: Voxels.of(cloud, attributes, self.config, pick),
+            lambda pick: voxels_of(cloud, attributes, self.config, pick, self._builder),
             self.config,
             max_points=min(max_points, self.backend.max_points or max_points),
             votes=votes,
@@ -127,6 +145,21 @@ class Predictor:
             invalid=invalid,
             seconds={"pyramid": spent - network.seconds, "network": network.seconds},
         )
+
+
+def voxels_of(
+    cloud: PointCloud,
+    attributes: np.ndarray,
+    config: ModelConfig,
+    pick: int = 0,
+    builder: PyramidBuilder | None = None,
+) -> Voxels:
+    """:meth:`dela.scene.Voxels.of`, on the GPU where there is a builder."""
+    if builder is None:
+        return Voxels.of(cloud, attributes, config, pick)
+    from dela.runtime.device_scan import ScanOnDevice
+
+    return ScanOnDevice.of_scan(builder, cloud, attributes, pick)
 
 
 class _Timed:

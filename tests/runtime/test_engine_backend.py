@@ -14,15 +14,19 @@ import pytest
 from small_networks import make_cloud
 from standin_tensorrt import StandInTensorRT, write_engine
 
+from dela import cli
 from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
+from dela.device_pyramid import PyramidBuilder
 from dela.errors import DelaError, EngineError, InputError
+from dela.formats import read_cloud, write_cloud
 from dela.plugins.cuda import kernels
 from dela.plugins.cuda.arrays import DeviceArray
 from dela.plugins.cuda.driver import Device, Stream
 from dela.plugins.tensorrt import bindings, launched
 from dela.pyramid import Pyramid, build_pyramid, pack
-from dela.runtime import Predictor, graphs, load_backend
+from dela.runtime import Predictor, doctor, graphs, load_backend
+from dela.runtime.bench import measure
 from dela.runtime.profiles import bucket
 from dela.runtime.verify import tolerance_of, verify
 from dela.scene import Voxels
@@ -454,3 +458,84 @@ def test_a_whole_scan_is_labelled_as_by_onnxruntime(emulated_cuda, engine, netwo
     expected = Predictor(load_backend(network.onnx)).predict(cloud, votes=3)
     assert np.mean(found.classes == expected.classes) > 0.9999
     assert np.allclose(found.confidence, expected.confidence, atol=1e-5)
+
+
+def run_command(*words: object):
+    return cli.run_command([str(word) for word in words])
+
+
+def test_commands_run_an_engine(tensorrt, engine, network, tmp_path, capsys):
+    scan = write_cloud(tmp_path / "scan.ply", make_cloud(1000))
+    run_command("predict", scan, "-m", engine, "--backend", "tensorrt", "-o", tmp_path / "a.ply")
+    run_command("predict", scan, "-m", network.onnx, "-o", tmp_path / "b.ply")
+    labels = [read_cloud(tmp_path / name).columns["label"] for name in ("a.ply", "b.ply")]
+    assert np.array_equal(*labels)
+    words = ("verify", engine, "--checkpoint", network.checkpoint, "-i", scan, "--no-cuda-graphs")
+    (report,) = run_command(*words, "--device", "cuda:0")
+    assert report["backend"] == "tensorrt on cuda:0" and report["passed"]
+    capsys.readouterr()
+    words = ("bench", engine, "--backend", "tensorrt", "--points", 300, "--repeat", 3, "--json")
+    (result,) = run_command(*words)
+    assert result["backend"] == "tensorrt" and result["seconds"]["network"]["median"] > 0
+    with pytest.raises(DelaError, match="no GPU 3"):
+        run_command("predict", scan, "-m", engine, "--device", "cuda:3", "--overwrite")
+
+
+def test_doctor_describes_the_gpu(emulated_cuda):
+    findings = {finding.subject: finding for finding in doctor.examine()}
+    assert findings["GPU 0"].status == doctor.OK
+    assert "compute capability 9.0" in findings["GPU 0"].detail
+    assert "operators.sm_90.cubin" in findings["GPU 0"].detail
+    emulated_cuda.capability = (7, 5)
+    (old,) = (finding for finding in doctor.examine() if finding.subject == "GPU 0")
+    assert old.status == doctor.WARNING and "8.0 (Ampere) or newer" in old.detail
+
+
+def test_a_pyramid_built_on_the_device_stays_there(emulated_cuda, engine, network):
+    emulated_cuda.defer = True
+    for graphs_on in (False, True):
+        backend = load_backend(engine, graphs=graphs_on)
+        host = scene_pyramid(network.config, 600)
+        points, attributes = np.asarray(host.points), np.asarray(host.attributes)
+        builder = PyramidBuilder(network.config, backend.stream)
+        there = builder.pyramid(
+            DeviceArray.from_host(points, backend.stream),
+            DeviceArray.from_host(attributes, backend.stream),
+        )
+        expected = build_pyramid(points, attributes, network.config)
+        assert_same(backend.run(there), load_backend(network.onnx).run(expected))
+
+
+@pytest.mark.parametrize("votes", [1, 3])
+@pytest.mark.parametrize("max_points", [100_000, 200])
+def test_voxels_and_neighbours_from_the_gpu_change_no_label(
+    emulated_cuda, tensorrt, engine, network, votes, max_points
+):
+    emulated_cuda.defer = True
+    cloud = make_cloud(1200, (1.0, 1.0, 1.0))
+    backend = load_backend(engine)
+    found = Predictor(backend, gpu_pyramid=True).predict(
+        cloud, votes=votes, max_points=max_points, probabilities=True
+    )
+    expected = Predictor(backend).predict(
+        cloud, votes=votes, max_points=max_points, probabilities=True
+    )
+    assert found.tiles == expected.tiles and (found.tiles > votes) == (max_points == 200)
+    assert np.array_equal(found.classes, expected.classes)
+    assert np.abs(found.probabilities - expected.probabilities).max() <= 1e-5
+
+
+def test_latency_with_everything_on_the_gpu(emulated_cuda, engine, network):
+    backend = load_backend(engine)
+    latency = measure(backend, [make_cloud(500)], repeats=2, warmups=0, gpu_pyramid=True)
+    assert min(latency.seconds["preprocess"]) > 0 and latency.runs == 1
+
+
+def test_pyramids_on_the_gpu_are_for_engines_of_segmentation(
+    tensorrt, classifier, network, tmp_path
+):
+    with pytest.raises(InputError, match="onnxruntime takes its input from the host"):
+        Predictor(load_backend(network.onnx), gpu_pyramid=True)
+    engine = load_backend(write_engine(tmp_path, classifier.onnx, "1:4:16"))
+    with pytest.raises(InputError, match="classification are built on the CPU"):
+        Predictor(engine, gpu_pyramid=True)
