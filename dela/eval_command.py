@@ -10,8 +10,6 @@ import dataclasses
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -92,22 +90,35 @@ def evaluate(
     """
     from dela.protocols import PROTOCOLS
 
-    eval_data = importlib.import_module("dela.training.eval_data")
-    scoring = importlib.import_module("dela.training.evaluate")
+    backends, options, predictor, report = (
+        importlib.import_module(f"dela.runtime.{name}")
+        for name in ("backends", "options", "predictor", "report")
+    )
+    eval_data, scoring, written = (
+        importlib.import_module(f"dela.training.{name}")
+        for name in ("eval_data", "evaluate", "eval_output")
+    )
     if scans and (config is not None or data is not None or split is not None):
         raise typer.BadParameter("SCANS name the data; leave out --config, --data and --split")
     if protocol is not None and votes > 1:
         raise typer.BadParameter("--protocol has looks of its own; leave out --votes")
-    network = importlib.import_module("dela.runtime.backends").load_backend(
-        model, backend, device=device
-    )
-    limit = _least(max_points, network.max_points)
+    network = backends.load_backend(model, backend, device=device)
+    looks = () if protocol is None else PROTOCOLS[protocol.value]
+    if looks and network.config.task != "segmentation":
+        raise InputError("published protocols are for scenes; objects take --votes")
+    writer = None
+    if output is not None:
+        writer = written.PredictionWriter(output, network.config, overwrite)
+
     if scans:
-        aliases = importlib.import_module("dela.runtime.options").code_aliases(map_codes)
+        name, most = "scans", predictor.MAX_POINTS
         dataset = eval_data.open_files(
-            scans, network.config, label=label, aliases=aliases, warn=_warn
+            scans,
+            network.config,
+            label=label,
+            aliases=options.code_aliases(map_codes),
+            warn=report.warn,
         )
-        name = "scans"
     else:
         if label is not None or map_codes:
             raise typer.BadParameter("--label and --map are for SCANS")
@@ -115,17 +126,10 @@ def evaluate(
         dataset, name = eval_data.open_split(
             source, network.config, None if split is None else split.value, config or str(model)
         )
-    most = _least(limit, dataset.data.eval_points)
+        most = source.eval_points
+    most = min(max_points or most, network.max_points or sys.maxsize)
     dataset.data = dataclasses.replace(dataset.data, eval_points=most)
-
-    looks = () if protocol is None else PROTOCOLS[protocol.value]
-    if looks and network.config.task != "segmentation":
-        raise InputError("published protocols are for scenes; objects take --votes")
-    writer = None
-    if output is not None:
-        writer_class = importlib.import_module("dela.training.eval_output").PredictionWriter
-        writer = writer_class(output, network.config, overwrite)
-    with _progress(name) as progress:
+    with report.progress_bar(name) as progress:
         scores = scoring.score_split(
             network.run,
             dataset,
@@ -160,34 +164,3 @@ def _source(eval_data: Any, model: Path, config: str | None, root: Path | None) 
         )
     source = eval_data.checkpoint_data(model)
     return source if root is None else dataclasses.replace(source, root=str(root.absolute()))
-
-
-def _least(first: int | None, second: int | None) -> int | None:
-    given = [value for value in (first, second) if value is not None]
-    return min(given) if given else None
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr)
-
-
-@contextmanager
-def _progress(title: str) -> Iterator[Callable[[float, int], None]]:
-    """A bar over the scans on stderr while the block runs; silent in a pipe."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
-    with bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)

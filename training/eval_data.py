@@ -80,7 +80,6 @@ def open_files(
     *,
     label: str | None = None,
     aliases: Mapping[int, int] | None = None,
-    max_points: int | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Dataset:
     """Labelled scans in files, whose label codes are the codes of the network's classes.
@@ -91,7 +90,6 @@ def open_files(
         paths: files and folders.
         label: the column of true codes; None takes ``classification`` or ``label``.
         aliases: code in the files -> code of a class, for files with finer classes.
-        max_points: voxels in one run.
         warn: told which codes are not scored.
 
     Raises:
@@ -118,8 +116,6 @@ def open_files(
             for info in model.classes
         ),
     )
-    if max_points is not None:
-        data = dataclasses.replace(data, eval_points=max_points)
     known = {code for members in codes.values() for code in members}
     left_out: dict[int, int] = {}
     scans: list[Scan] = []

@@ -31,7 +31,6 @@ class PredictionWriter:
             raise InputError(f"{folder} is a file; give a folder with -o")
         if not overwrite and folder.is_dir() and any(folder.iterdir()):
             raise InputError(f"{folder} is not empty; pass --overwrite or another folder with -o")
-        folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._model = model
         self._overwrite = overwrite
@@ -55,11 +54,13 @@ class PredictionWriter:
             "confidence": answer.confidence.astype(np.float32),
         }
         cloud = PointCloud(np.asarray(answer.scan.points) + answer.scan.origin, columns)
+        self._folder.mkdir(parents=True, exist_ok=True)
         write_cloud(self._folder / f"{self._name(answer.scan.name)}.ply", cloud, self._overwrite)
 
     def close(self) -> None:
         """Write the table of objects, if there are any."""
         if len(self._lines) > 1:
+            self._folder.mkdir(parents=True, exist_ok=True)
             with atomic_path(self._folder / TABLE, self._overwrite) as temporary:
                 temporary.write_text("\n".join(self._lines) + "\n", encoding="utf-8")
 

@@ -108,6 +108,25 @@ def test_predictions_are_kept_beside_the_truth(model, tiny_scans, tmp_path, caps
     scored(capsys, model[0], tiny_scans / "val.ply", "-o", folder, "--overwrite")
 
 
+def test_scenes_are_cut_as_asked(model, tiny_scans, tmp_path, monkeypatch, capsys):
+    from dela.runtime.backends import OnnxRuntimeBackend
+
+    sizes: list[int] = []
+    run = OnnxRuntimeBackend.run
+
+    def watched(self, pyramid):
+        sizes.append(len(pyramid.points))
+        return run(self, pyramid)
+
+    monkeypatch.setattr(OnnxRuntimeBackend, "run", watched)
+    scored(capsys, model[1], tiny_scans / "val.ply")
+    (whole,) = sizes
+    sizes.clear()
+    scored(capsys, model[1], tiny_scans / "val.ply", "--max-points", "400")
+    assert len(sizes) > 1
+    assert max(sizes) <= 400 < whole
+
+
 def test_the_table_and_the_matrix(model, tiny_scans, capsys):
     run_command(["eval", str(model[0]), str(tiny_scans / "val.ply"), "--matrix"])
     table, matrix = capsys.readouterr().out.strip().split("\n\n")
