@@ -132,7 +132,28 @@ def test_from_raw_data_to_a_verified_network(name, tmp_path, capsys):
     assert len(verified) == 2  # kernels, and the function bodies alone
     assert all(item["max_relative_error"] < 1e-4 for item in verified)
 
-    run_command(["eval", str(exported), "--config", name, "--data", str(prepared), "--json"])
+    answers = tmp_path / "answers"
+    run_command(
+        [
+            "eval",
+            str(exported),
+            "--config",
+            name,
+            "--data",
+            str(prepared),
+            "-o",
+            str(answers),
+            "--json",
+        ]
+    )
     again = json.loads(capsys.readouterr().out)
     moved = np.abs(np.subtract(again["confusion"], scores["confusion"])).sum()
     assert moved <= 2 * math.ceil(0.002 * scores["points"])
+    scans = open_dataset(config.data, config.model, "val").scans
+    if config.model.task == "classification":
+        lines = (answers / "predictions.csv").read_text().splitlines()
+        assert len(lines) == 1 + len(scans)
+        hits = sum(line.split(",")[1] == line.split(",")[2] for line in lines[1:])
+        assert hits / len(scans) == again["oa"]
+    else:
+        assert len(list(answers.glob("*.ply"))) == len(scans)
