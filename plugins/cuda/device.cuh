@@ -17,7 +17,7 @@ typedef unsigned long long uint64_t;
 
 #define DELA_DEVICE __device__ __forceinline__
 // `blocks`: how many the registers must leave room for on one multiprocessor.
-#define DELA_KERNEL(blocks) extern "C" __global__ void __launch_bounds__(128, blocks)
+#define DELA_KERNEL(blocks) extern "C" __global__ void __launch_bounds__(dela::kBlock, blocks)
 
 namespace dela {
 
@@ -42,10 +42,11 @@ DELA_DEVICE int32_t center_of(const int32_t* centers, int32_t row, int32_t n) {
   return centers == nullptr ? row : guarded(__ldg(centers + row), n, 0);
 }
 
-// What a SPAMP thread takes: piece `piece` of the `pieces` that the channels of row `row` are cut into.
+// What a SPAMP thread takes: piece `piece` of the `pieces` that the channels of row `row` are cut
+// into.
 //
-// A block takes 16 or 8 neighboring pieces of many neighboring rows, not whole rows: neighboring rows
-// have neighbors in common, whose features it then finds in its multiprocessor's own cache.
+// A block takes 16 or 8 neighboring pieces of many neighboring rows, not whole rows: neighboring
+// rows have neighbors in common, whose features it then finds in its multiprocessor's own cache.
 struct Tile {
   uint32_t row, piece;
   bool inside;

@@ -109,7 +109,6 @@ LIMITS = {
     "S3DIS network, float16": (271, 257),
 }
 
-
 _TIME_NOTE = """\
 Microseconds for 30,000 points, 24 neighbors, 64 channels; the network is every operator of one
 S3DIS pass, each stage with a quarter of the points before. Estimated, not measured: issue = N k C
@@ -348,6 +347,8 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help=f"write into docs/{PAGE.name}")
     write = parser.parse_args().write
     try:
+        if write and not PAGE.exists():
+            raise ReportError(f"{PAGE} is missing; the page is part of a checkout of dela")
         text = tables()
         if write:
             PAGE.write_text(page_with(text, PAGE.read_text()))

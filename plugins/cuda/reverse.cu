@@ -1,8 +1,8 @@
 // Reverse lists of a neighbor table: for every point, in ascending order, the entries that name it.
 //
 // Row m has k + 1 entries: m (k + 1) is its center, m (k + 1) + 1 + s its neighbor in slot s. Four
-// kernels: count, place (where each list starts: lists may lie in any order), fill, sort. Filling and
-// placing race, but sorted lists are the same on every run.
+// kernels: count, place (where each list starts: lists may lie in any order), fill, sort. Filling
+// and placing race, but sorted lists are the same on every run.
 #include "cuda/device.cuh"
 
 namespace dela {
@@ -34,7 +34,8 @@ dela_reverse_count(const int32_t* neighbors, const int32_t* centers, int32_t n, 
   atomicAdd(counts + dela::named_point(neighbors, centers, n, k, entry), 1u);
 }
 
-// `ends`: where each list starts; filling moves it to the list's end. `total`: entries placed so far.
+// `ends`: where each list starts; filling moves it to the list's end. `total`: entries placed so
+// far.
 DELA_KERNEL(8)
 dela_reverse_place(const uint32_t* counts, int32_t n, uint32_t* ends, uint32_t* total) {
   __shared__ uint32_t sums[dela::kBlock];

@@ -1,7 +1,7 @@
-// SPAMP backward. Rows first: the gradient that each output hands to its winner (and takes from its
-// center), and partial sums for the weight, which a second kernel adds in a fixed order. Then points:
-// each gathers what the rows that name it hand over, in row order, by the lists of reverse.cu. No two
-// threads add to one address, so the result is the same on every run.
+// SPAMP backward. Rows first: the gradient that each output hands to its winner (and takes from
+// its center), and partial sums for the weight, which a second kernel adds in a fixed order. Then
+// points: each gathers what the rows that name it hand over, in row order, by the lists of
+// reverse.cu. No two threads add to one address, so the result is the same on every run.
 #include "cuda/device.cuh"
 #include "cuda/vector_io.cuh"
 #include "math/spamp.h"

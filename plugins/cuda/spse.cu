@@ -1,8 +1,8 @@
 // SPSE forward: the nearest neighbor of every point in C learned metrics.
 //
-// A thread factors the metrics of four channels, then walks `rows` consecutive points; each neighbor
-// is loaded once for all four. Neighboring threads take neighboring channels of the same points, so a
-// neighbor's coordinates reach a warp as one or two broadcasts.
+// A thread factors the metrics of four channels, then walks `rows` consecutive points; each
+// neighbor is loaded once for all four. Neighboring threads take neighboring channels of the same
+// points, so a neighbor's coordinates reach a warp as one or two broadcasts.
 #include "cuda/device.cuh"
 #include "cuda/vector_io.cuh"
 #include "math/spse.h"

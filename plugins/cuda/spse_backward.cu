@@ -1,7 +1,7 @@
 // SPSE backward: moments of the winners' offsets, from which the weight's gradient follows.
 //
-// A thread sums one channel over `rows` consecutive points; a second kernel adds those partial sums,
-// always in the same order, so the result is the same on every run.
+// A thread sums one channel over `rows` consecutive points; a second kernel adds those partial
+// sums, always in the same order, so the result is the same on every run.
 #include "cuda/device.cuh"
 #include "cuda/vector_io.cuh"
 #include "math/spse.h"
@@ -21,8 +21,8 @@ struct Spse {
   int32_t n, k, c, attributes, extra;
 };
 
-// Rows [begin, end) of one channel: the moments, where asked for, and the sums of the attributes and
-// directions from `first` on.
+// Rows [begin, end) of one channel: the moments, where asked for, and the sums of the attributes
+// and directions from `first` on.
 template <bool kMoments>
 DELA_DEVICE void sum_rows(const Spse& op, int32_t channel, int32_t begin, int32_t end,
                           int32_t first, float (&moment)[kMomentRows],
@@ -102,8 +102,8 @@ dela_spse_backward(const float* points, const int32_t* neighbors, const float* w
   }
 }
 
-// A block adds up the partial sums of 8 channels: 16 threads each take every 16th chunk, then one adds
-// the 16.
+// A block adds up the partial sums of 8 channels: 16 threads each take every 16th chunk, then one
+// adds the 16.
 DELA_KERNEL(4)
 dela_spse_weight_gradient(const float* weight, const float* moments, int32_t chunks, int32_t c,
                           int32_t e, int32_t l, float* grad_weight) {

@@ -1,5 +1,5 @@
-// SPSE's algebra per channel: what is done once per channel, outside the loop over points. In double
-// on the CPU, once per call; in float on a GPU, once per thread.
+// SPSE's algebra per channel: what is done once per channel, outside the loop over points. In
+// double on the CPU, once per call; in float on a GPU, once per thread.
 //
 // With W (3 x 3, row r maps coordinate r to the axes) and centre p, the loop needs
 // |W^T (d - p)|^2 = |R d + b|^2, where W^T = Q R, R is upper triangular and b = -R p:
