@@ -23,7 +23,7 @@ REPOSITORY = HERE.parents[1]
 CACHE = REPOSITORY / "build" / "cuda_emulator"
 PLUGINS = REPOSITORY / "plugins"
 PROJECT_KERNELS = PLUGINS / "cuda"
-OLDEST_HEADERS = 13000  # CUDA_VERSION of the cuda.h that declares every call emulated here
+OLDEST_HEADERS = 12080  # CUDA_VERSION of the oldest cuda.h with every type used here
 
 # Every load and store of a kernel becomes a call into the emulator (gcc's outlined kernel-address
 # checks), and a misaligned vector access becomes an illegal instruction, which it traps.
@@ -138,12 +138,16 @@ def _stubs() -> str:
     """
     declared = _compile(
         "-E", "-P", "-D__CUDA_API_VERSION_INTERNAL", "-isystem", headers(),
-        "-include", headers() / "cuda.h", "-include", headers() / "cudaProfiler.h",
-        "-x", "c++", "/dev/null",
+        "-x", "c++", headers() / "cuda.h",
     )  # fmt: skip
-    names = sorted(set(re.findall(r"\bCUresult\s+(?:\w+\s+)*?(cu[A-Z]\w+)\s*\(", declared)))
-    lines = ['#include "stubs.h"', *(f"STUB({name})" for name in names)]
-    lines += ["const EntryPoint entry_points[] = {", *(f"    ENTRY({name})," for name in names)]
+    names: set[str] = set(re.findall(r"\bCUresult\s+(?:\w+\s+)*?(cu[A-Z]\w+)\s*\(", declared))
+    # Declared in a header of its own, which the runtime's wheel lacks; PyCUDA links to them.
+    names |= {"cuProfilerInitialize", "cuProfilerStart", "cuProfilerStop"}
+    # And what the emulator defines for callers newer than these headers.
+    for source in (HERE / "driver").glob("*.cpp"):
+        names |= set(re.findall(r"^CUDA_ENTRY (cu\w+)\(", source.read_text(), re.MULTILINE))
+    lines = ['#include "stubs.h"', *(f"STUB({name})" for name in sorted(names))]
+    lines += ["const EntryPoint entry_points[] = {", *(f"    ENTRY({name})," for name in sorted(names))]
     return "\n".join([*lines, "    {nullptr, nullptr}};", ""])
 
 
@@ -162,11 +166,14 @@ def kernels(sources: Sequence[Path]) -> Path:
     sources = [Path(source).resolve() for source in sources]
     folders = {PROJECT_KERNELS, PLUGINS / "math", *(source.parent for source in sources)}
     included = sorted(path for folder in folders for path in folder.glob("*.*h"))
-    device = sorted((HERE / "device").glob("*"))
+    device = sorted(path for path in (HERE / "device").rglob("*") if path.is_file())
     folder = CACHE / ("kernels-" + _digest([*sources, *included, *device, Path(__file__)]))
     with _Building(folder) as fresh:
         if fresh:
-            common = ("-isystem", headers(), "-I", HERE / "device", "-I", PLUGINS)
+            common = (
+                "-isystem", headers(), "-I", HERE / "device", "-I", PLUGINS,
+                "-idirafter", HERE / "device" / "fallback",
+            )  # fmt: skip
             objects = [folder / "runtime.o"]
             _compile("-O2", "-g1", "-c", *common, HERE / "device" / "runtime.cpp", "-o", objects[0])
             for source in sources:

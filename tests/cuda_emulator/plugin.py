@@ -58,7 +58,10 @@ class Child:
         answers_in, answers = os.pipe()
         # The child's own output; what a test prints is captured there and comes with its report.
         self.output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115
-        environment = build.environment() | {PIPES: f"{requests},{answers}"}
+        environment = build.environment() | {
+            PIPES: f"{requests},{answers}",
+            "EMULATED_CUDA_LOG": str(self.output.fileno()),
+        }
         for name in ("PYTEST_ADDOPTS", "PYTEST_XDIST_WORKER", "PYTEST_XDIST_WORKER_COUNT"):
             environment.pop(name, None)
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist"]
@@ -68,7 +71,7 @@ class Child:
             [*command, f"--rootdir={config.rootpath}", str(module)],
             cwd=config.rootpath,
             env=environment,
-            pass_fds=(requests, answers),
+            pass_fds=(requests, answers, self.output.fileno()),
             stdin=subprocess.DEVNULL,
             stdout=self.output,
             stderr=subprocess.STDOUT,

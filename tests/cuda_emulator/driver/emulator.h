@@ -131,8 +131,16 @@ struct Node {
 };
 using NodePointer = std::shared_ptr<Node>;
 
+// Something of the program's, destroyed when the last reference goes.
+struct UserObject {
+  void* object;
+  CUhostFn destroy;
+  ~UserObject() { destroy(object); }
+};
+
 struct Graph {
   std::vector<NodePointer> nodes;  // in an order that respects the dependencies
+  std::vector<std::shared_ptr<UserObject>> kept;  // one entry for each reference
 };
 
 struct Stream;

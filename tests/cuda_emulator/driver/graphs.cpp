@@ -14,6 +14,7 @@ namespace {
 struct Executable {
   std::vector<NodePointer> nodes;
   std::map<const Node*, size_t> places;  // of the nodes of the graph it was made from
+  std::vector<std::shared_ptr<UserObject>> kept;
 };
 
 Handles<Graph> graphs;
@@ -21,6 +22,14 @@ Handles<Executable> executables;
 thread_local CUstreamCaptureMode thread_mode = CU_STREAM_CAPTURE_MODE_GLOBAL;
 uint64_t next_capture = 1;
 
+
+// A graph, or the one a capture is making.
+Graph* find_graph(CUgraph handle) {
+  for (Capture* capture : captures) {
+    if (capture->graph == reinterpret_cast<Graph*>(handle)) return capture->graph;
+  }
+  return graphs.find(handle);
+}
 
 void end_capture(Capture* capture) {
   for (Stream* stream : capture->streams) {
@@ -52,7 +61,7 @@ std::vector<NodePointer> copies(const std::vector<NodePointer>& nodes,
 
 CUresult add_node(CUgraphNode* handle, CUgraph graph_handle, const CUgraphNode* dependencies,
                   size_t count, NodePointer node) {
-  Graph* graph = graphs.find(graph_handle);
+  Graph* graph = find_graph(graph_handle);
   if (!graph || (count > 0 && !dependencies)) return CUDA_ERROR_INVALID_VALUE;
   for (size_t i = 0; i < count; ++i) {
     Node* before = reinterpret_cast<Node*>(dependencies[i]);
@@ -247,6 +256,7 @@ CUDA_ENTRY cuGraphClone(CUgraph* clone, CUgraph handle) {
   if (!graph) return CUDA_ERROR_INVALID_VALUE;
   auto copied = std::make_unique<Graph>();
   copied->nodes = copies(graph->nodes, nullptr);
+  copied->kept = graph->kept;
   *clone = reinterpret_cast<CUgraph>(graphs.add(std::move(copied)));
   return CUDA_SUCCESS;
 }
@@ -313,6 +323,7 @@ CUDA_ENTRY cuGraphInstantiateWithFlags(CUgraphExec* handle, CUgraph graph_handle
   if (!graph) return CUDA_ERROR_INVALID_VALUE;
   auto executable = std::make_unique<Executable>();
   executable->nodes = copies(graph->nodes, &executable->places);
+  executable->kept = graph->kept;
   *handle = reinterpret_cast<CUgraphExec>(executables.add(std::move(executable)));
   return CUDA_SUCCESS;
 }
@@ -381,6 +392,7 @@ CUDA_ENTRY cuGraphExecUpdate_v2(CUgraphExec handle, CUgraph graph_handle,
   }
   if (info->result != CU_GRAPH_EXEC_UPDATE_SUCCESS) return CUDA_ERROR_GRAPH_EXEC_UPDATE_FAILURE;
   executable->nodes = std::move(nodes);
+  executable->kept = graph->kept;
   return CUDA_SUCCESS;
 }
 
@@ -399,43 +411,79 @@ CUDA_ENTRY cuGraphExecKernelNodeSetParams_v2(CUgraphExec handle, CUgraphNode nod
   return CUDA_SUCCESS;
 }
 
-// ---- user objects: kept by nobody, so destroyed when the last reference goes ----
+// ---- user objects ----
 
 namespace {
-struct UserObject {
-  void* object;
-  CUhostFn destroy;
-  unsigned references;
+
+struct UserHandle {
+  std::vector<std::shared_ptr<UserObject>> references;  // of the program itself
+  std::weak_ptr<UserObject> object;
 };
-Handles<UserObject> user_objects;
+Handles<UserHandle> user_handles;
+
+// Takes `count` references away; they go when the result does.
+bool take(std::vector<std::shared_ptr<UserObject>>* from, const std::shared_ptr<UserObject>& object,
+          unsigned count, std::vector<std::shared_ptr<UserObject>>* taken) {
+  for (auto at = from->begin(); at != from->end() && count > 0;) {
+    if (*at != object) {
+      ++at;
+      continue;
+    }
+    taken->push_back(std::move(*at));
+    at = from->erase(at);
+    --count;
+  }
+  return count == 0;
+}
+
 }  // namespace
 
 CUDA_ENTRY cuUserObjectCreate(CUuserObject* handle, void* object, CUhostFn destroy,
                               unsigned references, unsigned) {
   ENTER;
-  *handle = reinterpret_cast<CUuserObject>(
-      user_objects.add(std::make_unique<UserObject>(UserObject{object, destroy, references})));
+  if (!destroy || references == 0) return CUDA_ERROR_INVALID_VALUE;
+  auto made = std::make_unique<UserHandle>();
+  const std::shared_ptr<UserObject> shared(new UserObject{object, destroy});
+  made->references.assign(references, shared);
+  made->object = shared;
+  *handle = reinterpret_cast<CUuserObject>(user_handles.add(std::move(made)));
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuUserObjectRetain(CUuserObject handle, unsigned count) {
   ENTER;
-  UserObject* object = user_objects.find(handle);
+  UserHandle* user = user_handles.find(handle);
+  const auto object = user ? user->object.lock() : nullptr;
   if (!object) return CUDA_ERROR_INVALID_VALUE;
-  object->references += count;
+  user->references.insert(user->references.end(), count, object);
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuUserObjectRelease(CUuserObject handle, unsigned count) {
   Lock lock(mutex);
-  UserObject* object = user_objects.find(handle);
-  if (!object || object->references < count) return CUDA_ERROR_INVALID_VALUE;
-  object->references -= count;
-  if (object->references == 0) {
-    object->destroy(object->object);
-    user_objects.erase(object);
-  }
-  return CUDA_SUCCESS;
+  UserHandle* user = user_handles.find(handle);
+  std::vector<std::shared_ptr<UserObject>> taken;
+  const auto object = user ? user->object.lock() : nullptr;
+  return object && take(&user->references, object, count, &taken) ? CUDA_SUCCESS
+                                                                  : CUDA_ERROR_INVALID_VALUE;
 }
-CUDA_ENTRY cuGraphRetainUserObject(CUgraph, CUuserObject handle, unsigned count, unsigned flags) {
-  // References that move to the graph live as long as the process: freeing early is what would hurt.
-  return flags & CU_GRAPH_USER_OBJECT_MOVE ? CUDA_SUCCESS : cuUserObjectRetain(handle, count);
+CUDA_ENTRY cuGraphRetainUserObject(CUgraph graph_handle, CUuserObject handle, unsigned count,
+                                   unsigned flags) {
+  ENTER;
+  Graph* graph = find_graph(graph_handle);
+  UserHandle* user = user_handles.find(handle);
+  const auto object = user ? user->object.lock() : nullptr;
+  if (!graph || !object) return CUDA_ERROR_INVALID_VALUE;
+  graph->kept.insert(graph->kept.end(), count, object);
+  std::vector<std::shared_ptr<UserObject>> moved;
+  const bool move = (flags & CU_GRAPH_USER_OBJECT_MOVE) != 0;
+  return !move || take(&user->references, object, count, &moved) ? CUDA_SUCCESS
+                                                                 : CUDA_ERROR_INVALID_VALUE;
+}
+CUDA_ENTRY cuGraphReleaseUserObject(CUgraph graph_handle, CUuserObject handle, unsigned count) {
+  ENTER;
+  Graph* graph = find_graph(graph_handle);
+  UserHandle* user = user_handles.find(handle);
+  std::vector<std::shared_ptr<UserObject>> taken;
+  const auto object = user ? user->object.lock() : nullptr;
+  return graph && object && take(&graph->kept, object, count, &taken) ? CUDA_SUCCESS
+                                                                      : CUDA_ERROR_INVALID_VALUE;
 }
