@@ -13,41 +13,24 @@ from typing import Any
 
 import numpy as np
 
+from dela.device_queue import BOUNDS_WORDS, TILE, Bounds, DeviceQueue
 from dela.errors import InputError
-from dela.geometry import LARGEST_COORDINATE, LARGEST_K
-from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer, PinnedArray, as_device_array
-from dela.plugins.cuda.driver import Event, Stream
-from dela.plugins.cuda.kernels import Kernels
+from dela.geometry import LARGEST_K
+from dela.plugins.cuda.arrays import DeviceArray
 from dela.plugins.cuda.launch import BLOCK, divide_up
 
-# As in plugins/cuda: geometry.cuh, sort.cu, knn.cu.
-TILE = 16 * BLOCK
-DIGIT_BITS = 6
-SCAN_BLOCK = 512
+# As in plugins/cuda: geometry.cuh and knn.cu.
 AXIS_BITS = 21
 LEAF_POINTS = 8
 MERGED_NODES = BLOCK
 SMALL_CLOUD = 1024  # points that are searched in any order sooner than they are sorted
 SEARCH_BLOCK = 64
 HELD = (1, 32)  # candidates that a search keeps in shared memory
-BOUNDS_WORDS = 7
 
 MOST_CELLS = 2.0**42  # along an axis
 LIST_BYTES = 64 << 20  # of candidates in device memory at a time, where k is larger
 
 _i32, _f64 = np.int32, np.float64
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Lowest and highest coordinates of a cloud, float64 [3] each; infinite for no points."""
-
-    low: np.ndarray
-    high: np.ndarray
-
-    @property
-    def extent(self) -> float:
-        return float((self.high - self.low).max())
 
 
 @dataclass(frozen=True)
@@ -106,19 +89,7 @@ class DeviceTree:
         return self.rows
 
 
-class Workspace:
-    """Device memory by name: an array taken twice under one name may be the same memory."""
-
-    def __init__(self, stream: Stream) -> None:
-        self._device = stream.device
-        self._buffers: dict[str, GrowingBuffer] = {}
-
-    def array(self, name: str, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        buffer = self._buffers.setdefault(name, GrowingBuffer(self._device))
-        return buffer.array(shape, dtype)
-
-
-class DeviceGeometry:
+class DeviceGeometry(DeviceQueue):
     """The geometry of clouds on one stream, with scratch memory that is reused from call to call.
 
     Results are new memory unless ``out`` is given. Points are :class:`DeviceArray` [N, 3] or any
@@ -127,106 +98,6 @@ class DeviceGeometry:
     Raises:
         CudaUnavailable: no driver, no GPU, or one that is too old.
     """
-
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
-        self.kernels = Kernels.of(stream.device, "geometry")
-        self._scratch = Workspace(stream)
-        self._answers = PinnedArray((BOUNDS_WORDS + 2,), np.uint64, stream.device)
-
-    # ------------------------------------------------------------------------ small parts
-
-    def launch(self, name: str, threads: int, *arguments: Any) -> None:
-        """Queues a kernel of one thread per item."""
-        self.kernels.launch(name, divide_up(threads, BLOCK), BLOCK, arguments, self.stream)
-
-    def _tiles(self, name: str, items: int, *arguments: Any) -> None:
-        self.kernels.launch(name, divide_up(items, TILE), BLOCK, arguments, self.stream)
-
-    def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        """New memory for results."""
-        return DeviceArray.empty(shape, dtype, self.stream.device, self.stream)
-
-    def points(self, points: Any, what: str = "points", wide: bool = False) -> DeviceArray:
-        """Checks and adopts an array of points.
-
-        Raises:
-            InputError: not [N, 3], or another dtype than float32 (or float64, where ``wide``).
-        """
-        array = as_device_array(points, self.stream)
-        if len(array.shape) != 2 or array.shape[1] != 3:
-            raise InputError(f"{what} have shape {list(array.shape)}; expected [N, 3]")
-        if array.dtype != np.float32 and not (wide and array.dtype == np.float64):
-            raise InputError(f"{what} are {array.dtype}; expected float32")
-        if len(array) >= 2**31 - 64:
-            raise InputError(f"{what} has {len(array)} rows; at most 2^31 - 65 fit int32 indices")
-        return array
-
-    def gather(
-        self, values: DeviceArray, rows: DeviceArray, missing: int = 0, out: Any = None
-    ) -> DeviceArray:
-        """``values[rows]`` of 4-byte values; the bits of ``missing`` for rows outside [0, N)."""
-        width = math.prod(values.shape[1:])
-        if values.nbytes != 4 * len(values) * width:
-            raise InputError(f"values are {values.dtype}; only values of 4 bytes are gathered")
-        if out is None:
-            out = self.empty((len(rows), *values.shape[1:]), values.dtype)
-        self.launch(
-            "dela_gather_rows",
-            len(rows) * width,
-            values,
-            rows,
-            *map(_i32, (len(values), len(rows), width, missing)),
-            out,
-        )
-        return out
-
-    # ------------------------------------------------------------------------ bounds
-
-    def bounds(self, points: Any, attributes: DeviceArray | None = None) -> Bounds:
-        """Bounds of the points; waits for the stream.
-
-        Raises:
-            InputError: coordinates, or values of ``attributes``, that are not finite; the message
-                counts the rows.
-        """
-        points = self.points(points, wide=True)
-        words = self.queue_bounds(points, "bounds", BOUNDS_WORDS + 1)
-        if attributes is not None and attributes.nbytes:
-            self.launch(
-                "dela_count_invalid",
-                len(attributes),
-                attributes,
-                *map(_i32, attributes.shape),
-                words.view((1,), offset=8 * BOUNDS_WORDS),
-            )
-        answer = self._answers.array[: BOUNDS_WORDS + 1]
-        words.copy_to_host(answer, self.stream)
-        self.stream.synchronize()
-        if answer[BOUNDS_WORDS - 1]:
-            raise InputError(
-                f"{answer[BOUNDS_WORDS - 1]} of {len(points)} points have NaN or infinite "
-                "coordinates; drop them first"
-            )
-        if answer[BOUNDS_WORDS]:
-            raise InputError(
-                f"{answer[BOUNDS_WORDS]} of {len(points)} points have NaN or infinite attributes"
-            )
-        if not len(points):
-            return Bounds(np.full(3, np.inf), np.full(3, -np.inf))
-        return Bounds(_from_ordered_bits(~answer[:3]), _from_ordered_bits(answer[3:6]))
-
-    def queue_bounds(self, points: DeviceArray, name: str, words: int) -> DeviceArray:
-        found = self._scratch.array(name, (words,), np.uint64)
-        found.fill_zero(self.stream)
-        if len(points):
-            grid = min(divide_up(len(points), 8 * BLOCK), 1024)
-            wide = _i32(points.dtype == np.float64)
-            arguments = (points, wide, _i32(len(points)), found)
-            self.kernels.launch("dela_bounds", grid, BLOCK, arguments, self.stream)
-        return found
-
-    # ------------------------------------------------------------------------ voxels
 
     def voxel_grid(
         self,
@@ -257,7 +128,7 @@ class DeviceGeometry:
         voxel_of_point = self.empty((len(points),), np.int32)
         if not len(points):
             return DeviceVoxelGrid(self.empty((0,), np.int32), voxel_of_point)
-        kept = self._scratch.array("kept", (len(points),), np.int32)
+        kept = self.scratch.array("kept", (len(points),), np.int32)
         count = self.queue_voxels(
             points,
             Cells.of(bounds, size, origin),
@@ -297,8 +168,8 @@ class DeviceGeometry:
         """
         n, wide = len(points), _i32(points.dtype == np.float64)
         number = _i32(n)
-        keys = self._scratch.array("keys", (n,), np.uint64)
-        rows = self._scratch.array("rows", (n,), np.uint32)
+        keys = self.scratch.array("keys", (n,), np.uint64)
+        rows = self.scratch.array("rows", (n,), np.uint32)
         order: DeviceArray | None = None
         # Beyond 21 bits per axis the lower levels are sorted first, then the upper ones.
         for level in range(0, max(*cells.bits, 1), AXIS_BITS):
@@ -316,14 +187,14 @@ class DeviceGeometry:
                 keys,
                 rows if order is None else None,
             )
-            order = self._sort(keys, rows if order is None else order, n, sum(bits))
+            order = self.sort(keys, rows if order is None else order, n, sum(bits))
         assert order is not None
         tiles = divide_up(n, TILE)
-        flags = self._scratch.array("flags", (n,), np.uint8)
-        starts = self._scratch.array("starts", (tiles,), np.uint32)
-        first = self._scratch.array("first", (n,), np.uint32)
-        count = self._scratch.array("count", (1,), np.uint32)
-        self._tiles(
+        flags = self.scratch.array("flags", (n,), np.uint8)
+        starts = self.scratch.array("starts", (tiles,), np.uint32)
+        first = self.scratch.array("first", (n,), np.uint32)
+        count = self.scratch.array("count", (1,), np.uint32)
+        self.launch_tiles(
             "dela_cell_starts",
             n,
             points,
@@ -335,8 +206,10 @@ class DeviceGeometry:
             flags,
             starts,
         )
-        self._scan(starts, tiles, count)
-        self._tiles("dela_number_cells", n, flags, order, starts, number, voxel_of_point, first)
+        self.scan(starts, tiles, count)
+        self.launch_tiles(
+            "dela_number_cells", n, flags, order, starts, number, voxel_of_point, first
+        )
         if is_kept is not None:
             is_kept.fill_zero(self.stream)
         self.launch(
@@ -353,54 +226,6 @@ class DeviceGeometry:
         )
         return count
 
-    def queue_list(self, flags: DeviceArray, numbers: DeviceArray) -> DeviceArray:
-        """Queues listing where ``flags`` [N] uint8 is 1, ascending; returns how many of them."""
-        n = len(flags)
-        tiles = divide_up(n, TILE)
-        starts = self._scratch.array("starts", (tiles,), np.uint32)
-        count = self._scratch.array("count", (1,), np.uint32)
-        self._tiles("dela_count_flags", n, flags, _i32(n), starts)
-        self._scan(starts, tiles, count)
-        self._tiles("dela_list_flags", n, flags, starts, _i32(n), numbers)
-        return count
-
-    def queue_count(self, count: DeviceArray) -> Event:
-        """Queues bringing a number to the host; :meth:`read_count` with the event waits for it."""
-        count.copy_to_host(self._answers.array[-1:].view(np.uint32)[:1], self.stream)
-        return Event(self.stream.device).record(self.stream)
-
-    def read_count(self, count: DeviceArray | Event) -> int:
-        """A number on the host; waits for the stream, or for the event of :meth:`queue_count`."""
-        event = self.queue_count(count) if isinstance(count, DeviceArray) else count
-        event.synchronize()
-        return int(self._answers.array[-1:].view(np.uint32)[0])
-
-    def _scan(self, values: DeviceArray, n: int, total: DeviceArray) -> None:
-        self.kernels.launch("dela_scan", 1, SCAN_BLOCK, (_i32(n), values, total), self.stream)
-
-    def _sort(self, keys: DeviceArray, rows: DeviceArray, n: int, bits: int) -> DeviceArray:
-        """Sorts rows by the lowest ``bits`` of their keys, stable; returns where they lie then.
-
-        The keys are overwritten, and the rows may be.
-        """
-        tiles = divide_up(n, TILE)
-        counts = self._scratch.array("counts", (tiles << DIGIT_BITS,), np.uint32)
-        total = self._scratch.array("total", (1,), np.uint32)
-        other_keys = self._scratch.array("other_keys", (n,), np.uint64)
-        spare = self._scratch.array("rows", (n,), np.uint32)
-        if spare.pointer == rows.pointer:
-            spare = self._scratch.array("other_rows", (n,), np.uint32)
-        for shift in range(0, bits, DIGIT_BITS):
-            sizes = tuple(map(_i32, (n, shift, tiles)))
-            self._tiles("dela_sort_count", n, keys, *sizes, counts)
-            self._scan(counts, tiles << DIGIT_BITS, total)
-            self._tiles("dela_sort_place", n, keys, rows, counts, *sizes, other_keys, spare)
-            keys, other_keys = other_keys, keys
-            rows, spare = spare, rows
-        return rows
-
-    # ------------------------------------------------------------------------ neighbors
-
     def tree(
         self, points: DeviceArray, ordered: bool = False, name: str | None = None
     ) -> DeviceTree:
@@ -416,17 +241,17 @@ class DeviceGeometry:
         leaves = 1 << (divide_up(n, LEAF_POINTS) - 1).bit_length()
         order = None
         if not ordered and n > SMALL_CLOUD:
-            keys = self._scratch.array("keys", (n,), np.uint64)
-            rows = self._scratch.array("rows", (n,), np.uint32)
+            keys = self.scratch.array("keys", (n,), np.uint64)
+            rows = self.scratch.array("rows", (n,), np.uint32)
             words = self.queue_bounds(points, "curve_bounds", BOUNDS_WORDS)
             self.launch("dela_curve_keys", n, points, words, _i32(n), keys, rows)
-            order = self._sort(keys, rows, n, 3 * AXIS_BITS)
+            order = self.sort(keys, rows, n, 3 * AXIS_BITS)
         shapes = (n, 4), (2 * leaves, 8)
         if name is None:
             placed, nodes = (self.empty(shape, np.float32) for shape in shapes)
         else:
-            placed = self._scratch.array(f"placed {name}", shapes[0], np.float32)
-            nodes = self._scratch.array(f"nodes {name}", shapes[1], np.float32)
+            placed = self.scratch.array(f"placed {name}", shapes[0], np.float32)
+            nodes = self.scratch.array(f"nodes {name}", shapes[1], np.float32)
         self.launch("dela_tree_leaves", leaves, points, order, _i32(n), _i32(leaves), placed, nodes)
         level = leaves
         while level > 1:
@@ -456,7 +281,7 @@ class DeviceGeometry:
             item_bytes = 8 * min(k, len(tree))
             chunk = SEARCH_BLOCK * max(1, LIST_BYTES // (SEARCH_BLOCK * item_bytes))
             chunk = min(chunk, SEARCH_BLOCK * divide_up(len(asked), SEARCH_BLOCK))
-            scratch = (self._scratch.array("lists", (chunk * item_bytes,), np.uint8),)
+            scratch = (self.scratch.array("lists", (chunk * item_bytes,), np.uint8),)
         for begin in range(0, len(asked), chunk):
             end = min(begin + chunk, len(asked))
             sizes = (len(tree), tree.leaves, begin, end, int(queries is None), k, offset)
@@ -485,7 +310,7 @@ class DeviceGeometry:
         points = self.points(points)
         if not len(points):
             raise InputError("a neighbor search needs at least one point, there are none")
-        self._check_range(points)
+        self.bounds(points).check_range()
         starts = _starts(lengths, len(points), "lengths", "points")
         if queries is None:
             if query_lengths is not None:
@@ -493,7 +318,7 @@ class DeviceGeometry:
             asked, asked_starts = points, starts
         else:
             asked = self.points(queries, "queries")
-            self._check_range(asked)
+            self.bounds(asked).check_range()
             if (lengths is None) != (query_lengths is None):
                 raise InputError("give both lengths and query_lengths, or neither")
             asked_starts = _starts(query_lengths, len(asked), "query_lengths", "queries")
@@ -528,14 +353,6 @@ class DeviceGeometry:
         found = self.knn(points, 1, queries, lengths, query_lengths)
         return found.view(found.shape[:1])
 
-    def _check_range(self, points: DeviceArray) -> None:
-        bounds = self.bounds(points)
-        largest = float(np.maximum(np.abs(bounds.low), np.abs(bounds.high)).max())
-        if len(points) and largest > LARGEST_COORDINATE:
-            raise InputError(
-                f"a coordinate is {largest:.6g}; the largest usable one is {LARGEST_COORDINATE:.0g}"
-            )
-
 
 def _rows(array: DeviceArray, begin: int, end: int) -> DeviceArray:
     width = array.nbytes // max(len(array), 1)
@@ -547,9 +364,3 @@ def _starts(lengths: Sequence[int] | None, rows: int, name: str, what: str) -> l
     if min(sizes, default=0) < 0 or sum(sizes) != rows:
         raise InputError(f"{name} is {sizes}; it must add up to the {rows} {what}")
     return [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
-
-
-def _from_ordered_bits(words: np.ndarray) -> np.ndarray:
-    """Doubles from the numbers that the kernels compare them by."""
-    top = np.uint64(1 << 63)
-    return np.where(words & top, words ^ top, ~words).view(np.float64)

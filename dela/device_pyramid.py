@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from dela.config import ModelConfig
-from dela.device_geometry import BOUNDS_WORDS, Bounds, Cells, DeviceGeometry, DeviceTree, Workspace
+from dela.device_geometry import Cells, DeviceGeometry, DeviceTree
+from dela.device_queue import BOUNDS_WORDS, Bounds, Workspace
 from dela.errors import InputError
-from dela.geometry import LARGEST_COORDINATE
 from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import Stream
 from dela.pyramid import Pyramid
@@ -204,11 +204,7 @@ class PyramidBuilder:
         ordered: bool,
     ) -> Pyramid:
         geometry, config = self.geometry, self.config
-        largest = float(np.maximum(np.abs(bounds.low), np.abs(bounds.high)).max())
-        if largest > LARGEST_COORDINATE:
-            raise InputError(
-                f"a coordinate is {largest:.6g}; the largest usable one is {LARGEST_COORDINATE:.0g}"
-            )
+        bounds.check_range()
         _check_pick(pick)
         first = geometry.tree(points, ordered, name="stage 0")
         neighbors, kept, nearest = [], [], []
