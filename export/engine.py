@@ -124,8 +124,7 @@ def build_engine(
     trt = _bindings(request.backend)
     capabilities = _capabilities(trt, request)
     kernels_sha256 = _register(trt, request.plugins)
-    messages.logger(trt).clear()
-    builder = trt.Builder(messages.logger(trt))
+    builder = _builder(trt)
     properties = {entry.key: entry.value for entry in proto.metadata_props}
     parsed = parse_network(trt, builder, proto, metadata, request.plugins, str(model))
     config = _configure(trt, builder, request, capabilities)
@@ -205,6 +204,11 @@ def _capabilities(trt: Any, request: BuildRequest) -> tuple[str, ...]:
             raise EngineError(
                 f"tensorrt builds on a GPU: {error}; `--backend tensorrt-rtx` builds without one"
             ) from error
+        if (major, minor) < LOWEST_CAPABILITY and request.plugins != "none":
+            raise EngineError(
+                f"dela's kernels need compute capability {'.'.join(map(str, LOWEST_CAPABILITY))} "
+                f"or newer, this GPU has {major}.{minor}; build with --plugins none"
+            )
         return (f"{major}.{minor}",)
     known = known_capabilities(trt)
     for name in request.compute_capabilities:
@@ -235,18 +239,30 @@ def _register(trt: Any, plugins: str) -> str:
     """Makes the plugins known to TensorRT; returns the digest of their kernels."""
     if plugins == "none":
         return ""
-    if plugins == "python":
-        from dela.plugins.tensorrt import launched
+    try:
+        if plugins == "python":
+            from dela.plugins.tensorrt import launched
 
-        launched.register(trt)
-    else:
-        from dela.plugins.tensorrt import ahead_of_time
+            launched.register(trt)
+        else:
+            from dela.plugins.tensorrt import ahead_of_time
 
-        ahead_of_time.register(trt)
+            ahead_of_time.register(trt)
+    except RuntimeError as error:
+        raise EngineError(str(error)) from error
     installed = digest()
     if not installed:
         raise EngineError(f"{IMAGES} has no compiled kernels; reinstall dela")
     return installed
+
+
+def _builder(trt: Any) -> Any:
+    log = messages.logger(trt)
+    log.clear()
+    try:
+        return trt.Builder(log)
+    except (TypeError, RuntimeError) as error:  # a null pointer behind the bindings
+        raise EngineError(f"TensorRT does not start: {messages.first_error(trt)}") from error
 
 
 def _configure(trt: Any, builder: Any, request: BuildRequest, capabilities: tuple[str, ...]) -> Any:

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from dela.plugins.cuda import launch
 from dela.plugins.cuda.kernels import IMAGES, float_bits
@@ -71,7 +72,7 @@ def _register_spse(trt: Any, plugin: Any) -> None:
         sizes = (n, k, c, e, l, rows, int(float_bits(epsilon[0])))
         return _kernel(plugin, operators.spse_kernel(e, l), threads, block, sizes)
 
-    floats, ints = np.typing.NDArray[np.float32], np.typing.NDArray[np.int32]
+    floats, ints = npt.NDArray[np.float32], npt.NDArray[np.int32]
     _define(
         plugin,
         "SPSE",

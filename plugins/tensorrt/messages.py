@@ -10,32 +10,25 @@ _KEPT = 50
 
 @functools.cache
 def logger(trt: Any) -> Any:
-    """The process's logger over these bindings: silent, it keeps the latest errors and warnings.
+    """The process's logger over these bindings: silent, it keeps the latest errors.
 
-    Its ``errors`` and ``warnings`` are lists of lines; ``clear()`` empties both. TensorRT keeps to
-    the first logger it is given, so every builder and runtime of this package takes this one.
+    Its ``errors`` is a list of lines; ``clear()`` empties it. TensorRT keeps to the first logger it
+    is given, so every builder and runtime of this package takes this one.
     """
+    severities = trt.ILogger.Severity
 
     class Logger(trt.ILogger):
         def __init__(self) -> None:
             super().__init__()
             self.errors: list[str] = []
-            self.warnings: list[str] = []
 
         def clear(self) -> None:
             self.errors.clear()
-            self.warnings.clear()
 
         def log(self, severity: Any, message: str) -> None:
-            severities = trt.ILogger.Severity
             if severity in (severities.ERROR, severities.INTERNAL_ERROR):
-                kept = self.errors
-            elif severity == severities.WARNING:
-                kept = self.warnings
-            else:
-                return
-            kept.append(" ".join(message.split()))
-            del kept[:-_KEPT]
+                self.errors.append(" ".join(message.split()))
+                del self.errors[:-_KEPT]
 
     return Logger()
 

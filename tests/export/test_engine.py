@@ -6,12 +6,14 @@ import dataclasses
 import functools
 import json
 import os
+import re
 import signal
 import sys
 import time
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dela.cli import run_command
@@ -155,6 +157,16 @@ def test_shapes_of_the_network_follow_the_inputs(trt, small):
     pooled = {shape[1] for shape, dtype in outputs if dtype == trt.bfloat16}
     assert pooled == {8, 12, 16, 20}
     assert tuple(parsed.network.get_output(0).shape) == (-1, metadata.config.num_classes)
+
+
+def test_the_fields_of_every_plugin_are_in_the_engine(small, tmp_path):
+    build_engine(small("directions"), tmp_path / "m.engine", RTX)
+    content = (tmp_path / "m.engine").read_bytes()
+    found = set()
+    for match in re.finditer(b"epsilon\0.{8}(.{4}).{4}directions\0.{8}(.{4})", content, re.DOTALL):
+        found.add((np.frombuffer(match[1], "<f4")[0], int.from_bytes(match[2], "little")))
+    # stage 0 sees three directions, whose term can reach -1
+    assert found == {(np.float32(1.0001), 3), (np.float32(1e-8), 0)}
 
 
 def test_several_profiles_keep_their_order(small, tmp_path):
@@ -375,6 +387,34 @@ def test_tensorrt_builds_for_the_gpu_at_hand(small, tmp_path, gpu_of_8_9):
     assert sidecar.compute_capabilities == ("8.9",)
     assert sidecar.runs_on((12, 0))
     assert not sidecar.runs_on((7, 5))
+
+
+def test_a_gpu_older_than_the_kernels_gets_no_plugins(small, tmp_path, gpu_of_8_9, monkeypatch):
+    device = types.SimpleNamespace(compute_capability=(7, 5))
+    monkeypatch.setattr(engine_module, "Device", lambda: device)
+    with pytest.raises(EngineError, match=r"8\.0 or newer, this GPU has 7\.5; .*--plugins none"):
+        build_engine(small("one_stage"), tmp_path / "m.engine")
+    build_engine(small("one_stage"), tmp_path / "m.engine", BuildRequest(plugins="none"))
+
+
+def test_a_form_that_the_bindings_lack_is_told(small, tmp_path, gpu_of_8_9):
+    with pytest.raises(EngineError, match="has no plugins ahead of time"):
+        build_engine(
+            small("one_stage"), tmp_path / "m.engine", BuildRequest(plugins="ahead-of-time")
+        )
+
+
+def test_a_tensorrt_that_does_not_start_is_told(small, tmp_path, trt, monkeypatch):
+    def no_builder(log):
+        log.log(trt.ILogger.Severity.INTERNAL_ERROR, "CUDA driver version is insufficient")
+        raise TypeError("factory function returned nullptr")
+
+    started = types.ModuleType("tensorrt_that_does_not_start")
+    started.__dict__.update({**vars(trt), "Builder": no_builder})
+    monkeypatch.setattr(engine_module, "_bindings", lambda flavour: started)
+    monkeypatch.setattr(engine_module, "_register", lambda trt, plugins: "")
+    with pytest.raises(EngineError, match="does not start: CUDA driver version is insufficient"):
+        build_engine(small("one_stage"), tmp_path / "m.engine", RTX)
 
 
 @pytest.mark.filterwarnings("ignore:.*Timing cache:DeprecationWarning")
