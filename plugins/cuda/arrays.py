@@ -201,9 +201,18 @@ class DeviceArray:
 
         return dlpack.CUDA, self.device.ordinal
 
-    def __dlpack__(self, *, stream: int | None = None, **_options: Any) -> Any:
+    def __dlpack__(
+        self,
+        *,
+        stream: int | None = None,
+        max_version: tuple[int, int] | None = None,
+        dl_device: tuple[int, int] | None = None,
+        copy: bool | None = None,
+    ) -> Any:
         from dela.plugins.cuda import dlpack
 
+        if copy or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError("the array is lent as it is, where it is; copy it after taking it")
         if stream != -1 and self.stream is not None:
             consumer = Stream.borrowed(stream or LEGACY_STREAM, self.device)
             consumer.wait_for(self.stream)

@@ -121,7 +121,8 @@ def adopt(source: Any, stream: Stream | None) -> DeviceArray:
     """The array behind ``source.__dlpack__()``, for ``arrays.as_device_array``.
 
     Raises:
-        TypeError: not on a CUDA device, gaps between rows, or a dtype without a name here.
+        TypeError: not on a CUDA device, not lent (a tensor that needs a gradient), gaps between
+            rows, or a dtype without a name here.
     """
     kind, ordinal = source.__dlpack_device__()
     kind = int(kind)
@@ -131,7 +132,10 @@ def adopt(source: Any, stream: Stream | None) -> DeviceArray:
             "it there first"
         )
     device = Device(int(ordinal) if kind == CUDA else 0)
-    capsule = source.__dlpack__(stream=stream.handle if stream else LEGACY_STREAM)
+    try:
+        capsule = source.__dlpack__(stream=stream.handle if stream else LEGACY_STREAM)
+    except BufferError as error:
+        raise TypeError(f"{type(source).__name__} is not lent: {error}") from error
     managed = ctypes.cast(_pointer(id(capsule), _NAME), ctypes.POINTER(_Managed))
     tensor = managed.contents.tensor
     shape = tuple(tensor.shape[axis] for axis in range(tensor.dimensions))

@@ -308,6 +308,21 @@ def test_what_was_lent_by_dlpack_lives_until_it_is_given_back(stream, emulated_c
     assert not dlpack._exported
 
 
+def test_what_dlpack_cannot_do_is_said(stream):
+    array = DeviceArray.from_host(np.arange(3), stream)
+    for options in ({"copy": True}, {"dl_device": (1, 0)}):
+        with pytest.raises(BufferError, match="lent as it is"):
+            array.__dlpack__(**options)
+    array.__dlpack__(stream=-1, max_version=(1, 0), dl_device=(2, 0), copy=False)
+
+    class Refusing(Lender):
+        def __dlpack__(self, *, stream=None):
+            raise BufferError("it needs a gradient")
+
+    with pytest.raises(TypeError, match="Refusing is not lent: it needs a gradient"):
+        as_device_array(Refusing(array), stream)
+
+
 def test_only_contiguous_arrays_of_plain_numbers_are_taken(stream):
     array = DeviceArray.from_host(np.arange(12, dtype=np.float32).reshape(3, 4), stream)
     as_device_array(Interface(array, strides=(16, 4)), stream)
