@@ -458,3 +458,18 @@ class TestGpu:
         call = to_cuda(spamp_tensors(SPAMP_SHAPES[1]))
         compiled = torch.compile(lambda call: ops.spamp(**call) * 2, fullgraph=True)
         assert_close(compiled(call), 2 * ops.spamp(**call), 1e-6)
+
+    def test_a_network_on_a_pyramid_built_on_the_device(self):
+        from dela.device_pyramid import build_device_pyramid
+        from dela.network import create_model
+        from dela.pyramid import build_pyramid
+
+        model = create_model("s3dis", seed=0, attributes=(), depths=(1, 1, 1, 1)).eval()
+        points = np.random.default_rng(0).random((4000, 3), dtype=np.float32) * 2
+        stream = Stream.borrowed(torch.cuda.current_stream().cuda_stream)
+        on_device = DeviceArray.from_host(points, stream)
+        with torch.inference_mode():
+            expected = model(build_pyramid(points, None, model.config).to_tensors())
+            pyramid = build_device_pyramid(on_device, None, model.config, stream)
+            found = model.cuda()(pyramid.to_tensors("cuda"))
+        assert_close(found, expected, 1e-4)
