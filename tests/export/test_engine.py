@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dela.cli import run_command
+from dela.cli import main, run_command
 from dela.config import PRESETS
 from dela.errors import (
     CheckpointError,
@@ -473,3 +473,12 @@ def test_the_command_tells_a_person_what_was_built(small, tmp_path, capsys):
     assert "profile 1 256:512:4096,64:128:1024" in captured.out
     assert f"wrote     {tmp_path / 'net.engine'}" in captured.out
     assert "Building engine" in captured.err
+
+
+def test_the_command_fails_in_one_line(small, tmp_path, capsys, monkeypatch, fake_tensorrt):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(SystemExit) as ended:
+        main(["build", str(small("one_stage")), "-o", str(tmp_path / "m.engine")])
+    assert ended.value.code == 1
+    message = "error: tensorrt is not installed; pip install 'dela[tensorrt]'\n"
+    assert capsys.readouterr().err == message
