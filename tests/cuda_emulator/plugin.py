@@ -94,9 +94,13 @@ class Child:
             answer = json.loads(line)
             if answer is None:
                 return reports
-            reports.append(
-                self.config.hook.pytest_report_from_serializable(config=self.config, data=answer)
-            )
+            hook = self.config.hook
+            report = hook.pytest_report_from_serializable(config=self.config, data=answer)
+            # JSON has no tuples, and pytest wants these to be some.
+            report.location = tuple(report.location)
+            if isinstance(report.longrepr, list):
+                report.longrepr = tuple(report.longrepr)
+            reports.append(report)
         status = self.process.wait()
         self.output.seek(0)
         text = self.output.read().decode(errors="replace")
