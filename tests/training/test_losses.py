@@ -114,3 +114,19 @@ def test_class_weights_follow_the_power_and_average_to_one():
     np.testing.assert_allclose(class_weights(np.array([5, 9]), 0.0), [1, 1])
     with pytest.raises(ConfigError, match="no training point has a class"):
         class_weights(np.zeros(3), 0.4)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_shares_of_classes_are_smoothed_like_single_classes(smoothing):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 4, generator=generator)
+    shares = torch.rand(6, 4, generator=generator).softmax(1)
+    target = (1 - smoothing) * shares.double() + smoothing / 4
+    expected = -(target * logits.double().log_softmax(1)).sum(1).mean()
+    assert cross_entropy(logits, shares, smoothing).item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+    labels = torch.tensor([0, 3, 1, 1, 2, 0])
+    sure = torch.nn.functional.one_hot(labels, 4).float()
+    single = cross_entropy(logits, labels, smoothing)
+    assert cross_entropy(logits, sure, smoothing).item() == pytest.approx(single.item(), rel=1e-6)

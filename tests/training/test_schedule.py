@@ -34,3 +34,17 @@ def test_coordinate_weight_decays_to_three_thousandths():
     assert coordinate_weight(0, 100, 0.25) == pytest.approx(0.25)
     assert coordinate_weight(50, 100, 0.25) == pytest.approx(0.25 * math.sqrt(0.003))
     assert coordinate_weight(100, 100, 0.25) == pytest.approx(0.00075)
+
+
+def test_the_published_schedule_spans_the_warm_up():
+    """Peak 6e-3 over 100 steps, 10 of them warm-up from a twentieth, to a ten-thousandth."""
+    peak = 6e-3
+    rates = [learning_rate(step, 100, 10, peak, peak / 1e4, peak / 20, True) for step in range(100)]
+    climb = [peak / 20 + (peak - peak / 20) * (step + 1) / 10 for step in range(10)]
+    assert rates[:10] == pytest.approx(climb)
+    cosine = [
+        peak / 1e4 + (peak - peak / 1e4) * (1 + math.cos(math.pi * step / 100)) / 2
+        for step in range(10, 100)
+    ]
+    assert rates[10:] == pytest.approx(cosine)
+    assert 0.97 < rates[10] / peak < 0.98  # a small step down where the cosine is joined
