@@ -7,6 +7,7 @@ reads the same for any number.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ from dela.errors import InputError
 from dela.training.devices import usable_device
 
 T = TypeVar("T")
+
+# A process waits this long for the others, which may have more scans to validate.
+PATIENCE = datetime.timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,8 @@ def join_group(device: str) -> Iterator[Group]:
     torch_device = usable_device(device)
     if torch_device.type == "cuda":
         torch.cuda.set_device(torch_device)
-    torch.distributed.init_process_group("nccl" if torch_device.type == "cuda" else "gloo")
+    backend = "nccl" if torch_device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Group(torch_device, torch.distributed.get_rank(), size)
     finally:

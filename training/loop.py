@@ -305,6 +305,9 @@ def _train(
             extra = _extra(config, state, origin, scores) | {"resume": state.to_dict()}
             save_checkpoint(folder.last, network, extra)
 
+    def show_validation(done: float, scans: int) -> None:
+        progress.step(state.step, f"validating, scan {min(int(done) + 1, scans)} of {scans}")
+
     def finish_epoch() -> None:
         epoch = state.step // steps_per_epoch
         last_epoch = state.step == total_steps
@@ -319,7 +322,7 @@ def _train(
         if due and validation is not None:
             mine = copy.copy(validation)
             mine.scans = group.share(validation.scans)
-            own = score_split(network_forward(evaluated), mine)
+            own = score_split(network_forward(evaluated), mine, progress=show_validation)
             scores = functools.reduce(operator.add, group.gather(own))
         with interruption.held():
             score = None if scores is None else chosen_score(config, scores)
@@ -364,11 +367,11 @@ def _train(
                     progress.step(state.step, f"epoch {epoch} loss {loss:.3f}")
                     if after_step is not None:
                         after_step(state.step, loss)
+                    if _save_due(config, state.step, time.monotonic() - saved_at):
+                        save_state(state.evaluated, None)
+                        saved_at = time.monotonic()
                     if state.step % steps_per_epoch == 0:
                         finish_epoch()
-                        saved_at = time.monotonic()
-                    elif _save_due(config, state.step, time.monotonic() - saved_at):
-                        save_state(state.evaluated, None)
                         saved_at = time.monotonic()
                     if group.size > 1 and group.any(interruption.asked):
                         raise KeyboardInterrupt

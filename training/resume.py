@@ -44,8 +44,10 @@ def state_to_resume(
             return None
         raise InputError(f"nothing to resume: {folder.last} does not exist; leave out --resume")
     extra = load_checkpoint(folder.last).extra or {}
-    if "resume" not in extra:
-        raise CheckpointError(f"{folder.last} holds no training state; it cannot be resumed")
+    if not {"resume", "processes"} <= extra.keys():
+        raise CheckpointError(
+            f"{folder.last} holds no training state of this version of dela; it cannot be resumed"
+        )
     if extra["processes"] != processes:
         raise ConfigError(
             f"the run in {folder.path} was trained by {extra['processes']} processes, not "

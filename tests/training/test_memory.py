@@ -100,13 +100,22 @@ def test_the_training_pass_compiles_to_one_graph_for_any_size(tiny_config, batch
 
 
 def test_a_compiled_network_is_trained_and_saved_as_any_other(with_schedule, tmp_path, monkeypatch):
-    plain = train(with_schedule(epochs=1), tmp_path / "plain", log=_silent)
+    def one_stage(**changes):  # tracing takes seconds a stage
+        config = with_schedule(epochs=1, **changes)
+        sizes = {"dims": (16,), "depths": (1,), "neighbors": (8,), "grid": (0.25,)}
+        model = dataclasses.replace(config.model, **sizes, spread=(1.6,))
+        return dataclasses.replace(config, model=model)
+
+    plain = train(one_stage(), tmp_path / "plain", log=_silent)
     original = Network.compile_training
     monkeypatch.setattr(
         Network, "compile_training", lambda self: original(self, backend="aot_eager")
     )
-    config = with_schedule(epochs=1, compile=True, checkpoint=True, weight_average=0.9)
-    compiled = train(config, tmp_path / "compiled", log=_silent)
+    compiled = train(
+        one_stage(compile=True, checkpoint=True, weight_average=0.9),
+        tmp_path / "compiled",
+        log=_silent,
+    )
     assert compiled.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-4)
 
 

@@ -79,7 +79,7 @@ def test_an_interrupted_validation_is_made_up_for(tiny_config, tmp_path, monkeyp
 
     whole = train(tiny_config, tmp_path / "whole", log=_silent)
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
