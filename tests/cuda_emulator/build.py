@@ -73,7 +73,7 @@ def missing() -> str | None:
             f"no cuda.h of CUDA {OLDEST_HEADERS // 1000} or newer to build the emulated CUDA "
             "driver with (a toolkit, or pip install nvidia-cuda-runtime)"
         )
-    if importlib.util.find_spec("cuda") is None:
+    if not importlib.util.find_spec("cuda") or not importlib.util.find_spec("cuda.bindings"):
         return "cuda-bindings is not installed (pip install cuda-bindings)"
     return None
 
@@ -147,7 +147,10 @@ def _stubs() -> str:
     for source in (HERE / "driver").glob("*.cpp"):
         names |= set(re.findall(r"^CUDA_ENTRY (cu\w+)\(", source.read_text(), re.MULTILINE))
     lines = ['#include "stubs.h"', *(f"STUB({name})" for name in sorted(names))]
-    lines += ["const EntryPoint entry_points[] = {", *(f"    ENTRY({name})," for name in sorted(names))]
+    lines += [
+        "const EntryPoint entry_points[] = {",
+        *(f"    ENTRY({name})," for name in sorted(names)),
+    ]
     return "\n".join([*lines, "    {nullptr, nullptr}};", ""])
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cuda_emulator import build
 
@@ -24,7 +26,8 @@ class EmulatedCuda:
     def __init__(self) -> None:
         self._library = ctypes.CDLL("libcuda.so.1")
         self._library.emulated_cuda_get.restype = ctypes.c_int64
-        self._library.emulated_cuda_faults.restype = ctypes.c_size_t
+        for function in (self._library.emulated_cuda_faults, self._library.emulated_cuda_launches):
+            function.restype = ctypes.c_size_t
         self._seen: list[str] = []
 
     def _get(self, name: str) -> int:
@@ -129,6 +132,17 @@ class EmulatedCuda:
             raise AttributeError(f"the emulated CUDA driver has no counter {name!r}")
         return value
 
+    @staticmethod
+    def _lines(function: Any) -> list[str]:
+        text = ctypes.create_string_buffer(function(None, ctypes.c_size_t(0)) + 1)
+        function(text, ctypes.c_size_t(len(text)))
+        return text.value.decode().splitlines()
+
+    def launches(self) -> Counter[str]:
+        """How often each kernel has run since the process started."""
+        lines = (line.split() for line in self._lines(self._library.emulated_cuda_launches))
+        return Counter({name: int(count) for name, count in lines})
+
     def add_kernels(self, *sources: Path) -> None:
         """Compiles .cu files for the emulator; images with kernels of these names then run."""
         library = build.kernels(sources)
@@ -145,10 +159,7 @@ class EmulatedCuda:
 
     def faults(self) -> Sequence[str]:
         """Faults since the test began, in the driver's words, that were not expected."""
-        length = self._library.emulated_cuda_faults(None, 0)
-        text = ctypes.create_string_buffer(length + 1)
-        self._library.emulated_cuda_faults(text, length + 1)
-        return text.value.decode().splitlines()[len(self._seen) :]
+        return self._lines(self._library.emulated_cuda_faults)[len(self._seen) :]
 
     @contextmanager
     def expect_fault(self, pattern: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ outside them, or read before it was written.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,12 @@ def central_differences(function, at: np.ndarray, step: float = 1e-6) -> np.ndar
         moved[i] -= 2 * step
         gradient[i] = (above - function(moved.reshape(at.shape))) / (2 * step)
     return gradient.reshape(at.shape)
+
+
+def kernel_ptx() -> str:
+    from dela.plugins.cuda.kernels import IMAGES
+
+    return (IMAGES / "operators.compute_80.ptx").read_text()
 
 
 class Operators:
@@ -274,6 +281,23 @@ def test_a_downsampling_layer_touches_only_what_it_keeps(operators, dtype):
     assert_close(widened(operators.down(out)[0], dtype), expected, ROUNDING[dtype])
     width = launch.spamp_vector(dtype, channels)[1]
     assert launch.spamp_grid(m, channels, width) == -(-m * channels // width // launch.BLOCK)
+
+
+def test_the_calls_of_these_tests_run_every_operator_kernel(emulated_cuda, operators):
+    before = emulated_cuda.launches()
+    for attributes, directions in SHAPES:
+        call = spse_case(0, 5, 2, 4, attributes, directions)
+        call |= {"epsilon": 1.5, "directions": directions}
+        operators.spse(**call)
+        operators.spse(**call, gradient=np.ones((5, 4), np.float32))
+    for dtype in DTYPES:
+        for channels in (4, 8):
+            call = spamp_case(0, 5, 5, 2, channels)
+            call["features"] = stored(call["features"], dtype)
+            operators.spamp(**call, dtype=dtype)
+            operators.spamp(**call, dtype=dtype, gradient=call["features"])
+    ran = set(emulated_cuda.launches() - before)
+    assert ran == set(re.findall(r"\.entry (\w+)\(", kernel_ptx()))
 
 
 # ---- backward ----

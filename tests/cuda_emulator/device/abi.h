@@ -42,7 +42,6 @@ enum class Order : int { forward, backward, shuffled };
 struct Launch {
   const KernelEntry* kernel;
   Dim grid, block;
-  size_t shared_bytes;
   void** arguments;
   Order order;
   unsigned char junk;                              // fills shared memory at a block's start

@@ -48,7 +48,6 @@ uint3 thread_index();
 uint3 block_index();
 dim3 block_size();
 dim3 grid_size();
-char* dynamic_shared();
 void block_barrier();
 void warp_barrier(unsigned mask);
 unsigned lane();

@@ -56,7 +56,6 @@ struct Scheduler {
   uint64_t given[kMaxThreads], received[kMaxThreads];
   unsigned received_mask[kMaxThreads / kWarp];
   Dim block;
-  std::vector<char> shared;
   Extent recent[4];
   unsigned next_recent = 0;
 };
@@ -147,11 +146,8 @@ void check(uintptr_t address, size_t size, bool write) {
   if (extent == nullptr) {
     const uintptr_t stack = reinterpret_cast<uintptr_t>(scheduler.current->stack);
     if (address >= stack && address + size <= stack + kStack) return;
-    const uintptr_t dynamic = reinterpret_cast<uintptr_t>(scheduler.shared.data());
     Extent found;
-    if (address >= dynamic && address < dynamic + scheduler.shared.size()) {
-      found = {dynamic, dynamic + scheduler.launch->shared_bytes, nullptr};
-    } else if (!own_data(address, size, &found) && !scheduler.launch->find(address, &found)) {
+    if (!own_data(address, size, &found) && !scheduler.launch->find(address, &found)) {
       leave(FaultKind::access, address, size, write);
     }
     if (address < found.begin || address + size > found.end) {
@@ -288,7 +284,6 @@ bool run_block() {
     std::memset(__start_emulated_shared, scheduler.launch->junk,
                 __stop_emulated_shared - __start_emulated_shared);
   }
-  std::fill(scheduler.shared.begin(), scheduler.shared.end(), scheduler.launch->junk);
   std::fill_n(scheduler.threads, count, Thread{Waits::no, 0});
   std::fill_n(scheduler.holder, count, nullptr);
   scheduler.started = 0;
@@ -371,7 +366,6 @@ dim3 grid_size() {
   const Dim& d = scheduler.launch->grid;
   return {d.x, d.y, d.z};
 }
-char* dynamic_shared() { return scheduler.shared.data(); }
 unsigned lane() { return scheduler.current->thread % kWarp; }
 void block_barrier() { wait(Waits::block, 0); }
 void trap() { leave(FaultKind::trap, 0, 0, false); }
@@ -414,7 +408,6 @@ extern "C" const KernelEntry* emulated_kernels(int* count) {
 extern "C" bool emulated_run(Launch* launch) {
   static char signal_stack[64 << 10];
   scheduler.launch = launch;
-  scheduler.shared.resize((launch->shared_bytes + 15) / 16 * 16);
   for (Extent& extent : scheduler.recent) extent = {1, 0, nullptr};
   launch->fault = {};
   stack_t alternative{}, before{};

@@ -75,6 +75,15 @@ const Named* find_name(const char* name) {
   return nullptr;
 }
 
+// Copies as much as there is room for, and returns the whole length.
+size_t copy_text(const std::string& from, char* text, size_t size) {
+  if (size > 0) {
+    std::strncpy(text, from.c_str(), size - 1);
+    text[size - 1] = 0;
+  }
+  return from.size();
+}
+
 // EMULATED_CUDA_<NAME> presets a setting, for programs that are not tests.
 void read_environment() {
   for (const Named& one : names()) {
@@ -134,14 +143,20 @@ CONTROL int64_t emulated_cuda_get(const char* name) {
   return one ? one->get() : -1;
 }
 
-// Copies the faults since the last reset, one a line, and returns their length.
+// The faults since the last reset, one a line.
 CONTROL size_t emulated_cuda_faults(char* text, size_t size) {
   Lock lock(mutex);
-  if (size > 0) {
-    std::strncpy(text, faults.c_str(), size - 1);
-    text[size - 1] = 0;
+  return copy_text(faults, text, size);
+}
+
+// "kernel launches" of every kernel that ran since the process started, one a line.
+CONTROL size_t emulated_cuda_launches(char* text, size_t size) {
+  Lock lock(mutex);
+  std::string all;
+  for (const auto& [name, count] : counters.launches_of) {
+    all += name + " " + std::to_string(count) + "\n";
   }
-  return faults.size();
+  return copy_text(all, text, size);
 }
 
 // Forgets faults, queued work and captures, and sets every setting as at first. Memory, modules,

@@ -55,6 +55,7 @@ struct Counters {
   int64_t launches = 0, graph_launches = 0, captures = 0;
   int64_t copies = 0, pageable_copies = 0;
   int64_t synchronisations = 0;
+  std::map<std::string, int64_t> launches_of;  // by kernel
 };
 extern Counters counters;
 

@@ -387,8 +387,7 @@ CUresult make_call(Function* function, Dim grid, Dim block, unsigned shared, voi
     return refuse(CUDA_ERROR_INVALID_VALUE, "launch of %s: block %s, its bound is %u threads", name,
                   text(block).c_str(), function->max_threads);
   }
-  if (shared + function->static_shared > function->dynamic_shared_limit + function->static_shared ||
-      shared + function->static_shared > kMaxShared) {
+  if (shared > function->dynamic_shared_limit || shared + function->static_shared > kMaxShared) {
     return refuse(CUDA_ERROR_INVALID_VALUE, "launch of %s: %u bytes of shared memory, its limit is %u",
                   name, shared, function->dynamic_shared_limit);
   }
@@ -416,12 +415,12 @@ CUresult run_kernel(const KernelCall& call) {
   launch.kernel = function.host.entry;
   launch.grid = call.grid;
   launch.block = call.block;
-  launch.shared_bytes = call.shared;
   launch.arguments = pointers.data();
   launch.order = static_cast<Order>(settings.order);
   launch.junk = static_cast<unsigned char>(settings.junk);
   launch.find = kernel_memory;
   ++counters.launches;
+  ++counters.launches_of[function.name];
   DeviceMemoryOpen open;
   if (function.host.run(&launch)) return CUDA_SUCCESS;
   report(function, launch.fault);
