@@ -52,6 +52,7 @@ class Engine:
         self.tensors = [*self.session.get_inputs(), *self.session.get_outputs()]
         self.inputs = [tensor.name for tensor in self.session.get_inputs()]
         self.contexts: list[Context] = []
+        self.configs: list[RuntimeConfig] = []
 
     @property
     def num_io_tensors(self) -> int:
@@ -76,7 +77,13 @@ class Engine:
         (tensor,) = (tensor for tensor in self.tensors if tensor.name == name)
         return {"tensor(float)": np.float32, "tensor(int32)": np.int32}[tensor.type]
 
+    def create_runtime_config(self) -> RuntimeConfig:
+        self.configs.append(RuntimeConfig())
+        return self.configs[-1]
+
     def create_execution_context(self, strategy: Any) -> Context | None:
+        if isinstance(strategy, RuntimeConfig):
+            strategy = strategy.strategy
         if strategy != self.trt.ExecutionContextAllocationStrategy.USER_MANAGED:
             self.trt.problems.append(f"a context with memory of its own: {strategy}")
         if self.trt.refuse_contexts:
@@ -84,6 +91,24 @@ class Engine:
             return None
         self.contexts.append(Context(self))
         return self.contexts[-1]
+
+
+class RuntimeConfig:
+    """What TensorRT for RTX is told of all contexts made with it."""
+
+    def __init__(self) -> None:
+        self.strategy = self.cache = None
+        self.dynamic_shapes_kernel_specialization_strategy: Any = None
+
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> object:
+        return object()
+
+    def set_runtime_cache(self, cache: Any) -> bool:
+        self.cache = cache
+        return True
 
 
 class Context:
@@ -219,6 +244,10 @@ class StandInTensorRT(types.ModuleType):
     class ExecutionContextAllocationStrategy(enum.Enum):
         STATIC = 0
         USER_MANAGED = 2
+
+    class DynamicShapesKernelSpecializationStrategy(enum.Enum):
+        LAZY = 0
+        EAGER = 1
 
     class ILogger:
         class Severity(enum.Enum):

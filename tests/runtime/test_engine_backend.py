@@ -11,6 +11,7 @@ import threading
 
 import numpy as np
 import pytest
+import standin_tensorrt
 from small_networks import make_cloud
 from standin_tensorrt import StandInTensorRT, write_engine
 
@@ -19,6 +20,7 @@ from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
 from dela.device_pyramid import PyramidBuilder
 from dela.errors import DelaError, EngineError, InputError
+from dela.export.engine import BuildRequest, build_engine
 from dela.formats import read_cloud, write_cloud
 from dela.plugins.cuda import kernels
 from dela.plugins.cuda.arrays import DeviceArray
@@ -539,3 +541,51 @@ def test_pyramids_on_the_gpu_are_for_engines_of_segmentation(
     engine = load_backend(write_engine(tmp_path, classifier.onnx, "1:4:16"))
     with pytest.raises(InputError, match="classification are built on the CPU"):
         Predictor(engine, gpu_pyramid=True)
+
+
+@pytest.mark.parametrize("graphs_on", [True, False])
+def test_tensorrt_for_rtx_compiles_once_for_all_sizes(tensorrt, network, tmp_path, graphs_on):
+    path = write_engine(tmp_path, network.onnx, SIZES, flavour="tensorrt-rtx")
+    backend, reference = load_backend(path, graphs=graphs_on), load_backend(network.onnx)
+    assert backend.name == "tensorrt-rtx"
+    for count in (400, 2000, 400, 2000):
+        pyramid = scene_pyramid(network.config, count)
+        assert_same(backend.run(pyramid), reference.run(pyramid))
+    (config,) = tensorrt.engines[0].configs
+    assert config.cache is not None
+    # A stand-in kernel in a graph would stay there for good.
+    eager = tensorrt.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert config.dynamic_shapes_kernel_specialization_strategy == (eager if graphs_on else None)
+
+
+def test_the_stand_in_has_no_name_that_tensorrt_lacks():
+    trt = pytest.importorskip("tensorrt_rtx_bindings")
+    for ours, theirs in (
+        (standin_tensorrt.Engine, trt.ICudaEngine),
+        (standin_tensorrt.Context, trt.IExecutionContext),
+        (standin_tensorrt.RuntimeConfig, trt.IRuntimeConfig),
+        (standin_tensorrt.Runtime, trt.Runtime),
+        (StandInTensorRT, trt),
+    ):
+        names = {name for name in vars(ours) if not name.startswith("_")} - {"error"}
+        assert names and names <= set(dir(theirs)), ours
+    for kind in ("ExecutionContextAllocationStrategy", "DynamicShapesKernelSpecializationStrategy"):
+        assert set(getattr(StandInTensorRT, kind).__members__) <= set(
+            getattr(trt, kind).__members__
+        )
+
+
+def test_a_real_engine_goes_as_far_as_the_driver_lets_it(emulated_cuda, network, tmp_path):
+    """TensorRT for RTX itself wants a GPU; all before it passes, and its reason is told."""
+    pytest.importorskip("tensorrt_rtx_bindings")
+    emulated_cuda.capability = (8, 9)
+    path = tmp_path / "real.engine"
+    request = BuildRequest(
+        backend="tensorrt-rtx", profiles=["1:500:2000"], compute_capabilities=["8.9"]
+    )
+    assert build_engine(network.onnx, path, request).plugin_layers
+    with pytest.raises(EngineError, match=r"real\.engine does not load: .*[Cc]uda"):
+        load_backend(path)
+    emulated_cuda.capability = (8, 6)
+    with pytest.raises(EngineError, match=r"capability 8\.9, this GPU has 8\.6"):
+        load_backend(path)
