@@ -27,3 +27,17 @@ def reference_shapes_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no reference checkpoint shapes at {folder}")
     return folder
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what tests measured (``record_property("figure", line)``), with xdist as well."""
+    lines = [
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "figure" and report.when == "call"
+    ]
+    if lines:
+        terminalreporter.section("figures")
+        for line in lines:
+            terminalreporter.write_line(line)

@@ -90,7 +90,7 @@ def _plugin_base(trt: Any) -> type[Any]:
             self.plugin_name = self.operator
             self.plugin_version = operators.VERSION
             self.plugin_namespace = operators.NAMESPACE
-            # Shapes and types tell timings apart; nothing else changes them.
+            # Shapes and types are enough to tell timings apart.
             self.timing_cache_id = ""
             self.epsilon, self.directions = epsilon, directions
             self.kernels: Any = None

@@ -75,7 +75,7 @@ def operators_of(path) -> dict[str, int]:
     ("preset", "dtype"),
     [*((preset, "fp32") for preset in PRESETS), ("s3dis", "fp16"), ("scannet", "bf16")],
 )
-def test_published_networks_build_at_full_size(preset, dtype, tmp_path, capsys):
+def test_published_networks_build_at_full_size(preset, dtype, tmp_path, record_property):
     from dela.export import export_onnx
     from dela.network import create_model
 
@@ -91,13 +91,11 @@ def test_published_networks_build_at_full_size(preset, dtype, tmp_path, capsys):
     assert sidecar.dtype == dtype
     # the weights are in it
     assert size > path.stat().st_size * 0.95
-    with capsys.disabled():
-        print(
-            f"\n{preset} {dtype}: {sum(layers.values())} plugin layers, engine for compute "
-            f"capability {', '.join(sidecar.compute_capabilities)} built in {seconds:.1f} s, "
-            f"{size / 1e6:.1f} MB",
-            end="",
-        )
+    record_property(
+        "figure",
+        f"{preset} {dtype}: {sum(layers.values())} plugin layers, engine for compute capability "
+        f"{', '.join(sidecar.compute_capabilities)} built in {seconds:.1f} s, {size / 1e6:.1f} MB",
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
