@@ -80,10 +80,10 @@ class PyramidBuilder:
     ) -> Pyramid:
         """The pyramid of one cloud; see :func:`build_device_pyramid`."""
         geometry = self.geometry
-        points = geometry.points(points)
+        points = geometry.points(self._uploaded(points, "cloud points"))
         if not len(points):
             raise InputError("the cloud is empty; a pyramid needs at least one point")
-        attributes = self._attributes(attributes, len(points))
+        attributes = self._attributes(self._uploaded(attributes, "cloud attributes"), len(points))
         bounds = geometry.bounds(points, attributes)
         return self._stages(points, attributes, bounds, pick, origin, ordered)
 
@@ -291,10 +291,9 @@ def build_device_pyramid(
     largest.
 
     Args:
-        points: [N, 3] float32 metres, near the origin, N >= 1, on the device: a
-            :class:`DeviceArray`, or any array with DLPack or ``__cuda_array_interface__``.
-        attributes: [N, F] float32 on the device, F = ``len(config.input_columns)``; None when F
-            is 0.
+        points: [N, 3] float32 metres, near the origin, N >= 1: a numpy array, or an array on the
+            device with DLPack or ``__cuda_array_interface__``, which is not copied.
+        attributes: [N, F] float32 likewise, F = ``len(config.input_columns)``; None when F is 0.
         config: stages, neighbors and grid sizes.
         stream: that does the work; results are there for whatever follows on it.
         pick: n takes the n-th point of every voxel.

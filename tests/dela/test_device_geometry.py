@@ -235,9 +235,10 @@ def test_the_pyramid_is_that_of_the_cpu(device, name, origin):
         assert_same_pyramid(found, expected, device)
 
 
-def test_a_pyramid_of_one_stage_and_no_attributes(device):
+@pytest.mark.parametrize("where", [lambda points, device: points, up])
+def test_a_pyramid_of_one_stage_and_no_attributes(device, where):
     config, points = network(stages=1, attributes=0), CLOUDS["random"].astype(np.float32)
-    found = build_device_pyramid(up(points, device), None, config, device.stream)
+    found = build_device_pyramid(where(points, device), None, config, device.stream)
     assert_same_pyramid(found, build_pyramid(points, None, config), device)
 
 
