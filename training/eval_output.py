@@ -42,7 +42,7 @@ class PredictionWriter:
         """Write one scan, or remember one object for :meth:`close`."""
         truth = np.where(answer.scan.labels == IGNORED, len(self._codes) - 1, answer.scan.labels)
         if self._model.task == "classification":
-            names = [info.name for info in self._model.classes]
+            names = [*(info.name for info in self._model.classes), "ignored"]
             self._lines.append(
                 f"{answer.scan.name},{names[truth[0]]},{names[answer.predicted[0]]},"
                 f"{answer.confidence[0]:.4f}"
