@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dela.config import CategoryInfo, resolve_config
 from dela.formats import read_cloud
+from dela.geometry import VoxelGrid
 from dela.metrics import Confusion
 from dela.runtime import Predictor
-from dela.training.datasets import open_dataset
-from dela.training.evaluate import evaluate
+from dela.training.data_config import ClassMap, DataConfig
+from dela.training.datasets import Dataset, Scan, open_dataset
+from dela.training.evaluate import evaluate, score_split
 
 
 class ByPosition:
@@ -48,3 +51,76 @@ def test_eval_and_predict_answer_alike(tiny_config, votes, most):
     again.add(scan.labels, predicted.classes)
     assert np.array_equal(scored.counts, again.counts)
     assert (scored.counts > 100).all()
+
+
+@pytest.mark.parametrize("votes", [1, 3])
+def test_objects_are_scored_in_batches_and_vote_with_other_points(votes):
+    config = resolve_config(
+        "scanobjectnn",
+        dims=(16, 16),
+        depths=(1, 1),
+        neighbors=(4, 4),
+        spread=(2, 4),
+        points=(32, 8),
+        num_classes=3,
+    )
+    rng = np.random.default_rng(0)
+    rows = np.arange(100, dtype=np.int32)
+    scans = [
+        Scan(
+            f"object {number}",
+            (rng.uniform(0, 1, (100, 3)) + number % 3).astype(np.float32),
+            np.zeros((100, 0), np.float32),
+            np.array([-1 if number == 7 else number % 3], np.int16),
+            np.zeros(3),
+            VoxelGrid(rows, rows),
+        )
+        for number in range(40)
+    ]
+    data = DataConfig(kind="prepared", classes=tuple(ClassMap(str(c), (c,)) for c in range(3)))
+    runs, answers, calls = [], [], []
+
+    def by_place(pyramid) -> np.ndarray:
+        """Knows the class by the place, but takes every object 5 for one of class 0."""
+        pyramid.validate()
+        clouds = pyramid.points.reshape(pyramid.clouds, 32, 3)
+        runs.append(clouds)
+        logits = 5 * np.eye(3, dtype=np.float32)[np.floor(clouds.mean(axis=(1, 2))).astype(int)]
+        if pyramid.clouds == 32:
+            logits[5] = [5, 0, 0]
+        return logits
+
+    scores = score_split(
+        by_place,
+        Dataset(scans, data, config),
+        votes=votes,
+        progress=lambda *call: calls.append(call),
+        after_scan=answers.append,
+    )
+    assert [len(clouds) for clouds in runs] == [32] * votes + [8] * votes
+    for vote in range(1, votes):
+        assert not np.array_equal(runs[0], runs[vote])
+    assert [answer.scan.name for answer in answers] == [f"object {n}" for n in range(40)]
+    assert scores.confusion.points == 39
+    assert scores.confusion.counts[2, 0] == 1
+    assert np.trace(scores.confusion.counts) == 38
+    sure = np.exp(5) / (np.exp(5) + 2)
+    assert answers[0].confidence[0] == pytest.approx(sure, rel=1e-5)
+    assert calls[-1] == (40, 40)
+
+
+def test_parts_are_scored_object_by_object(tiny_config):
+    dataset = open_dataset(tiny_config.data, tiny_config.model, "val")
+    (scan,) = dataset.scans
+    categories = (CategoryInfo("hall", (0,)), CategoryInfo("store", (0, 1)))
+    model = dataclasses.replace(tiny_config.model, categories=categories)
+    one_hot = np.tile(np.float32([0, 1]), (len(scan.points), 1))
+    scan = dataclasses.replace(scan, attributes=np.hstack([scan.attributes, one_hot]))
+    scores = score_split(
+        lambda pyramid: np.tile(np.float32([1, 0]), (len(pyramid.points), 1)),
+        Dataset([scan], tiny_config.data, model),
+    )
+    found = scores.to_dict(["floor", "box"])["parts"]
+    floor = (scan.labels == 0).sum() / (scan.labels >= 0).sum()
+    assert found["instance_miou"] == pytest.approx(floor / 2)
+    assert [row["objects"] for row in found["categories"]] == [0, 1]
