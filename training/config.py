@@ -63,8 +63,8 @@ class ScheduleConfig:
             each validation; 0 keeps the running ones.
         dtype: ``fp32``, ``bf16`` for the dense layers, or ``auto``: bf16 where the device computes
             in it, fp32 elsewhere (other processors emulate it slowly).
-        checkpoint: compute every block again in the backward pass rather than keep its
-            activations: less memory, more time, the same numbers.
+        checkpoint: compute the layers of the blocks again in the backward pass rather than keep
+            what is inside them: less memory, more time, the same numbers.
         compile: ``torch.compile`` the training pass; minutes at the start, fewer launches later.
         sync_norm: batch norms over the samples of all processes rather than each its own.
         seed: of weights, order and augmentation.

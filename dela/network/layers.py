@@ -6,15 +6,15 @@ follow DeLA v2 (Chen et al., "Decoupled Local Aggregation for Point Cloud Learni
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import TypeVar, cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dela import ops
-from dela.network.recompute import recomputing
+from dela.network.recompute import recomputed, recomputing
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -116,6 +116,7 @@ class Block(nn.Module):
         neighbors: Tensor,
         drop_rates: Sequence[float],
         lengths: Sequence[int] | Tensor | None,
+        recompute: bool = False,
     ) -> Tensor:
         """Features [N, dim] to [N, dim].
 
@@ -125,15 +126,30 @@ class Block(nn.Module):
             drop_rates: one stochastic depth rate per aggregation, its MLP has the same; the first
                 also holds for the leading MLP. Used only in training.
             lengths: rows of each cloud; None: all rows are one cloud.
+            recompute: keep ``x`` alone between the layers and compute each a second time for its
+                gradients.
         """
         clouds = (x.shape[0],) if lengths is None else lengths
         rates = drop_rates if self.training else [0.0] * len(drop_rates)
-        x = x + drop_rows(self.mlps[0](x), rates[0] if rates else 0.0, clouds)
+        run = recomputed if recompute else _run
+        first, *others = self.mlps
+        x = run(_residual, first, x, rates[0] if rates else 0.0, clouds)
         for i, aggregation in enumerate(self.aggregations):
-            x = x + drop_rows(aggregation(x, points, neighbors), rates[i], clouds)
+            x = run(_residual, aggregation, x, rates[i], clouds, points, neighbors)
             if i % 2:
-                x = x + drop_rows(self.mlps[1 + i // 2](x), rates[i], clouds)
+                x = run(_residual, others[i // 2], x, rates[i], clouds)
         return x
+
+
+def _run(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return function(*arguments)
+
+
+def _residual(
+    layer: nn.Module, x: Tensor, rate: float, clouds: Sequence[int] | Tensor, *arguments: Tensor
+) -> Tensor:
+    """``x`` plus what a layer makes of it, dropped for some clouds."""
+    return x + drop_rows(layer(x, *arguments), rate, clouds)
 
 
 class Downsample(nn.Module):

@@ -168,8 +168,8 @@ class Network(PyramidModule):
     stage shares those of stage 0.
 
     Attributes:
-        checkpoint_blocks: in training, compute every stage's block a second time for its gradients
-            rather than keep its activations; less memory, the same numbers.
+        checkpoint_blocks: in training, compute the layers of encodings and blocks a second time
+            for their gradients rather than keep what is inside them; less memory, same numbers.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -261,27 +261,27 @@ class Network(PyramidModule):
             inputs = position
             if index == 0 and attributes is not None:
                 inputs = torch.cat([position, attributes], dim=1)
-            x = stage.encoding(
-                ops.spse(
-                    inputs,
-                    neighbors[index],
-                    weights[min(index, len(weights) - 1)],
-                    config.spse_epsilon(index),
-                    len(config.directions) if index == 0 else 0,
-                )
+            distances = ops.spse(
+                inputs,
+                neighbors[index],
+                weights[min(index, len(weights) - 1)],
+                config.spse_epsilon(index),
+                len(config.directions) if index == 0 else 0,
             )
+            encode = stage.encoding
+            x = recomputed(encode, distances) if recompute else encode(distances)
             if stage.downsample is not None:
                 x = x + stage.downsample(
                     features[-1], positions[-1], neighbors[index - 1], kept[index - 1]
                 )
-            arguments = (
+            x = stage.block(
                 x,
                 position,
                 neighbors[index],
                 stage.drop_rates,
                 None if lengths is None else lengths[index],
+                recompute,
             )
-            x = recomputed(stage.block, *arguments) if recompute else stage.block(*arguments)
             features.append(x)
             positions.append(position)
         return features, positions

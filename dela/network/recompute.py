@@ -1,4 +1,4 @@
-"""Gradient checkpointing: a block's activations are computed again in the backward pass, not kept.
+"""Gradient checkpointing: a layer's insides are computed again in the backward pass, not kept.
 
 The second forward pass must leave no trace: batch norms would otherwise move their running
 statistics twice a step. :class:`~dela.network.layers.BatchNorm` asks :func:`recomputing`.
