@@ -29,7 +29,7 @@ CONFIG = resolve_config(
 
 def scene(seed: int = 0, count: int = 700) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    points = rng.uniform(0, [3, 2, 1], (count, 3)) + [100, 200, 5]
+    points = rng.uniform([100, 200, 5], [103, 202, 6], (count, 3))
     normals = rng.standard_normal((count, 3))
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     height = (points[:, 2:] - points[:, 2].min() - 0.5) / 2
