@@ -201,3 +201,20 @@ def test_moving_a_batch_keeps_it(batch):
         assert name == other
         np.testing.assert_array_equal(expected, found.numpy())
     assert moved.lengths == batch.pyramid.lengths
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_gpu_follows_the_curve_of_the_cpu(with_schedule, tmp_path):
+    changes = {"accumulate": 2, "checkpoint": True, "norm_batches": 2}
+    losses = []
+    for device in ("cpu", "cuda"):
+        result = train(with_schedule(**changes), tmp_path / device, device=device, log=_silent)
+        losses.append(result.metrics["loss"])
+    assert losses[1] == pytest.approx(losses[0], rel=0.05)
+    resumed = train(
+        with_schedule(**changes), tmp_path / "cuda", resume=True, device="cuda", log=_silent
+    )
+    assert resumed.metrics["loss"] == losses[1]
+    half = with_schedule(epochs=1, dtype="bf16", worker_processes=True, compile=True)
+    assert np.isfinite(train(half, tmp_path / "bf16", device="cuda", log=_silent).metrics["loss"])
