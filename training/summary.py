@@ -201,7 +201,7 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> s
                 f"{count:,} of {whole:,}</title></rect>"
             )
             if share >= 0.005 and len(names) <= _MOST_CLASSES_WITH_NUMBERS:
-                color = "#fff" if share > 0.55 else "#1f2937"
+                color = "#fff" if share > 0.35 else "#1f2937"
                 text = f"{100 * share:.0f}"
                 drawn.append(
                     _text(x + _CELL / 2, y + _CELL / 2 + 4, text, "middle", 11, color=color)
