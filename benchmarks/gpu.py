@@ -44,6 +44,7 @@ class Row:
     p90: float
     on_device: float | None
     preprocess: float
+    gpu_preprocess: float | None
     error: float
     passed: bool
 
@@ -172,6 +173,7 @@ def run(
         1000 * latency.p90("network"),
         on_device(backend, pyramid, repeats),
         1000 * latency.median("preprocess"),
+        gpu_preprocess(backend, scan, len(pyramid.points), repeats),
         error,
         error <= TOLERANCES[dtype].error,
     )
@@ -203,6 +205,14 @@ def on_device(backend: Backend, pyramid: Pyramid, repeats: int) -> float | None:
     return 1000 * float(np.median(seconds[3:]))
 
 
+def gpu_preprocess(backend: Backend, scan: PointCloud, points: int, repeats: int) -> float | None:
+    """Milliseconds of an engine's voxels and neighbours found on its own GPU."""
+    if getattr(backend, "stream", None) is None:
+        return None
+    latency = measure(backend, [scan], repeats=repeats, max_points=points, gpu_pyramid=True)
+    return 1000 * latency.median("preprocess")
+
+
 def describe_machine() -> str:
     from dela.plugins.cuda.driver import CudaUnavailable, Device
 
@@ -214,22 +224,28 @@ def describe_machine() -> str:
 
 
 def print_table(machine: str, rows: list[Row], missing: dict[str, str]) -> None:
+    heads = ["backend", "dtype", "points", "network", "p90", "on device", "points/s"]
+    heads += ["preprocess, CPU", "GPU", "error"]
     print(f"\nS3DIS network on {machine}; milliseconds, medians\n")
-    print("| backend | dtype | points | network | p90 | on device | points/s | error |")
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for row in rows:
-        resident = "" if row.on_device is None else f"{row.on_device:.2f}"
-        rate = 1000 * row.points / row.network
-        print(
-            f"| {row.backend} | {row.dtype} | {row.points:,} | {row.network:.2f} | {row.p90:.2f} "
-            f"| {resident} | {rate:,.0f} | {row.error:.0e}{'' if row.passed else ' MISSED'} |"
-        )
+        times = (row.network, row.p90, row.on_device)
+        cells = [row.backend, row.dtype, f"{row.points:,}", *map(milliseconds, times)]
+        cells += [f"{1000 * row.points / row.network:,.0f}"]
+        cells += [milliseconds(row.preprocess), milliseconds(row.gpu_preprocess)]
+        cells += [f"{row.error:.0e}{'' if row.passed else ' MISSED'}"]
+        print(f"| {' | '.join(cells)} |")
     print(
         "\nnetwork: from arrays on the host to logits on the host; on device: both on the GPU; "
-        "error: largest of a logit, as a share of PyTorch's largest on the CPU."
+        "preprocess: from the scan to the network's input; error: largest of a logit, as a share "
+        "of PyTorch's largest on the CPU."
     )
     for name, reason in missing.items():
         print(f"- not measured: {name}: {reason}")
+
+
+def milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
 
 
 if __name__ == "__main__":

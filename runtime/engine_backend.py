@@ -7,7 +7,7 @@ as a CUDA graph where its sizes come back; logits come down in one copy, or stay
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -90,7 +90,7 @@ class EngineBackend:
             self._block = InputBlock(self.stream)
             self._output = OutputBuffer(self.stream)
             self._executions = Executions(
-                _context_maker(trt, engine, name, graphs),
+                _context_maker(trt, engine, name),
                 self.stream,
                 graphs=graphs,
                 reason=lambda: messages.first_error(trt),
@@ -265,23 +265,26 @@ def _check_engine(
         )
 
 
-def _context_maker(trt: ModuleType, engine: Any, name: str, graphs: bool) -> Any:
-    """A function that makes execution contexts whose activations the caller provides."""
-    strategy: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+def _context_maker(trt: ModuleType, engine: Any, name: str) -> Callable[[bool], Any]:
+    """A function that makes execution contexts whose activations the caller provides; its argument
+    tells whether graphs will be captured from it."""
+    user_managed: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    settings = {False: user_managed, True: user_managed}
     if name == "tensorrt-rtx":
-        # Kernels are compiled when a context first sees a shape: once for all contexts, and at
-        # once where a graph would otherwise capture their stand-ins.
-        config = engine.create_runtime_config()
-        config.set_execution_context_allocation_strategy(strategy)
-        config.set_runtime_cache(config.create_runtime_cache())
-        if graphs:
-            config.dynamic_shapes_kernel_specialization_strategy = (
-                trt.DynamicShapesKernelSpecializationStrategy.EAGER
-            )
-        strategy = config
+        # It compiles kernels for each shape it meets, behind stand-ins that are ready at once. A
+        # graph would keep the stand-ins, so there it waits. What is compiled serves all contexts.
+        cache = None
+        kinds = trt.DynamicShapesKernelSpecializationStrategy
+        for for_graphs, kind in ((False, kinds.LAZY), (True, kinds.EAGER)):
+            config = engine.create_runtime_config()
+            cache = cache or config.create_runtime_cache()
+            config.set_execution_context_allocation_strategy(user_managed)
+            config.set_runtime_cache(cache)
+            config.dynamic_shapes_kernel_specialization_strategy = kind
+            settings[for_graphs] = config
 
-    def create() -> Any:
-        context = engine.create_execution_context(strategy)
+    def create(for_graphs: bool) -> Any:
+        context = engine.create_execution_context(settings[for_graphs])
         if context is None:
             raise DelaError(f"TensorRT makes no execution context: {messages.first_error(trt)}")
         return context

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer
     from dela.plugins.cuda.driver import Graph, Stream
 
-# A size met once may never come back; one met this often is worth a graph.
-_RUNS_BEFORE_CAPTURE = 2
 MAX_GRAPHS = 16
+# Sets of shapes that are recognised when they come back.
+_REMEMBERED = 1000
 
 
 class Execution:
-    """An execution context of TensorRT, told only what changed.
+    """An execution context of TensorRT, told only what changed; any change voids its graph.
 
     Args:
         context: created without memory of its own (``USER_MANAGED``).
@@ -42,7 +42,6 @@ class Execution:
         self._addresses: dict[str, int] = {}
         self._scratch_size = 0
         self._scratch_pointer = 0
-        self._runs = 0
         self.graph: Graph | None = None
 
     def prepare(
@@ -60,7 +59,7 @@ class Execution:
         """
         context = self._context
         if context.active_optimization_profile != profile:
-            self._changed()
+            self.graph = None
             self._shapes.clear()
             self._accept(
                 context.set_optimization_profile_async(profile, self._stream.handle),
@@ -69,7 +68,7 @@ class Execution:
         reshaped = False
         for name, array in inputs.items():
             if self._shapes.get(name) != array.shape:
-                self._changed()
+                self.graph = None
                 self._accept(
                     context.set_input_shape(name, array.shape),
                     f"input {name} of shape {list(array.shape)}",
@@ -81,22 +80,22 @@ class Execution:
             self._scratch_pointer = 0
         memory = scratch.array((max(self._scratch_size, 1),), np.uint8)
         if memory.pointer != self._scratch_pointer:
-            self._changed()
+            self.graph = None
             context.set_device_memory(memory.pointer, self._scratch_size)
             self._scratch_pointer = memory.pointer
         for name, array in (*inputs.items(), *outputs.items()):
             if self._addresses.get(name) != array.pointer:
-                self._changed()
+                self.graph = None
                 self._accept(
                     context.set_tensor_address(name, array.pointer), f"the address of {name}"
                 )
                 self._addresses[name] = array.pointer
 
-    def run(self, capture: bool) -> None:
+    def run(self, capture: bool = False) -> None:
         """Queues the network: its graph where there is one, kernel by kernel otherwise.
 
         Args:
-            capture: capture a graph once this set of shapes has come back.
+            capture: capture a graph for the next time, where there is none.
 
         Raises:
             DelaError: TensorRT could not queue the network.
@@ -107,8 +106,7 @@ class Execution:
             return
         # TensorRT prepares new shapes in the first run after a change, which is not to be captured.
         self._enqueue()
-        self._runs += 1
-        if capture and self._runs >= _RUNS_BEFORE_CAPTURE:
+        if capture:
             self.graph = self._captured()
 
     def _captured(self) -> Graph:
@@ -129,25 +127,23 @@ class Execution:
         if not accepted:
             raise DelaError(f"TensorRT refuses {what}: {self._reason()}")
 
-    def _changed(self) -> None:
-        """What was captured is void."""
-        self.graph = None
-        self._runs = 0
-
 
 class CaptureError(DelaError):
     """A network runs, but not as a CUDA graph."""
 
 
 class Executions:
-    """One :class:`Execution` per set of shapes; the one unused for longest gives way.
+    """Runs a network at whatever sizes come, sizes that come back as graphs.
+
+    A set of shapes met for the first time runs in a context that serves them all. Met again, it
+    gets a context of its own and a graph; the one unused for longest gives way.
 
     Args:
-        create: a new execution context without memory of its own.
-        stream: that all of them run on.
+        create: a new execution context without memory of its own; its argument tells whether
+            graphs will be captured from it.
+        stream: that everything runs on.
         reason: TensorRT's own words for its latest failure.
-        graphs: capture CUDA graphs, of :data:`MAX_GRAPHS` sets of shapes at most. Without them
-            one context serves every shape.
+        graphs: capture CUDA graphs, of :data:`MAX_GRAPHS` sets of shapes at most.
 
     Attributes:
         graphs: whether graphs are captured; off once one could not be.
@@ -155,7 +151,7 @@ class Executions:
 
     def __init__(
         self,
-        create: Callable[[], Any],
+        create: Callable[[bool], Any],
         stream: Stream,
         *,
         reason: Callable[[], str],
@@ -167,9 +163,10 @@ class Executions:
         self._reason = reason
         self._stream = stream
         self._scratch = GrowingBuffer(stream.device)
-        self._kept: OrderedDict[Hashable, Execution] = OrderedDict()
+        self._common: Execution | None = None
+        self._own: OrderedDict[Hashable, Execution] = OrderedDict()
+        self._met: OrderedDict[Hashable, None] = OrderedDict()
         self.graphs = graphs
-        self._limit = MAX_GRAPHS if graphs else 1
 
     def run(
         self,
@@ -184,21 +181,42 @@ class Executions:
             CudaError: no memory left for the activations.
         """
         key = (profile, *(array.shape for array in inputs.values()))
-        execution = self._kept.pop(key, None)
-        if execution is None:
-            if len(self._kept) < self._limit:
-                execution = Execution(self._create(), self._stream, self._reason)
-            else:
-                execution = self._kept.popitem(last=False)[1]
-        self._kept[key] = execution
+        own = self.graphs and self._comes_back(key)
+        execution = self._own_of(key) if own else self._common_one()
         execution.prepare(profile, inputs, outputs, self._scratch)
         try:
-            execution.run(self.graphs)
+            execution.run(capture=own)
         except CaptureError as error:
             self.graphs = False
+            # A context must not go while its work is under way.
+            self._stream.synchronize()
+            self._own.clear()
             print(f"warning: running without CUDA graphs: {error}", file=sys.stderr)
 
     @property
     def captured(self) -> int:
         """Graphs at hand."""
-        return sum(execution.graph is not None for execution in self._kept.values())
+        return sum(execution.graph is not None for execution in self._own.values())
+
+    def _comes_back(self, key: Hashable) -> bool:
+        if key in self._met:
+            self._met.move_to_end(key)
+            return True
+        self._met[key] = None
+        if len(self._met) > _REMEMBERED:
+            self._met.popitem(last=False)
+        return False
+
+    def _common_one(self) -> Execution:
+        if self._common is None:
+            self._common = Execution(self._create(False), self._stream, self._reason)
+        return self._common
+
+    def _own_of(self, key: Hashable) -> Execution:
+        if key in self._own:
+            self._own.move_to_end(key)
+        elif len(self._own) < MAX_GRAPHS:
+            self._own[key] = Execution(self._create(True), self._stream, self._reason)
+        else:
+            self._own[key] = self._own.popitem(last=False)[1]
+        return self._own[key]

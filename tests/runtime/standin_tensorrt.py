@@ -82,14 +82,15 @@ class Engine:
         return self.configs[-1]
 
     def create_execution_context(self, strategy: Any) -> Context | None:
+        config = None
         if isinstance(strategy, RuntimeConfig):
-            strategy = strategy.strategy
+            config, strategy = strategy, strategy.strategy
         if strategy != self.trt.ExecutionContextAllocationStrategy.USER_MANAGED:
             self.trt.problems.append(f"a context with memory of its own: {strategy}")
         if self.trt.refuse_contexts:
             self.trt.error("out of contexts")
             return None
-        self.contexts.append(Context(self))
+        self.contexts.append(Context(self, config))
         return self.contexts[-1]
 
 
@@ -114,8 +115,9 @@ class RuntimeConfig:
 class Context:
     """One execution context; ``calls`` counts what it was told."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, config: RuntimeConfig | None) -> None:
         self.engine = engine
+        self.config = config
         self.active_optimization_profile = 0
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
