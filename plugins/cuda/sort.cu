@@ -13,10 +13,11 @@ DELA_DEVICE int32_t digit_of(uint64_t key, int32_t shift) {
   return static_cast<int32_t>((key >> shift) & (kDigits - 1));
 }
 
-// Counters of the threads, digit by digit; the gaps spare the memory banks.
-constexpr int kStretch = kDigits * kBlock / kBlock;  // counters that one thread adds up
-DELA_DEVICE int counter(int number) { return number + number / kStretch * 2; }
-constexpr int kCounters = kDigits * kBlock + kBlock * 2;
+// A counter for every digit and thread, digit by digit. Each thread then adds up a stretch of as many
+// as there are digits; a gap behind each stretch keeps the threads on different memory banks.
+constexpr int kGap = 2;
+constexpr int kCounters = (kDigits + kGap) * kBlock;
+DELA_DEVICE int counter(int number) { return number + number / kDigits * kGap; }
 
 }  // namespace
 }  // namespace dela
@@ -78,11 +79,11 @@ dela_sort_place(const uint64_t* keys, const uint32_t* rows, const uint32_t* star
   }
   __syncthreads();
   uint32_t own = 0;
-  const int stretch = thread * dela::kStretch;
-  for (int i = 0; i < dela::kStretch; ++i) own += counters[dela::counter(stretch + i)];
+  const int stretch = thread * dela::kDigits;
+  for (int i = 0; i < dela::kDigits; ++i) own += counters[dela::counter(stretch + i)];
   uint32_t all;
   uint32_t sum = dela::sum_before(own, sums, &all);
-  for (int i = 0; i < dela::kStretch; ++i) {
+  for (int i = 0; i < dela::kDigits; ++i) {
     const int at = dela::counter(stretch + i);
     const uint32_t count = counters[at];
     counters[at] = static_cast<uint16_t>(sum);
