@@ -56,11 +56,12 @@ def peak_memory(device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def memory_in_words(config: TrainConfig, points: int, device: torch.device) -> Iterator[None]:
+def memory_in_words(what: str, advice: str, device: torch.device) -> Iterator[None]:
     """Turns a failed allocation in the block into advice.
 
     Args:
-        points: of stage 0 in the batch that is computed.
+        what: was computed.
+        advice: what to try, such as :func:`smaller_steps`.
 
     Raises:
         DelaError: out of memory.
@@ -73,14 +74,18 @@ def memory_in_words(config: TrainConfig, points: int, device: torch.device) -> I
         ):
             raise
         raise DelaError(
-            f"out of memory in a batch of {points:,} points ({peak_memory(device)} at most): "
-            f"{_advice(config, device)}"
+            f"out of memory in {what} ({peak_memory(device)} at most): try {advice}"
         ) from error
 
 
-def _advice(config: TrainConfig, device: torch.device) -> str:
+def smaller_steps(config: TrainConfig, device: torch.device) -> str:
+    """What makes a training step need less memory and is not done yet, best first."""
     schedule: ScheduleConfig = config.train
     ways = []
+    if not computes_in_bf16(schedule.dtype, device):
+        ways.append('train.dtype = "bf16"')
+    if not schedule.checkpoint:
+        ways.append("train.checkpoint = true")
     if schedule.batch_size > 1:
         half = schedule.batch_size // 2
         ways.append(
@@ -88,13 +93,9 @@ def _advice(config: TrainConfig, device: torch.device) -> str:
             f"{-(-schedule.batch_size * schedule.accumulate // half)} (now {schedule.batch_size} "
             f"and {schedule.accumulate})"
         )
-    if not schedule.checkpoint:
-        ways.append("train.checkpoint = true")
-    if not computes_in_bf16(schedule.dtype, device):
-        ways.append('train.dtype = "bf16"')
     if config.model.task == "segmentation":
         ways.append(f"data.points below {config.data.points:,}")
-    return "try " + ", or ".join(ways or ["a smaller network"])
+    return ", or ".join(ways or ["a smaller network"])
 
 
 def _gib(size: float) -> str:

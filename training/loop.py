@@ -26,7 +26,12 @@ from dela.training.average import WeightAverage, measure_batch_norms
 from dela.training.batches import BatchMaker, StepBatches
 from dela.training.config import TrainConfig
 from dela.training.datasets import Batch, Dataset, open_dataset
-from dela.training.devices import computes_in_bf16, memory_in_words, peak_memory
+from dela.training.devices import (
+    computes_in_bf16,
+    memory_in_words,
+    peak_memory,
+    smaller_steps,
+)
 from dela.training.distributed import Group, gradients_kept_local, join_group
 from dela.training.evaluate import Scores, network_forward, score_split
 from dela.training.events import EventLog
@@ -229,7 +234,11 @@ def _train(
             if batch.targets is not None:
                 targets = torch.from_numpy(batch.targets).to(group.device)
             with (
-                memory_in_words(config, len(pyramid.points), group.device),
+                memory_in_words(
+                    f"a batch of {len(pyramid.points):,} points",
+                    smaller_steps(config, group.device),
+                    group.device,
+                ),
                 gradients_kept_local(network, number + 1 < len(batches)),
             ):
                 with torch.autocast(group.device.type, dtype=torch.bfloat16, enabled=half):
@@ -322,7 +331,9 @@ def _train(
         if due and validation is not None:
             mine = copy.copy(validation)
             mine.scans = group.share(validation.scans)
-            own = score_split(network_forward(evaluated), mine, progress=show_validation)
+            smaller = f"data.eval_points below {config.data.eval_points:,}"
+            with memory_in_words("the validation", smaller, group.device):
+                own = score_split(network_forward(evaluated), mine, progress=show_validation)
             scores = functools.reduce(operator.add, group.gather(own))
         with interruption.held():
             score = None if scores is None else chosen_score(config, scores)

@@ -51,7 +51,7 @@ def _assert_same_run(first, second, tolerance):
 
 def test_two_processes_follow_one_with_twice_the_batch(calm, tmp_path):
     train(calm(batch_size=4), tmp_path / "one", log=lambda line: None)
-    config = calm(batch_size=2, sync_norm=True)
+    config = calm(batch_size=2, sync_norm=True, checkpoint=True)
     run_group(2, train_quietly, config, tmp_path / "two")
     _assert_same_run(tmp_path / "one", tmp_path / "two", 2e-3)
     assert sorted(path.name for path in (tmp_path / "two").iterdir()) == [

@@ -12,7 +12,7 @@ from dela.network import Network, create_model  # noqa: E402
 from dela.network.layers import BatchNorm  # noqa: E402
 from dela.training.batches import BatchMaker  # noqa: E402
 from dela.training.datasets import open_dataset  # noqa: E402
-from dela.training.devices import memory_in_words, peak_memory  # noqa: E402
+from dela.training.devices import memory_in_words, peak_memory, smaller_steps  # noqa: E402
 from dela.training.loop import train  # noqa: E402
 from dela.training.prefetch import on_device  # noqa: E402
 
@@ -137,18 +137,31 @@ def test_running_out_of_memory_names_the_ways_out(with_schedule, tmp_path, monke
     text = str(caught.value)
     assert "out of memory in a batch of 1,200 points" in text
     assert "train.batch_size = 2 with train.accumulate = 4 (now 4 and 2)" in text
-    assert 'train.checkpoint = true, or train.dtype = "bf16"' in text
+    assert 'try train.dtype = "bf16", or train.checkpoint = true, or train.batch_size' in text
     assert "data.points below 300" in text
 
 
 def test_advice_leaves_out_what_is_done_already(with_schedule):
+    cpu = torch.device("cpu")
     config = with_schedule(batch_size=1, checkpoint=True, dtype="bf16")
-    device = torch.device("cpu")
-    with pytest.raises(DelaError) as caught, memory_in_words(config, 300, device):
-        raise MemoryError
-    assert "try data.points below 300" in str(caught.value)
-    with pytest.raises(RuntimeError, match="something else"), memory_in_words(config, 300, device):
+    assert smaller_steps(config, cpu) == "data.points below 300"
+    with pytest.raises(RuntimeError, match="something else"), memory_in_words("it", "less", cpu):
         raise RuntimeError("something else")
+
+
+def test_a_validation_that_runs_out_of_memory_names_its_own_way_out(
+    with_schedule, tmp_path, monkeypatch
+):
+    import dela.training.loop as loop
+
+    def fail(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(loop, "score_split", fail)
+    with pytest.raises(
+        DelaError, match=r"memory in the validation .*data\.eval_points below 60,000"
+    ):
+        train(with_schedule(), tmp_path, log=_silent)
 
 
 def test_the_largest_batch_is_computed_before_the_first_step(with_schedule, tmp_path):
