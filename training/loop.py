@@ -389,8 +389,9 @@ def _train(
         except KeyboardInterrupt:
             if interruption.hurried:
                 raise
-            with interruption.held():
-                save_state(state.evaluated, None)
+            if state.totals.steps or not state.step:  # else the epoch's end has just saved it
+                with interruption.held():
+                    save_state(state.evaluated, None)
             raise TrainingInterrupted(
                 f"interrupted after step {state.step} of {total_steps}; the state is in "
                 f"{folder.last}: repeat the command with --resume to go on"

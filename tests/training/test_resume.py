@@ -91,6 +91,21 @@ def test_an_interrupted_validation_is_made_up_for(tiny_config, tmp_path, monkeyp
     assert _log(tmp_path / "whole" / "metrics.csv") == _log(tmp_path / "cut" / "metrics.csv")
 
 
+def test_ctrl_c_while_an_epoch_is_saved_leaves_what_was_saved(with_schedule, tmp_path, monkeypatch):
+    """The network of an epoch's end has its norms measured anew; an interruption keeps that."""
+    import dela.training.loop as loop
+
+    config = with_schedule(epochs=1, norm_batches=2)
+    whole = train(config, tmp_path / "whole", log=_silent)
+    monkeypatch.setattr(loop, "write_summary", lambda _: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(TrainingInterrupted, match="after step 3 of 3"):
+        train(config, tmp_path / "cut", log=_silent)
+    resumed = train(config, tmp_path / "cut", resume=True, log=_silent)
+    assert resumed.metrics == whole.metrics
+    first, second = (load_checkpoint(result.last_path).model for result in (whole, resumed))
+    _same(dict(first.state_dict()), dict(second.state_dict()))
+
+
 def test_a_run_that_died_after_logging_repeats_its_epoch_without_a_double_line(
     tiny_config, tmp_path
 ):
