@@ -40,7 +40,7 @@ def available_mib() -> float:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_a_full_size_step_runs_on_a_cpu(name, capsys):
+def test_a_full_size_step_runs_on_a_cpu(name, record_property):
     parameters, *needed = PUBLISHED[name]
     config = load_config(CONFIGS / f"{name}.toml")
     # One cloud where the memory asks for it.
@@ -54,11 +54,11 @@ def test_a_full_size_step_runs_on_a_cpu(name, capsys):
     )
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    with capsys.disabled():
-        print(
-            f"\n{name}: {clouds} x {result['points'][0] // clouds:,} points, forward, backward and "
-            f"step in {result['seconds']:.1f} s, peak memory {result['peak_mib']:,.0f} MiB"
-        )
+    record_property(
+        "figure",
+        f"{name}: {clouds} x {result['points'][0] // clouds:,} points, forward, backward and step "
+        f"in {result['seconds']:.1f} s, peak memory {result['peak_mib']:,.0f} MiB",
+    )
     largest = config.data.points if config.model.grid else config.model.points[0]
     assert result["points"][0] == clouds * largest
     assert result["parameters"] == parameters
