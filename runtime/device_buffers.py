@@ -59,7 +59,8 @@ def device_inputs(
         dtypes: name -> the dtype it must have.
 
     Raises:
-        InputError: an array on the host among them, gaps between rows, or another dtype.
+        InputError: an array on the host or another GPU among them, gaps between rows, or another
+            dtype.
     """
     from dela.plugins.cuda.arrays import as_device_array
 
@@ -76,6 +77,11 @@ def device_inputs(
             raise InputError(f"{name}: {error}") from error
         if str(array.dtype) != dtypes[name]:
             raise InputError(f"{name} is {array.dtype} on the device; expected {dtypes[name]}")
+        if array.device.ordinal != stream.device.ordinal:
+            raise InputError(
+                f"{name} lies on GPU {array.device.ordinal}, the engine runs on GPU "
+                f"{stream.device.ordinal}; copy it there"
+            )
         found[name] = array
     return found
 

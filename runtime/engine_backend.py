@@ -62,8 +62,12 @@ class EngineBackend:
                 f"{path} is no engine; build one from an exported network: `dela build "
                 f"{path.with_suffix('.onnx')} --backend {name or 'tensorrt'}`"
             )
-        name = name or read_sidecar(path, check_digest=False).flavour
-        trt = _bindings(name)
+        flavour = read_sidecar(path, check_digest=False).flavour
+        if name not in (None, flavour):
+            raise EngineError(
+                f"{path} is an engine of {flavour}, not {name}; choose --backend {flavour}"
+            )
+        name, trt = flavour, _bindings(flavour)
         with cuda_in_words():
             from dela.plugins.cuda.driver import Device, Stream
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+
 import numpy as np
 import pytest
 
@@ -190,6 +192,10 @@ def test_device_arrays_that_do_not_fit_are_named(stream):
         device_inputs({"points": points, "neighbors_0": np.zeros((4, 5), np.int32)}, DTYPES, stream)
     with pytest.raises(InputError, match="kept_1 is float32 on the device; expected int32"):
         device_inputs({"kept_1": points}, DTYPES, stream)
+    points.device = types.SimpleNamespace(ordinal=1)
+    with pytest.raises(InputError, match="points lies on GPU 1, the engine runs on GPU 0"):
+        device_inputs({"points": points}, DTYPES, stream)
+    points.device = stream.device
     with pytest.raises(InputError, match=r"points: .*contiguous"):
         device_inputs({"points": OnlyInterface(points, strides=(4, 16))}, DTYPES, stream)
 
