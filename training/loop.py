@@ -18,7 +18,7 @@ import torch
 
 import dela
 from dela.checkpoint import save_checkpoint
-from dela.errors import DelaError
+from dela.errors import CheckpointError, DelaError
 from dela.metrics import Confusion
 from dela.network import Network, create_model, measure_neighbor_distances
 from dela.pyramid import Pyramid, pack
@@ -142,6 +142,8 @@ def _train(
     saved = state_to_resume(folder, config, group.size) if resume else None
     if group.leads and not resume and not overwrite:
         folder.refuse_existing()
+    if saved is None and schedule.init and not Path(schedule.init).is_file():
+        raise CheckpointError(f"train.init: there is no checkpoint file at {schedule.init}")
     group.wait()
 
     training = open_dataset(config.data, config.model, "train", config.augment)

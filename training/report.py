@@ -40,9 +40,9 @@ def opening_line(
     parameters = list(state.model.parameters())
     count = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    size = f"{count / 1e6:.2f} M parameters"
+    size = f"{_count(count)} parameters"
     if trained < count:
-        size += f" ({trained / 1e6:.2f} M of them trained)"
+        size += f" ({_count(trained)} of them trained)"
     validated = "none" if validation is None else str(len(validation.scans))
     schedule = config.train
     batches = f"{schedule.batch_size} x "
@@ -117,3 +117,7 @@ def final_scores(
         "best_measure": measure(config),
         "validation": None if scores is None else scores.to_dict(class_names(config)),
     }
+
+
+def _count(number: int) -> str:
+    return f"{number / 1e6:.2f} M" if number >= 1e6 else f"{number / 1e3:.1f} k"

@@ -119,7 +119,7 @@ def test_the_command_starts_from_a_checkpoint_and_keeps_frozen_parts(
     run_command(["train", str(config_file), "-o", str(run), "--init", str(path)])
     printed = capsys.readouterr().out
     assert "new: head.classify.weight, head.classify.bias" in printed
-    assert "M of them trained" in printed
+    assert " k of them trained)" in printed
 
     last = load_checkpoint(run / "last.pt")
     assert last.extra["init"]["sha256"] == load_checkpoint(path).sha256
@@ -134,6 +134,14 @@ def test_the_command_starts_from_a_checkpoint_and_keeps_frozen_parts(
     # A resumed run needs the option no more than it needs the file.
     path.unlink()
     run_command(["train", str(run / "config.toml"), "-o", str(run), "--resume"])
+
+
+def test_a_missing_start_is_told_before_any_data_is_read(with_schedule, tmp_path):
+    config = with_schedule(init=str(tmp_path / "nowhere.pt"))
+    data = dataclasses.replace(config.data, train=("nowhere.ply",))
+    with pytest.raises(CheckpointError, match=r"train\.init: there is no checkpoint file at"):
+        train(dataclasses.replace(config, data=data), tmp_path / "run", log=_silent)
+    assert not (tmp_path / "run").exists()
 
 
 def test_frozen_parts_are_named_by_whole_words(tiny_config):
