@@ -63,8 +63,8 @@ def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
         return z - (finite.min() if len(finite) else 0.0)
     if name == "height_above_ground":
         return height_above_ground(cloud.points)
-    if name.startswith(f"{CATEGORY}_"):
-        return _is_category(cloud, int(name.removeprefix(f"{CATEGORY}_")), needed)
+    if category_number(name) is not None:
+        return _is_category(cloud, name, needed)
     if name not in cloud.columns:
         message = (
             f"the scan has no column {name!r}; the model needs {', '.join(needed)}, "
@@ -87,8 +87,14 @@ def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
     return column
 
 
-def _is_category(cloud: PointCloud, number: int, needed: list[str]) -> np.ndarray:
-    count = sum(name.startswith(f"{CATEGORY}_") for name in needed)
+def category_number(name: str) -> int | None:
+    """3 for ``category_3``; None for any other column."""
+    number = name.removeprefix(f"{CATEGORY}_")
+    return int(number) if number != name and number.isdecimal() else None
+
+
+def _is_category(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
+    count = sum(category_number(each) is not None for each in needed)
     if CATEGORY not in cloud.columns:
         raise InputError(
             f"the scan has no column {CATEGORY!r}; the model tells parts of {count} categories "
@@ -101,7 +107,7 @@ def _is_category(cloud: PointCloud, number: int, needed: list[str]) -> np.ndarra
             f"column {CATEGORY!r} holds {values[unknown][0]:g}; the model's categories are "
             f"0..{count - 1}"
         )
-    return values == number
+    return values == category_number(name)
 
 
 def height_above_ground(points: np.ndarray) -> np.ndarray:

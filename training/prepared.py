@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from dela.attributes import height_above_ground, scale_column
+from dela.attributes import category_number, height_above_ground, scale_column
 from dela.config import CATEGORY, AttributeInfo, ModelConfig
 from dela.errors import ConfigError, InputError
 from dela.formats.columns import COLORS, NORMALS
@@ -114,8 +114,9 @@ class MappedAttributes:
             if name not in tables:
                 tables[name] = np.asarray(self._scan.column(name)[rows])
             raw = tables[name] if part is None else tables[name][:, part]
-            if info.name.startswith(f"{CATEGORY}_"):
-                raw = raw == int(info.name.removeprefix(f"{CATEGORY}_"))
+            category = category_number(info.name)
+            if category is not None:
+                raw = raw == category
             chosen.append(scale_column(raw, info))
         if not chosen:
             return np.zeros((len(np.arange(len(self))[rows]), 0), np.float32)
@@ -130,7 +131,7 @@ def stored_column(name: str) -> tuple[str, int | None]:
         return "color", COLORS.index(name)
     if name in NORMALS:
         return "normals", NORMALS.index(name)
-    if name.startswith(f"{CATEGORY}_"):
+    if category_number(name) is not None:
         return CATEGORY, None
     return name, None
 

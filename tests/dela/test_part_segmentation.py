@@ -110,6 +110,12 @@ def test_training_moves_the_projection():
     assert torch.isfinite(model.head.category.expand.weight.grad).all()
 
 
+def test_a_column_of_a_similar_name_is_an_ordinary_one():
+    cloud = PointCloud(np.zeros((3, 3)), {"category_id": np.arange(3)})
+    found = compute_attributes(cloud, [AttributeInfo("category_id", 2.0)])
+    assert found[:, 0].tolist() == [0, 0.5, 1]
+
+
 def test_the_configuration_travels_with_its_categories():
     assert ModelConfig.from_dict(CONFIG.to_dict()) == CONFIG
 
