@@ -98,6 +98,7 @@ class Child:
             report = hook.pytest_report_from_serializable(config=self.config, data=answer)
             # JSON has no tuples, and pytest wants these to be some.
             report.location = tuple(report.location)
+            report.user_properties = [tuple(pair) for pair in report.user_properties]
             if isinstance(report.longrepr, list):
                 report.longrepr = tuple(report.longrepr)
             reports.append(report)
