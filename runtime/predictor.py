@@ -54,19 +54,18 @@ class Prediction:
 class Predictor:
     """Runs a backend over whole clouds.
 
+    Args:
+        backend: that runs the network.
+        gpu_pyramid: find voxels and neighbours on the GPU of an engine; the answer is the same.
+
+    Raises:
+        InputError: ``gpu_pyramid`` with another backend, or for classification.
+
     >>> predictor = Predictor(load_backend("model.onnx"))
     >>> predictor.predict(dela.read_cloud("scan.laz")).labels
     """
 
     def __init__(self, backend: Backend, *, gpu_pyramid: bool = False) -> None:
-        """
-        Args:
-            backend: that runs the network.
-            gpu_pyramid: find voxels and neighbours on the GPU of an engine; the answer is the same.
-
-        Raises:
-            InputError: ``gpu_pyramid`` with another backend, or for classification.
-        """
         self.backend = backend
         self.config = backend.config
         self._builder: PyramidBuilder | None = None
