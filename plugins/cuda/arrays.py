@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dela.plugins.cuda.driver import LEGACY_STREAM, Device, Stream, call, driver
+from dela.plugins.cuda.driver import Device, Stream, call, driver
 
 # numpy has no such type; on the host its values are the upper 16 bits of float32.
 BFLOAT16 = "bfloat16"
@@ -214,7 +214,7 @@ class DeviceArray:
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError("the array is lent as it is, where it is; copy it after taking it")
         if stream != -1 and self.stream is not None:
-            consumer = Stream.borrowed(stream or LEGACY_STREAM, self.device)
+            consumer = Stream.borrowed(stream or 0, self.device)
             consumer.wait_for(self.stream)
         return dlpack.export(self)
 

@@ -203,10 +203,13 @@ class Stream:
 
     @classmethod
     def borrowed(cls, handle: int, device: Device | None = None) -> Stream:
-        """Somebody else's stream (torch's, TensorRT's), which must outlive this object."""
+        """Somebody else's stream (torch's, TensorRT's), which must outlive this object.
+
+        0 is the legacy default stream too, but other libraries only know it by its other name.
+        """
         stream = cls.__new__(cls)
         stream.device = device or Device()
-        stream.handle = int(handle)
+        stream.handle = int(handle) or LEGACY_STREAM
         return stream
 
     def synchronize(self) -> None:

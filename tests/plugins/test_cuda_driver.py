@@ -293,6 +293,16 @@ def test_dlpack_goes_and_comes_without_a_copy(stream, dtype):
     assert (taken.pointer, taken.shape, taken.dtype) == (array.pointer, shape, array.dtype)
 
 
+def test_the_default_stream_is_named_as_other_libraries_know_it(stream):
+    default = Stream.borrowed(0)
+    lender = Lender(DeviceArray.from_host(np.arange(3), stream))
+    taken = as_device_array(lender, default)
+    assert lender.asked == [1]  # 0 is ambiguous in DLPack and in the array interface
+    assert taken.__cuda_array_interface__["stream"] == 1
+    taken.fill_zero(default)
+    np.testing.assert_array_equal(taken.to_host(default), 0)
+
+
 def test_what_was_lent_by_dlpack_lives_until_it_is_given_back(stream, emulated_cuda):
     before = emulated_cuda.count("device_bytes")
     taken = as_device_array(Lender(DeviceArray.from_host(np.arange(5), stream)), stream)
