@@ -326,8 +326,7 @@ class Kernels:
     ) -> None:
         """For every point the rows that name it; ``counts`` and ``total`` come zeroed."""
         n, m, k, _ = sizes
-        per_entry = launch.divide_up(launch.reverse_entries(m, k), launch.BLOCK)
-        per_point = launch.divide_up(n, launch.BLOCK)
+        per_entry, per_point = launch.blocks(launch.reverse_entries(m, k)), launch.blocks(n)
         nmk, points = _int32(n, m, k), _int32(n)
         for name, grid, arguments in (
             ("dela_reverse_count", per_entry, (neighbors, centers, *nmk, counts)),

@@ -68,7 +68,7 @@ dela_reverse_sort              counts, ends;                              thread
   at ``entries[ends[i] - counts[i] : ends[i]]``. From these lists SPAMP's feature gradient gathers,
   so it adds no floats atomically and is the same on every run. They depend on neighbors and
   centers only and may serve every layer that uses the same table.
-- n, m, c, k and all thread counts are below 2^31, m * (k + 1) below 2^32.
+- n, m, c and k are below 2^31, thread counts and m * (k + 1) below 2^32; see :func:`blocks`.
 """
 
 from __future__ import annotations
@@ -84,11 +84,26 @@ _BUSY_THREADS = 65536
 _MAX_ROWS = 4
 _MIN_CHUNK_ROWS = 32
 _MAX_CHUNKS = 1024
+_MOST_THREADS = 1 << 32
 
 
 def divide_up(a: int, b: int) -> int:
     """``a / b`` rounded up."""
     return -(-a // b)
+
+
+def blocks(threads: int) -> int:
+    """Blocks of an operator kernel of so many threads.
+
+    Raises:
+        OverflowError: more than the kernels can number in 32 bits.
+    """
+    if threads > _MOST_THREADS - BLOCK:
+        raise OverflowError(
+            f"{threads} values to compute are more than the kernels can number; run fewer points "
+            "at a time"
+        )
+    return divide_up(threads, BLOCK)
 
 
 def spse_shape(attributes: int, directions: int) -> str:
@@ -107,7 +122,7 @@ def spse_rows(n: int, c: int) -> int:
 
 def spse_grid(n: int, c: int, rows: int) -> int:
     """Blocks of ``dela_spse_*`` for ``rows`` rows per thread."""
-    return divide_up(divide_up(n, rows) * divide_up(c, 4), BLOCK)
+    return blocks(divide_up(n, rows) * divide_up(c, 4))
 
 
 def spamp_vector(dtype: str, c: int) -> tuple[str, int]:
@@ -127,7 +142,7 @@ def spamp_suffix(dtype: str) -> str:
 
 def spamp_grid(m: int, c: int, width: int) -> int:
     """Blocks of ``dela_spamp_*`` for ``m`` rows."""
-    return divide_up(m * (c // width), BLOCK)
+    return blocks(m * (c // width))
 
 
 def chunk_rows(n: int) -> int:
@@ -142,7 +157,7 @@ def chunks(n: int) -> int:
 
 def backward_grid(n: int, c: int) -> int:
     """Blocks of ``dela_spse_backward`` and ``dela_spamp_backward_T``, :func:`chunk_rows` rows."""
-    return divide_up(chunks(n) * c, BLOCK)
+    return blocks(chunks(n) * c)
 
 
 def weight_gradient_grid(c: int) -> int:
@@ -152,7 +167,7 @@ def weight_gradient_grid(c: int) -> int:
 
 def feature_gradient_grid(n: int, c: int) -> int:
     """Blocks of ``dela_spamp_feature_gradient_T``."""
-    return divide_up(n * (c // 4), BLOCK)
+    return blocks(n * (c // 4))
 
 
 def reverse_entries(m: int, k: int) -> int:

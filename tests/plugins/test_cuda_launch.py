@@ -57,3 +57,14 @@ def test_partial_sums_cover_all_rows_and_stay_few(n, c):
 )
 def test_shapes_without_a_kernel_of_their_own_take_the_one_for_any(attributes, directions, shape):
     assert launch.spse_shape(attributes, directions) == shape
+
+
+def test_more_threads_than_32_bits_can_number_are_refused():
+    most = 2**32 - launch.BLOCK
+    assert launch.blocks(most) * launch.BLOCK == most
+    with pytest.raises(OverflowError, match="run fewer points at a time"):
+        launch.blocks(most + 1)
+    # 100 million points of 64 channels are fine, of 512 too many for one launch.
+    assert launch.spamp_grid(10**8, 64, 4) == 12_500_000
+    with pytest.raises(OverflowError, match="12800000000 values"):
+        launch.spamp_grid(10**8, 512, 4)
