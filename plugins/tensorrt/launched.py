@@ -150,6 +150,17 @@ def _plugin_base(trt: Any) -> type[Any]:
             plugin.kernels = _kernels_of_current_device()
             return plugin
 
+        def enqueue(
+            self,
+            input_desc: Any,
+            output_desc: Any,
+            inputs: list[int],
+            outputs: list[int],
+            workspace: int,
+            stream: int,
+        ) -> None:
+            self.launch(input_desc, [*inputs, *outputs], stream)
+
     return Plugin
 
 
@@ -164,21 +175,9 @@ def _spse_class(trt: Any) -> type[Any]:
         def kernel_name(self, tensors: list[Any]) -> str:
             return operators.spse_kernel(*self.sizes(tensors)[3:])
 
-        def enqueue(
-            self,
-            input_desc: Any,
-            output_desc: Any,
-            inputs: list[int],
-            outputs: list[int],
-            workspace: int,
-            stream: int,
-        ) -> None:
+        def launch(self, tensors: list[Any], addresses: list[int], stream: int) -> None:
             self.kernels.spse(
-                *inputs,
-                outputs[0],
-                sizes=self.sizes(input_desc),
-                epsilon=self.epsilon,
-                stream=stream,
+                *addresses, sizes=self.sizes(tensors), epsilon=self.epsilon, stream=stream
             )
 
     return Spse
@@ -193,20 +192,12 @@ def _spamp_class(trt: Any) -> type[Any]:
         def kernel_name(self, tensors: list[Any]) -> str:
             return operators.spamp_kernel(names[tensors[0].type], tensors[0].dims[1])[0]
 
-        def enqueue(
-            self,
-            input_desc: Any,
-            output_desc: Any,
-            inputs: list[int],
-            outputs: list[int],
-            workspace: int,
-            stream: int,
-        ) -> None:
+        def launch(self, tensors: list[Any], addresses: list[int], stream: int) -> None:
+            features, _, neighbors, *_ = tensors
             self.kernels.spamp(
-                *inputs,
-                outputs[0],
-                sizes=operators.spamp_sizes(tuple(input_desc[0].dims), tuple(input_desc[2].dims)),
-                dtype=names[input_desc[0].type],
+                *addresses,
+                sizes=operators.spamp_sizes(tuple(features.dims), tuple(neighbors.dims)),
+                dtype=names[features.type],
                 stream=stream,
             )
 
