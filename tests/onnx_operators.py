@@ -1,4 +1,4 @@
-"""Float64 numpy references of both operators and one-node ONNX models, shared by tests."""
+"""Float64 numpy references of both operators, slopes and one-node ONNX models, shared by tests."""
 
 from __future__ import annotations
 
@@ -54,6 +54,23 @@ def spamp_case(seed: int, n: int, m: int, k: int, channels: int, dtype: Any = np
         "centers": rng.integers(0, max(n, 1), m).astype(np.int32),
         "weight": weight,
     }
+
+
+def epsilon_for(directions: int) -> float:
+    """Large enough that no squared distance with directions is negative."""
+    return 1.0001 if directions else 1e-8
+
+
+def central_differences(function, at: np.ndarray, step: float = 1e-6) -> np.ndarray:
+    """Gradient of a scalar function of a float64 array."""
+    gradient = np.empty(at.size)
+    for i in range(at.size):
+        moved = at.copy().reshape(-1)
+        moved[i] += step
+        above = function(moved.reshape(at.shape))
+        moved[i] -= 2 * step
+        gradient[i] = (above - function(moved.reshape(at.shape))) / (2 * step)
+    return gradient.reshape(at.shape)
 
 
 def spse_model(epsilon: float, directions: int):

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx_operators import spamp_case, spamp_reference, spse_case, spse_reference
+from onnx_operators import (
+    central_differences,
+    epsilon_for,
+    spamp_case,
+    spamp_reference,
+    spse_case,
+    spse_reference,
+)
 
 SHAPES = [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 3), (6, 0), (0, 3), (1, 1)]
 DTYPES = ["float32", "float16", "bfloat16"]
 # float32 arithmetic; 16-bit results are rounded once, to half a unit in the last place.
 ROUNDING = {"float32": 1e-5, "float16": 2.0**-11 + 1e-5, "bfloat16": 2.0**-8 + 1e-5}
 GRADIENT_ROUNDING = {"float32": 1e-5, "float16": 2.0**-10, "bfloat16": 2.0**-7}
-
-
-def epsilon_for(directions: int) -> float:
-    """Large enough that no squared distance with directions is negative."""
-    return 1.0001 if directions else 1e-8
 
 
 def to_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -51,18 +53,6 @@ def assert_close(found: np.ndarray, expected: np.ndarray, tolerance: float) -> N
     assert found.shape == expected.shape
     scale = np.sqrt(np.mean(np.square(expected))) if expected.size else 0.0
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance * scale)
-
-
-def central_differences(function, at: np.ndarray, step: float = 1e-6) -> np.ndarray:
-    """Gradient of a scalar function of a float64 array."""
-    gradient = np.empty(at.size)
-    for i in range(at.size):
-        moved = at.copy().reshape(-1)
-        moved[i] += step
-        above = function(moved.reshape(at.shape))
-        moved[i] -= 2 * step
-        gradient[i] = (above - function(moved.reshape(at.shape))) / (2 * step)
-    return gradient.reshape(at.shape)
 
 
 def kernel_ptx() -> str:

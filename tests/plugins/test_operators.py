@@ -8,7 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from onnx_operators import spamp_case, spamp_reference, spse_case, spse_reference
+from onnx_operators import (
+    central_differences,
+    epsilon_for,
+    spamp_case,
+    spamp_reference,
+    spse_case,
+    spse_reference,
+)
 
 from dela.plugins import native
 
@@ -47,22 +54,6 @@ def threads():
 
 def tensors(case: dict) -> dict:
     return {name: torch.from_numpy(array) for name, array in case.items()}
-
-
-def epsilon_for(directions: int) -> float:
-    return 1.0001 if directions else 1e-8
-
-
-def central_differences(function, at: np.ndarray, step: float = 1e-6) -> np.ndarray:
-    """Gradient of a scalar function of a float64 array."""
-    gradient = np.empty(at.size)
-    for i in range(at.size):
-        moved = at.copy().reshape(-1)
-        moved[i] += step
-        above = function(moved.reshape(at.shape))
-        moved[i] -= 2 * step
-        gradient[i] = (above - function(moved.reshape(at.shape))) / (2 * step)
-    return gradient.reshape(at.shape)
 
 
 @pytest.mark.parametrize("attributes,directions", [(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (6, 0),
