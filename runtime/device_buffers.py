@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from dela.plugins.cuda.arrays import DeviceArray
     from dela.plugins.cuda.driver import Stream
 
-# Every input starts on the boundary that cuMemAlloc keeps as well.
-_ALIGNMENT = 256
+# TensorRT asks for this boundary, and cuMemAlloc keeps it.
+ALIGNMENT = 256
 _CUDA_KINDS = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 _OUT_OF_MEMORY = 2
 
@@ -210,5 +210,5 @@ def _layout(
     for name, shape in shapes.items():
         offsets[name] = end
         size = int(np.prod(shape)) * np.dtype(dtypes[name]).itemsize
-        end += -(-size // _ALIGNMENT) * _ALIGNMENT
+        end += -(-size // ALIGNMENT) * ALIGNMENT
     return offsets, end

@@ -20,6 +20,7 @@ from dela.metadata import OUTPUT, ModelMetadata
 from dela.plugins.tensorrt import bindings, messages
 from dela.pyramid import Pyramid
 from dela.runtime.device_buffers import (
+    ALIGNMENT,
     InputBlock,
     OutputBuffer,
     cuda_in_words,
@@ -200,8 +201,10 @@ class EngineBackend:
         if not any(map(on_device, arrays.values())):
             return self._block.upload(arrays, shapes, self._dtypes)
         found = device_inputs(arrays, self._dtypes, self.stream)
-        # A graph keeps the addresses it was captured with, so it reads from memory of its own.
-        if direct and not self._executions.graphs:
+        # A graph keeps the addresses it was captured with, so it reads from memory of its own; and
+        # TensorRT takes no address in the middle of an allocation.
+        aligned = all(array.pointer % ALIGNMENT == 0 for array in found.values())
+        if direct and aligned and not self._executions.graphs:
             return found
         return self._block.gather(found, shapes)
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
 from dela.config import AttributeInfo, ClassInfo, ModelConfig
+from dela.pyramid import Pyramid, build_pyramid, pack
+from dela.scene import Voxels
 
 CONFIG = ModelConfig(
     task="segmentation",
@@ -86,3 +89,20 @@ def make_cloud(
     columns["intensity"] = generator.integers(0, 4000, count).astype(np.uint16)
     columns["classification"] = generator.choice([2, 5, 6], count).astype(np.uint8)
     return PointCloud(points, columns)
+
+
+def scene_pyramid(
+    config: ModelConfig, count: int = 2000, seed: int = 0, side: float = 2.0
+) -> Pyramid:
+    """The input for a random scan, a square of ``side`` metres, in one tile."""
+    cloud = make_cloud(count, (side, side, 1.0), seed)
+    voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
+    (part,) = voxels.tiles(config, 100_000)
+    return part.pyramid
+
+
+def cloud_pyramid(config: ModelConfig, clouds: int) -> Pyramid:
+    """The input for a batch of random clouds."""
+    generator = np.random.default_rng(clouds)
+    shapes = generator.normal(size=(clouds, 300, 3)).astype(np.float32)
+    return pack([build_pyramid(points, None, config) for points in shapes])

@@ -152,7 +152,7 @@ class Context:
 
     def set_tensor_address(self, name: str, address: int) -> bool:
         self.calls["address"] += 1
-        if not address or address % 4:
+        if not address or address % 256:
             return self.engine.trt.error(f"{name} has the address {address:#x}")
         self.addresses[name] = address
         self._changed()

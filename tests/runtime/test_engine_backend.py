@@ -12,11 +12,10 @@ import threading
 import numpy as np
 import pytest
 import standin_tensorrt
-from small_networks import make_cloud
+from small_networks import cloud_pyramid, make_cloud, scene_pyramid
 from standin_tensorrt import StandInTensorRT, write_engine
 
 from dela import cli
-from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
 from dela.device_pyramid import PyramidBuilder
 from dela.errors import DelaError, EngineError, InputError
@@ -26,12 +25,11 @@ from dela.plugins.cuda import kernels
 from dela.plugins.cuda.arrays import DeviceArray
 from dela.plugins.cuda.driver import Device, Stream
 from dela.plugins.tensorrt import bindings, launched
-from dela.pyramid import Pyramid, build_pyramid, pack
+from dela.pyramid import Pyramid, build_pyramid
 from dela.runtime import Predictor, doctor, graphs, load_backend
 from dela.runtime.bench import measure
 from dela.runtime.profiles import bucket
 from dela.runtime.verify import tolerance_of, verify
-from dela.scene import Voxels
 from dela.sidecar import digest_of, sidecar_path
 
 SIZES = "100:1000:6000"
@@ -48,19 +46,6 @@ def tensorrt(emulated_cuda, monkeypatch):
 @pytest.fixture
 def engine(tensorrt, network, tmp_path):
     return write_engine(tmp_path, network.onnx, SIZES)
-
-
-def scene_pyramid(config, count: int = 2000, seed: int = 0) -> Pyramid:
-    cloud = make_cloud(count, (2.0, 2.0, 1.0), seed)
-    voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
-    (part,) = voxels.tiles(config, 100_000)
-    return part.pyramid
-
-
-def cloud_pyramid(config, clouds: int) -> Pyramid:
-    generator = np.random.default_rng(clouds)
-    shapes = generator.normal(size=(clouds, 300, 3)).astype(np.float32)
-    return pack([build_pyramid(points, None, config) for points in shapes])
 
 
 def on_gpu(pyramid: Pyramid, stream: Stream, wrap=lambda array: array) -> Pyramid:
@@ -224,6 +209,21 @@ def test_device_arrays_are_read_where_they_lie(emulated_cuda, tensorrt, engine, 
     for name, array in pyramid.inputs():
         pointer = array.__cuda_array_interface__["data"][0]
         assert addresses[name] == pointer, name
+
+
+def test_device_arrays_amid_an_allocation_are_copied_to_where_tensorrt_takes_them(engine, network):
+    backend = load_backend(engine, graphs=False)
+    host = scene_pyramid(network.config)
+
+    def moved(array):
+        """As a slice of another library's array: a row's bytes past the start of its memory."""
+        memory = DeviceArray.empty((array.nbytes + 12,), np.uint8, stream=backend.stream)
+        part = memory.view(array.shape, array.dtype, 12)
+        part.copy_from(array, backend.stream)
+        return part
+
+    pyramid = on_gpu(host, backend.stream, moved)
+    assert_same(backend.run(pyramid), load_backend(network.onnx).run(host))
 
 
 def test_device_arrays_are_gathered_for_a_graph(emulated_cuda, engine, network):

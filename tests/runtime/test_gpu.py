@@ -8,18 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_networks import Trained, make_cloud
+from small_networks import Trained, cloud_pyramid, make_cloud, scene_pyramid
 
 from dela import cli
-from dela.attributes import compute_attributes
 from dela.errors import MissingDependencyError
 from dela.formats import write_cloud
 from dela.metadata import TOLERANCES
 from dela.plugins.cuda.driver import CudaUnavailable, Device
 from dela.plugins.tensorrt import bindings
-from dela.pyramid import Pyramid, build_pyramid, pack
+from dela.pyramid import Pyramid, build_pyramid
 from dela.runtime import Backend, Predictor, load_backend
-from dela.scene import Voxels
 
 pytestmark = pytest.mark.gpu
 
@@ -90,19 +88,6 @@ def build(device: Device, exported, tmp_path_factory) -> Any:
     return engine
 
 
-def scene_pyramid(config, count: int = 20_000, seed: int = 0) -> Pyramid:
-    cloud = make_cloud(count, (5.0, 5.0, 1.0), seed)
-    voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
-    (part,) = voxels.tiles(config, 100_000)
-    return part.pyramid
-
-
-def cloud_pyramid(config, clouds: int) -> Pyramid:
-    generator = np.random.default_rng(clouds)
-    shapes = generator.normal(size=(clouds, 300, 3)).astype(np.float32)
-    return pack([build_pyramid(points, None, config) for points in shapes])
-
-
 def assert_parity(backend: Backend, trained: Trained, pyramids: list[Pyramid], dtype: str) -> None:
     reference, limits = load_backend(trained.checkpoint), TOLERANCES[dtype]
     for pyramid in pyramids:
@@ -122,7 +107,7 @@ def test_torch(device, network, classifier):
     if not torch.cuda.is_available():
         pytest.skip(f"PyTorch {torch.__version__} is built without CUDA")
     backend = load_backend(network.checkpoint, device="cuda")
-    sizes = [scene_pyramid(network.config, count) for count in (300, 20_000)]
+    sizes = [scene_pyramid(network.config, count, side=5.0) for count in (300, 20_000)]
     assert_parity(backend, network, sizes, "fp32")
     backend = load_backend(classifier.checkpoint, device="cuda")
     assert_parity(backend, classifier, [cloud_pyramid(classifier.config, 5)], "fp32")
@@ -134,7 +119,7 @@ def test_onnxruntime(device, network, exported, dtype):
         backend = load_backend(exported["segmentation", dtype], device="cuda")
     except MissingDependencyError as reason:
         pytest.skip(str(reason))
-    sizes = [scene_pyramid(network.config, count) for count in (300, 20_000)]
+    sizes = [scene_pyramid(network.config, count, side=5.0) for count in (300, 20_000)]
     assert_parity(backend, network, sizes, dtype)
 
 
@@ -144,7 +129,7 @@ def test_onnxruntime(device, network, exported, dtype):
 def test_engine(build, network, flavour, plugins, dtype, graphs):
     backend = load_backend(build(flavour, plugins, dtype), graphs=graphs)
     assert backend.name == flavour
-    sizes = [scene_pyramid(network.config, count) for count in (20_000, 40, 3000)]
+    sizes = [scene_pyramid(network.config, count, side=5.0) for count in (20_000, 40, 3000)]
     assert_parity(backend, network, sizes, dtype)
     assert backend.graphs == (len(sizes) if graphs else 0)
 
@@ -161,7 +146,7 @@ def test_a_graph_gives_what_the_kernels_give(build, network, flavour):
     path = build(flavour, "python", "fp32")
     with_graphs, without = load_backend(path), load_backend(path, graphs=False)
     for seed in range(4):
-        pyramid = scene_pyramid(network.config, 6000, seed)
+        pyramid = scene_pyramid(network.config, 6000, seed, side=5.0)
         expected = without.run(pyramid)
         for _ in range(3):
             found = with_graphs.run(pyramid)
@@ -176,7 +161,7 @@ def test_torchs_tensors_are_taken_and_given_on_the_gpu(build, network, flavour, 
     if not torch.cuda.is_available():
         pytest.skip(f"PyTorch {torch.__version__} is built without CUDA")
     backend = load_backend(build(flavour, "python", "fp32"), graphs=graphs)
-    pyramid = scene_pyramid(network.config)
+    pyramid = scene_pyramid(network.config, 20_000, side=5.0)
     expected = backend.run(pyramid)
     for _ in range(3):
         there = backend.run(pyramid.to_tensors("cuda"), "device")
@@ -191,7 +176,7 @@ def test_a_pyramid_built_on_the_gpu_stays_there(build, network, flavour):
     from dela.plugins.cuda.arrays import DeviceArray
 
     backend = load_backend(build(flavour, "python", "fp32"))
-    host = scene_pyramid(network.config)
+    host = scene_pyramid(network.config, 20_000, side=5.0)
     builder = PyramidBuilder(network.config, backend.stream)
     points, attributes = np.asarray(host.points), np.asarray(host.attributes)
     there = builder.pyramid(
