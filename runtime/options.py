@@ -55,7 +55,9 @@ CodeMap = Annotated[
         "--map", metavar="FROM=TO", help="Count true label FROM as class code TO; repeatable."
     ),
 ]
-Model = Annotated[Path, typer.Option("-m", "--model", help="Exported network or checkpoint.")]
+Model = Annotated[
+    Path, typer.Option("-m", "--model", help="Checkpoint, exported network or engine.")
+]
 
 
 def code_aliases(pairs: Sequence[str] | None) -> dict[int, int]:
