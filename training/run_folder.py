@@ -126,7 +126,18 @@ class RunFolder:
             raise InputError(f"cannot write {self.log}: {error.strerror}") from error
 
     def read_scores(self) -> dict[str, Any]:
-        return json.loads(self.scores.read_text(encoding="utf-8"))
+        """The contents of ``metrics.json``.
+
+        Raises:
+            InputError: it cannot be read or is something else.
+        """
+        try:
+            scores = json.loads(self.scores.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"cannot read {self.scores}: {error}") from error
+        if not isinstance(scores, dict):
+            raise InputError(f"{self.scores} is not of a training run: it holds no table")
+        return scores
 
     def write_scores(self, scores: dict[str, Any]) -> None:
         with atomic_path(self.scores, overwrite=True) as temporary:

@@ -84,15 +84,20 @@ def read_log(path: Path) -> list[dict[str, float]]:
     """The lines of a ``metrics.csv``; cells that hold no number are left out.
 
     Raises:
-        InputError: there is no such file, or no line in it.
+        InputError: there is no such file, no line in it, or it is something else.
     """
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
     except OSError as error:
         raise InputError(f"no log of a training run at {path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} is not the log of a training run: {error}") from error
     if not rows:
         raise InputError(f"{path} has no line yet; wait for the end of the first epoch")
+    for column in ("epoch", "step"):
+        if not _is_number(rows[-1].get(column)):
+            raise InputError(f"{path} is not the log of a training run: no number under {column!r}")
     return [{k: float(v) for k, v in row.items() if k and _is_number(v)} for row in rows]
 
 

@@ -131,3 +131,19 @@ def test_logs_that_cannot_be_drawn_are_told(tmp_path):
         {"epoch": 2.0, "step": 10.0, "loss": 0.5, "val_miou": 0.25},
     ]
     assert write_summary(RunFolder(tmp_path)).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("metrics.csv", b"\x87\xff\n1,2\n", "is not the log of a training run"),
+        ("metrics.csv", b"a,b\n1,2\n", "no number under 'epoch'"),
+        ("metrics.json", b"{", "cannot read .*metrics.json"),
+        ("metrics.json", b"[]", "metrics.json is not of a training run"),
+    ],
+)
+def test_files_of_something_else_are_told(tmp_path, name, content, said):
+    (tmp_path / "metrics.csv").write_text("epoch,step\n1,5\n")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        write_summary(RunFolder(tmp_path))
