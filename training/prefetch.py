@@ -13,8 +13,10 @@ import signal
 from collections import deque
 from collections.abc import Callable, Generator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from dela.errors import DelaError
 from dela.pyramid import Pyramid
 
 if TYPE_CHECKING:
@@ -61,7 +63,8 @@ def prefetch(
         processes: workers are processes, not threads.
 
     Raises:
-        Whatever ``make`` raises, when its turn comes.
+        DelaError: a worker process was killed. Otherwise whatever ``make`` raises, when its turn
+            comes.
     """
     if workers < 1:
         for number in range(start, stop):
@@ -69,6 +72,7 @@ def prefetch(
         return
     waiting: deque[Future[T]] = deque()
     pool: Executor
+    others = set(multiprocessing.active_children())
     if processes:
         # Not forked: the native library's threads and a GPU do not survive that.
         context = multiprocessing.get_context("spawn")
@@ -82,6 +86,13 @@ def prefetch(
             while len(waiting) <= ahead and number + len(waiting) < stop:
                 waiting.append(pool.submit(task, number + len(waiting)))
             yield waiting.popleft().result()
+    except BrokenProcessPool as error:
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.kill()  # the pool's own SIGTERM does not move them
+        raise DelaError(
+            "a worker process that prepares samples was killed, perhaps for want of memory; "
+            f"set train.workers below {workers}, or train.worker_processes = false"
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -91,10 +102,14 @@ _make: Any = None
 
 
 def _start_worker(make: Callable[[int], Any]) -> None:
-    """In a new worker process: ends with its parent, and leaves Ctrl-C to it."""
+    """In a new worker process: ends with its parent, and leaves Ctrl-C and SIGTERM to it.
+
+    A job's manager sends SIGTERM to every process; the run still wants its samples to end a step.
+    """
     global _make
     _make = make
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 

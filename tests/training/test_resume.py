@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 from processes import prefetch_forever, square_below_20, start, train_quietly  # noqa: E402
 
 from dela.checkpoint import load_checkpoint  # noqa: E402
-from dela.errors import InputError  # noqa: E402
+from dela.errors import DelaError, InputError  # noqa: E402
 from dela.training.loop import TrainingInterrupted, train  # noqa: E402
 from dela.training.prefetch import prefetch  # noqa: E402
 from dela.training.state import Interruption  # noqa: E402
@@ -269,6 +269,25 @@ def test_processes_make_the_same_and_end_with_the_run():
     with pytest.raises(ValueError, match="no more"):
         list(values)
     assert {child.pid for child in multiprocessing.active_children()} <= before
+
+
+def test_worker_processes_leave_sigterm_to_the_run():
+    values = prefetch(square_below_20, 2, 18, workers=1, processes=True)
+    assert next(values) == 4
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGTERM)
+    assert list(values) == [n * n for n in range(3, 18)]
+
+
+def test_a_killed_worker_process_is_told_and_the_others_end():
+    before = set(multiprocessing.active_children())
+    values = prefetch(square_below_20, 2, 18, workers=2, ahead=1, processes=True)
+    assert next(values) == 4
+    first, *_ = set(multiprocessing.active_children()) - before
+    os.kill(first.pid, signal.SIGKILL)
+    with pytest.raises(DelaError, match="a worker process .* set train.workers below 2"):
+        list(values)
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_worker_processes_do_not_outlive_a_killed_run(tmp_path):
