@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from dela.errors import InputError
+from dela.errors import DelaError, InputError
 from dela.training.devices import usable_device
 
 T = TypeVar("T")
@@ -101,6 +101,7 @@ def join_group(device: str) -> Iterator[Group]:
 
     Raises:
         InputError: a device that is not usable, or one GPU named for several processes.
+        DelaError: another process of the group ended while this one exchanged values with it.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -119,5 +120,11 @@ def join_group(device: str) -> Iterator[Group]:
     torch.distributed.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Group(torch_device, torch.distributed.get_rank(), size)
+    except RuntimeError as error:
+        # Gloo's own errors have no class.
+        if isinstance(error, torch.distributed.DistError) or "gloo" in str(error):
+            rank = torch.distributed.get_rank()
+            raise DelaError(f"process {rank} stops: another process ended, see there") from error
+        raise
     finally:
         torch.distributed.destroy_process_group()

@@ -140,7 +140,7 @@ def _train(
 ) -> TrainResult:
     schedule = config.train
     saved = state_to_resume(folder, config, group.size) if resume else None
-    if group.leads and not resume and not overwrite:
+    if not resume and not overwrite:
         folder.refuse_existing()
     if saved is None and schedule.init and not Path(schedule.init).is_file():
         raise CheckpointError(f"train.init: there is no checkpoint file at {schedule.init}")

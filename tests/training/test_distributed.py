@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 from processes import run_group, train_quietly  # noqa: E402
 
 from dela.checkpoint import load_checkpoint  # noqa: E402
-from dela.errors import ConfigError, InputError  # noqa: E402
+from dela.errors import ConfigError, DelaError, InputError  # noqa: E402
 from dela.network.layers import BatchNorm  # noqa: E402
 from dela.training.distributed import Group, join_group  # noqa: E402
 from dela.training.loop import train  # noqa: E402
@@ -104,6 +104,34 @@ def _train_until(config, run, step):
     torch.set_num_threads(1)
     with pytest.raises(TrainingInterrupted, match=f"after step {step}"):
         train(config, run, log=lambda line: None, after_step=press)
+
+
+def test_an_existing_run_stops_both_processes_in_words(calm, tmp_path):
+    (tmp_path / "last.pt").touch()
+    run_group(2, _refused, calm(epochs=1), tmp_path, InputError, "holds a run already")
+
+
+def test_a_process_that_ends_alone_stops_the_other_in_words(calm, tmp_path):
+    run_group(2, _left_alone, calm(epochs=1), tmp_path)
+
+
+def _refused(config, run, kind, said):
+    with pytest.raises(kind, match=said):
+        train(config, run, log=lambda line: None)
+
+
+def _left_alone(config, run):
+    import os
+
+    def leave(taken, loss):
+        raise ValueError("gone")
+
+    torch.set_num_threads(1)
+    if os.environ["RANK"] == "1":
+        with pytest.raises(ValueError, match="gone"):
+            train(config, run, log=lambda line: None, after_step=leave)
+    else:
+        _refused(config, run, DelaError, "process 0 stops: another process ended")
 
 
 def test_synchronised_norms_see_the_rows_of_both(tmp_path):
