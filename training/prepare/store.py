@@ -176,8 +176,8 @@ def read_manifest(out: Path, complete: bool = True) -> dict[str, Any]:
     """
     if not (out / MANIFEST).is_file():
         raise InputError(
-            f"{out} holds no prepared data (no {MANIFEST}); make it with "
-            f"`dela data prepare NAME RAW -o {out}`"
+            f"{out} holds no prepared data (no {MANIFEST}); give the folder that "
+            "`dela data prepare NAME RAW -o FOLDER` made (--data of dela train and eval)"
         )
     manifest = _read_json(out / MANIFEST)
     if complete and not manifest.get("complete"):
