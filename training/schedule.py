@@ -30,5 +30,5 @@ def learning_rate(
 
 
 def coordinate_weight(step: int, total_steps: int, start: float, decay: float = 0.003) -> float:
-    """lambda(t) = start * decay^t, with t = step / total_steps (DESIGN 4.5: 0.25 * 0.003^t)."""
+    """lambda(t) = start * decay^t, with t = step / total_steps (published: 0.25 * 0.003^t)."""
     return start * decay ** (step / max(1, total_steps))

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dela.class_names import CLASS_CODES
 from dela.config import PRESETS, ClassInfo
 from dela.errors import InputError
 from dela.formats import read_cloud
@@ -21,7 +22,7 @@ from dela.training.prepare.plan import SPLITS, Options, Plan, Unit
 from dela.training.prepare.store import Record
 
 # NYU40 ids of the benchmark's classes, in the order of the preset.
-NYU40 = (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 16, 24, 28, 33, 34, 36, 39)
+NYU40 = CLASS_CODES["scannet"]
 _LARGEST_NYU40 = 40
 _MESH = "_vh_clean_2.ply"
 _LABELS = "_vh_clean_2.labels.ply"
