@@ -35,6 +35,7 @@ class Case:
     Attributes:
         changes: ``section.key=value``.
         lists: options of the preparation, relative to the raw folder.
+        config: the recipe, relative to the raw folder; the published one when empty.
         scored: what the validation split holds: points or objects.
     """
 
@@ -42,6 +43,7 @@ class Case:
     changes: tuple[str, ...]
     scored: int
     lists: tuple[tuple[str, str], ...] = ()
+    config: str = ""
 
 
 OBJECTS = (
@@ -72,6 +74,13 @@ CASES = {
         (*SCENE, "model.grid=[0.3,0.8]", "data.points=300"),
         0,
     ),
+    "folder": Case(
+        lambda raw: raw_layouts.write_folder(raw, points=1500),
+        ("data.kind=prepared", "data.train=[]", "data.val=[]"),
+        0,
+        (("--config", "config.toml"),),
+        "config.toml",
+    ),
 }
 
 
@@ -95,6 +104,7 @@ def test_from_raw_data_to_a_verified_network(name, tmp_path, capsys):
     case = CASES[name]
     raw, prepared, run = tmp_path / "raw", tmp_path / "prepared", tmp_path / "run"
     case.write(raw)
+    recipe = str(raw / case.config) if case.config else name
     lists = [str(word) for option, file in case.lists for word in (option, raw / file)]
     run_command(["data", "prepare", name, str(raw), "-o", str(prepared), "--workers", "1", *lists])
 
@@ -104,7 +114,7 @@ def test_from_raw_data_to_a_verified_network(name, tmp_path, capsys):
         "train.dtype=fp32",
     )
     words = [word for change in changes for word in ("--set", change)]
-    run_command(["train", name, "--data", str(prepared), "-o", str(run), *words])
+    run_command(["train", recipe, "--data", str(prepared), "-o", str(run), *words])
     checkpoint = run / "best.pt"
     capsys.readouterr()
 
@@ -138,7 +148,7 @@ def test_from_raw_data_to_a_verified_network(name, tmp_path, capsys):
             "eval",
             str(exported),
             "--config",
-            name,
+            str(run / "config.toml") if case.config else name,
             "--data",
             str(prepared),
             "-o",
