@@ -60,19 +60,6 @@ class Scores:
         return self.confusion.to_dict(names) | extra
 
 
-def evaluate(
-    forward: Forward,
-    dataset: Dataset,
-    votes: int = 1,
-    progress: Progress | None = None,
-) -> Confusion:
-    """Label every point (or object) of a split and compare; ignored points are left out.
-
-    See :func:`score_split`.
-    """
-    return score_split(forward, dataset, votes=votes, progress=progress).confusion
-
-
 def score_split(
     forward: Forward,
     dataset: Dataset,
@@ -161,7 +148,7 @@ def _objects(forward: Forward, dataset: Dataset, votes: int) -> Iterator[ScanAns
 
 
 def network_forward(model: object) -> Forward:
-    """A torch network as the function :func:`evaluate` takes, put into evaluation mode, float32."""
+    """A torch network, put into evaluation mode, as what :func:`score_split` takes; float32."""
     import torch
 
     assert isinstance(model, torch.nn.Module)

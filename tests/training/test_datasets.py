@@ -15,7 +15,7 @@ from dela.errors import ConfigError, InputError
 from dela.formats import write_cloud
 from dela.training.config import AugmentConfig, ClassMap, DataConfig, load_config, model_classes
 from dela.training.datasets import map_labels, open_dataset, pack_samples, room_seeds
-from dela.training.evaluate import evaluate
+from dela.training.evaluate import score_split
 
 DATA = DataConfig(
     classes=(ClassMap("ground", (2, 8)), ClassMap("tree", (4, 5))),
@@ -238,7 +238,7 @@ def test_evaluation_counts_every_labelled_point_once_by_its_own_voxel(folder, mo
         tree = np.isin(np.rint(pyramid.attributes[:, 0] * 1000) // 100, (4, 5))
         return np.stack([~tree, tree], 1).astype(np.float32)
 
-    confusion = evaluate(by_intensity, whole)
+    confusion = score_split(by_intensity, whole).confusion
     assert max(sizes) <= most
     assert (len(sizes) == 1) == (most == 100_000)
     # The point that stands for a point's voxel decides.

@@ -15,7 +15,7 @@ from dela.metrics import Confusion
 from dela.runtime import Predictor
 from dela.training.data_config import ClassMap, DataConfig
 from dela.training.datasets import Dataset, Scan, open_dataset
-from dela.training.evaluate import evaluate, score_split
+from dela.training.evaluate import score_split
 
 
 class ByPosition:
@@ -43,7 +43,7 @@ def test_eval_and_predict_answer_alike(tiny_config, votes, most):
     data = dataclasses.replace(tiny_config.data, eval_points=most, margin=None)
     dataset = open_dataset(data, tiny_config.model, "val")
     backend = ByPosition(tiny_config.model)
-    scored = evaluate(backend.run, dataset, votes)
+    scored = score_split(backend.run, dataset, votes=votes).confusion
 
     (scan,) = dataset.scans
     predicted = Predictor(backend).predict(read_cloud(scan.name), max_points=most, votes=votes)

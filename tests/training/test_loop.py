@@ -20,7 +20,7 @@ from dela.training.average import WeightAverage, measure_batch_norms  # noqa: E4
 from dela.training.config import TrainConfig, load_config  # noqa: E402
 from dela.training.datasets import open_dataset  # noqa: E402
 from dela.training.devices import computes_in_bf16  # noqa: E402
-from dela.training.evaluate import evaluate, network_forward  # noqa: E402
+from dela.training.evaluate import network_forward, score_split  # noqa: E402
 from dela.training.loop import make_optimizer, train  # noqa: E402
 from dela.training.losses import cross_entropy, gradient_norm, label_weight  # noqa: E402
 from dela.training.run_folder import to_toml  # noqa: E402
@@ -64,7 +64,7 @@ def test_it_learns_and_leaves_a_complete_run_folder(with_schedule, tmp_path):
 def test_saved_network_gives_the_validation_scores_again(tiny_config, tmp_path):
     result = train(tiny_config, tmp_path, log=lambda line: None)
     dataset = open_dataset(tiny_config.data, tiny_config.model, "val")
-    again = evaluate(network_forward(load_checkpoint(result.last_path).model), dataset)
+    again = score_split(network_forward(load_checkpoint(result.last_path).model), dataset).confusion
     assert again.to_dict(["floor", "box"]) == result.metrics["validation"]
 
 
@@ -294,7 +294,7 @@ def test_votes_see_every_point_and_agree_with_a_sure_network(tiny_config):
         return np.stack([~box, box], 1).astype(np.float32) * 20
 
     for votes in (1, 4):
-        confusion = evaluate(by_height, dataset, votes)
+        confusion = score_split(by_height, dataset, votes=votes).confusion
         assert confusion.points == 4000 - 20
         assert confusion.miou > 0.95
 
@@ -307,7 +307,7 @@ def test_votes_turn_the_cloud(tiny_config):
         seen.append(pyramid.points - pyramid.points.mean(axis=0))
         return np.zeros((len(pyramid.points), 2), np.float32)
 
-    evaluate(remember, dataset, votes=4)
+    score_split(remember, dataset, votes=4)
     plain, turned = seen[:2]
     assert len(seen) == 4 and turned.shape == plain.shape
     # A mirrored quarter turn: (x, y) -> (-y, -x), up to the choice of point within a voxel.

@@ -18,7 +18,7 @@ from dela.geometry import voxel_grid
 from dela.training.config import ClassMap, DataConfig, TrainConfig, load_config, model_classes
 from dela.training.data_config import named_classes
 from dela.training.datasets import Dataset, open_dataset
-from dela.training.evaluate import evaluate
+from dela.training.evaluate import score_split
 from dela.training.prepare import store
 from dela.training.prepare.plan import Options
 from dela.training.prepare.runner import prepare
@@ -283,7 +283,7 @@ def test_s3dis_columns_reach_the_network_scaled(tmp_path):
     height = points[:, 2] - points[:, 2].min()
     wanted = np.column_stack([color / 250, height / 3.3])
     assert np.allclose(dataset.scans[0].attributes[:], wanted, atol=1e-5)
-    confusion = evaluate(constant(2, 13), dataset)
+    confusion = score_split(constant(2, 13), dataset).confusion
     assert confusion.points == 600 and np.isclose(confusion.oa, (labels == 2).mean())
 
 
@@ -313,7 +313,7 @@ def test_classification_counts_objects_not_points(tmp_path):
     assert sample.pyramid.lengths == ((64,), (32,), (16,)) and len(sample.labels) == 1
     truth = arrays["val"]["label"]
     assert val.class_counts().tolist() == np.bincount(truth, minlength=15).tolist()
-    confusion = evaluate(constant(int(truth[2]), 15), val, votes=2)
+    confusion = score_split(constant(int(truth[2]), 15), val, votes=2).confusion
     assert confusion.points == 8 and confusion.oa == (truth == truth[2]).mean()
     copy = pickle.loads(pickle.dumps(train))
     assert np.array_equal(copy.scans[3].points, train.scans[3].points)
@@ -347,7 +347,7 @@ def test_parts_know_their_category(tmp_path):
     sample = dataset.sample(np.random.default_rng(0), scan=dataset.scans.index(scan))
     assert set(sample.labels) <= {36, 37}
     assert (sample.pyramid.attributes[:, 3 + 11] == 1).all()
-    confusion = evaluate(constant(36, 50), opened(config, "val"))
+    confusion = score_split(constant(36, 50), opened(config, "val")).confusion
     assert confusion.points == sum(len(t) for name, t in tables.items() if name.startswith("test/"))
 
 
