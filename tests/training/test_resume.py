@@ -285,7 +285,7 @@ def test_a_killed_worker_process_is_told_and_the_others_end():
     assert next(values) == 4
     first, *_ = set(multiprocessing.active_children()) - before
     os.kill(first.pid, signal.SIGKILL)
-    with pytest.raises(DelaError, match="a worker process .* set train.workers below 2"):
+    with pytest.raises(DelaError, match=r"a worker process .* set train.workers below 2"):
         list(values)
     assert set(multiprocessing.active_children()) <= before
 
