@@ -49,15 +49,20 @@ class Bounds:
 
 
 class Workspace:
-    """Device memory by name: an array taken twice under one name may be the same memory."""
+    """Device memory by name: an array taken twice under one name may be the same memory.
+
+    Whoever takes an array of it on another stream, or in another library, waits for this stream.
+    """
 
     def __init__(self, stream: Stream) -> None:
-        self._device = stream.device
+        self._stream = stream
         self._buffers: dict[str, GrowingBuffer] = {}
 
     def array(self, name: str, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        buffer = self._buffers.setdefault(name, GrowingBuffer(self._device))
-        return buffer.array(shape, dtype)
+        buffer = self._buffers.setdefault(name, GrowingBuffer(self._stream.device))
+        array = buffer.array(shape, dtype)
+        array.stream = self._stream
+        return array
 
 
 class DeviceQueue:

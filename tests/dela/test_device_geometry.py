@@ -13,7 +13,7 @@ from dela.config import PRESETS, AttributeInfo, ClassInfo, ModelConfig
 from dela.device_geometry import DeviceGeometry
 from dela.device_pyramid import PyramidBuilder, build_device_pyramid
 from dela.errors import InputError
-from dela.plugins.cuda.arrays import DeviceArray
+from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import CudaUnavailable, Device, Stream
 from dela.pyramid import build_pyramid
 from dela.scene import Voxels, prepare_scene
@@ -240,6 +240,18 @@ def test_a_pyramid_of_one_stage_and_no_attributes(device, where):
     config, points = network(stages=1, attributes=0), CLOUDS["random"].astype(np.float32)
     found = build_device_pyramid(where(points, device), None, config, device.stream)
     assert_same_pyramid(found, build_pyramid(points, None, config), device)
+
+
+def test_another_stream_waits_for_the_pyramid_it_takes(device):
+    config, points = network(attributes=0), CLOUDS["random"].astype(np.float32)
+    expected = build_pyramid(points, None, config).neighbors[-1]
+    builder, other = PyramidBuilder(config, device.stream), Stream(device.stream.device)
+    # Allocating may wait for the device, so all memory is there before, with other values.
+    builder.pyramid(points[::-1].copy())
+    copy = DeviceArray.from_host(np.zeros_like(expected), other)
+    found = builder.pyramid(points)
+    copy.copy_from(as_device_array(found.neighbors[-1], other), other)
+    np.testing.assert_array_equal(copy.to_host(other), expected)
 
 
 def test_a_scan_goes_up_once_and_comes_down_once(device):
