@@ -20,9 +20,7 @@ from dela.errors import InputError
 from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import Stream
 from dela.pyramid import Pyramid
-
-# The scan's lowest corner, where every stage's voxels are counted from.
-CORNER = np.zeros(3)
+from dela.scene import CORNER
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,11 @@ import numpy as np
 
 from dela.cloud import PointCloud
 from dela.config import ModelConfig
-from dela.device_pyramid import CORNER, DeviceVoxels, PyramidBuilder
+from dela.device_pyramid import DeviceVoxels, PyramidBuilder
 from dela.errors import InputError
 from dela.pyramid import Pyramid
 from dela.runtime.device_buffers import cuda_in_words
-from dela.scene import Voxels
+from dela.scene import CORNER, Voxels
 from dela.tiles import Tile
 
 if TYPE_CHECKING:
