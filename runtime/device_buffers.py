@@ -20,20 +20,19 @@ if TYPE_CHECKING:
 # TensorRT asks for this boundary, and cuMemAlloc keeps it.
 ALIGNMENT = 256
 _CUDA_KINDS = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
-_OUT_OF_MEMORY = 2
 
 
 @contextmanager
 def cuda_in_words() -> Iterator[None]:
     """Failures of the CUDA driver as errors of this package."""
-    from dela.plugins.cuda.driver import CudaError, CudaUnavailable
+    from dela.plugins.cuda.driver import OUT_OF_MEMORY, CudaError, CudaUnavailable
 
     try:
         yield
     except CudaUnavailable as error:
         raise MissingDependencyError(str(error)) from error
     except CudaError as error:
-        if error.code == _OUT_OF_MEMORY:
+        if error.code == OUT_OF_MEMORY:
             raise DelaError(
                 "the GPU has too little free memory; use a smaller --max-points, or end what else "
                 "runs on it (nvidia-smi)"

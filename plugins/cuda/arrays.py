@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from dela.plugins.cuda.driver import Device, Stream, call, driver
+from dela.plugins.cuda.driver import OUT_OF_MEMORY, CudaError, Device, Stream, call, driver
 
 # numpy has no such type; on the host its values are the upper 16 bits of float32.
 BFLOAT16 = "bfloat16"
@@ -249,7 +249,9 @@ class PinnedArray:
 
 
 class GrowingBuffer:
-    """Memory for arrays of changing size: it grows by half more than asked, and never shrinks.
+    """Memory for arrays of changing size: it grows by half at least, and never shrinks.
+
+    Where there is no memory for that much, it grows to what is asked for.
 
     Arrays handed out earlier keep the memory they had. The contents are not carried over.
 
@@ -285,14 +287,22 @@ class GrowingBuffer:
         """
         if size <= self.capacity:
             return
-        grown = size if self._memory is None else max(size, int(self.capacity * GROWTH))
+        needed, grown = (
+            (bytes_ + 255) // 256 * 256 for bytes_ in (size, max(size, int(self.capacity * GROWTH)))
+        )
         # The old memory goes first where nobody else holds it.
         self._memory = None
-        grown = (grown + 255) // 256 * 256
+        try:
+            self._memory = self._allocated(grown)
+        except CudaError as error:
+            if error.code != OUT_OF_MEMORY or grown == needed:
+                raise
+            self._memory = self._allocated(needed)
+
+    def _allocated(self, size: int) -> Any:
         if self.pinned:
-            self._memory = PinnedArray((grown,), np.uint8, self.device).array
-        else:
-            self._memory = DeviceArray.empty((grown,), np.uint8, self.device)
+            return PinnedArray((size,), np.uint8, self.device).array
+        return DeviceArray.empty((size,), np.uint8, self.device)
 
     def array(self, shape: Sequence[int], dtype: Any) -> Any:
         """The start of the memory as a :class:`DeviceArray`, or a numpy array where pinned."""

@@ -14,6 +14,8 @@ from typing import Any
 
 # The legacy default stream, by the handle that means it in every API.
 LEGACY_STREAM = 1
+# CUDA_ERROR_OUT_OF_MEMORY, as in CudaError.code.
+OUT_OF_MEMORY = 2
 
 
 class CudaUnavailable(RuntimeError):

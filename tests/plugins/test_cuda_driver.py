@@ -227,6 +227,18 @@ def test_a_growing_buffer_grows_by_half_more_and_never_shrinks(stream):
     assert buffer.capacity == 5120
 
 
+def test_a_growing_buffer_makes_do_with_what_it_needs(stream, emulated_cuda):
+    buffer = GrowingBuffer(stream.device)
+    buffer.reserve(100 << 10)
+    emulated_cuda.memory = emulated_cuda.count("device_bytes") + (20 << 10)
+    buffer.reserve(110 << 10)
+    assert buffer.capacity == 110 << 10
+    with pytest.raises(CudaError, match="OUT_OF_MEMORY"):
+        buffer.reserve(130 << 10)
+    assert (buffer.capacity, buffer.pointer) == (0, 0)
+    assert buffer.array((5,), np.uint8).nbytes == 5
+
+
 def test_a_pinned_buffer_hands_out_numpy_arrays(stream):
     buffer = GrowingBuffer(stream.device, pinned=True)
     array = buffer.array((2, 3), np.float32)
