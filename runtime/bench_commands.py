@@ -22,6 +22,7 @@ from dela.runtime.options import (
     Threads,
 )
 from dela.runtime.predictor import MAX_POINTS
+from dela.sidecar import SUFFIX
 
 _POINTS, _CLOUDS = 30_000, 8
 
@@ -121,9 +122,11 @@ def _jobs(models: Sequence[Path], backends: Sequence[str]) -> list[tuple[str, Pa
         beside = [model.with_suffix(suffix) for model in models for suffix in suffixes]
         files = given or [path for path in dict.fromkeys(beside) if path.is_file()]
         if not files:
+            build = f"; `dela build MODEL.onnx --backend {name}` makes one"
             raise InputError(
                 f"no file for --backend {name}: it runs {' or '.join(suffixes)}, and there is no "
                 f"{' or '.join(str(path) for path in dict.fromkeys(beside))}"
+                f"{build if suffixes == (SUFFIX,) else ''}"
             )
         jobs += [(name, path) for path in files]
     return jobs

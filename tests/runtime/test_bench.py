@@ -128,7 +128,7 @@ def test_command_runs_every_model_on_its_own_backend(classifier, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--backend", "tensorrt"], r"no file for --backend tensorrt.*model\.engine"),
+        (["--backend", "tensorrt"], r"no file for --backend tensorrt.*model\.engine; `dela build"),
         (["-i", "missing.ply"], r"missing\.ply"),
         (["--device", "gpu"], "device 'gpu' is unknown"),
     ],
