@@ -26,19 +26,25 @@ if TYPE_CHECKING:
 
 
 def pyramid_builder(backend: Backend | EngineBackend) -> PyramidBuilder:
-    """What builds pyramids on the stream of a backend that takes them there.
+    """What builds pyramids on the GPU of a backend that takes them there.
+
+    It has a stream of its own: the backend's belongs to whichever thread is running the network,
+    and what another one queued there would become part of a graph that is being captured. The
+    backend waits for the pyramids it is given.
 
     Raises:
         InputError: a backend that takes arrays on the host, or a classification network.
     """
-    stream = getattr(backend, "stream", None)
-    if stream is None:
+    device = getattr(backend, "device", None)
+    if device is None:
         raise InputError(
             f"{backend.name} takes its input from the host; pyramids on the GPU are for engines "
             "(--backend tensorrt or tensorrt-rtx)"
         )
     with cuda_in_words():
-        return PyramidBuilder(backend.config, stream)
+        from dela.plugins.cuda.driver import Stream
+
+        return PyramidBuilder(backend.config, Stream(device))
 
 
 @dataclass(frozen=True)

@@ -47,7 +47,8 @@ class EngineBackend:
     Attributes:
         sidecar: how the engine was built.
         device: the GPU (:class:`dela.plugins.cuda.driver.Device`).
-        stream: that everything runs on.
+        stream: that the network and its copies run on, one thread at a time; work of your own goes
+            on a stream of its own.
 
     Raises:
         MissingDependencyError: no TensorRT, no CUDA package, no driver or no GPU.

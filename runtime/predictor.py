@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -57,6 +59,7 @@ class Predictor:
     Args:
         backend: that runs the network.
         gpu_pyramid: find voxels and neighbours on the GPU of an engine; the answer is the same.
+            Threads then take turns; with a predictor each, over one backend, only in the network.
 
     Raises:
         InputError: ``gpu_pyramid`` with another backend, or for classification.
@@ -69,10 +72,13 @@ class Predictor:
         self.backend = backend
         self.config = backend.config
         self._builder: PyramidBuilder | None = None
+        self._turn: AbstractContextManager[object] = nullcontext()
         if gpu_pyramid:
             from dela.runtime.device_scan import pyramid_builder
 
             self._builder = pyramid_builder(backend)
+            # Its pyramids are valid until it builds the next one.
+            self._turn = threading.Lock()
         self._codes = np.array([*(info.code for info in self.config.classes), UNLABELLED], np.int32)
 
     def predict(
@@ -118,15 +124,16 @@ class Predictor:
         start = time.perf_counter()
         attributes = compute_attributes(cloud, self.config.input_columns)
         network = _Timed(self.backend)
-        answer = predict_voxels(
-            network.run,
-            cloud.points - cloud.points.min(axis=0),
-            lambda pick: voxels_of(cloud, attributes, self.config, pick, self._builder),
-            self.config,
-            max_points=min(max_points, self.backend.max_points or max_points),
-            votes=votes,
-            progress=progress,
-        )
+        with self._turn:
+            answer = predict_voxels(
+                network.run,
+                cloud.points - cloud.points.min(axis=0),
+                lambda pick: voxels_of(cloud, attributes, self.config, pick, self._builder),
+                self.config,
+                max_points=min(max_points, self.backend.max_points or max_points),
+                votes=votes,
+                progress=progress,
+            )
         spent = time.perf_counter() - start
         classes = answer.probabilities.argmax(axis=1).astype(np.int32)
         rows = answer.row_of_point[: size - invalid]

@@ -16,6 +16,7 @@ from small_networks import cloud_pyramid, make_cloud, scene_pyramid
 from standin_tensorrt import StandInTensorRT, write_engine
 
 from dela import cli
+from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
 from dela.device_pyramid import PyramidBuilder
 from dela.errors import DelaError, EngineError, InputError
@@ -28,8 +29,10 @@ from dela.plugins.tensorrt import bindings, launched
 from dela.pyramid import Pyramid, build_pyramid
 from dela.runtime import Predictor, doctor, graphs, load_backend
 from dela.runtime.bench import measure
+from dela.runtime.device_scan import ScanOnDevice, pyramid_builder
 from dela.runtime.profiles import bucket
 from dela.runtime.verify import tolerance_of, verify
+from dela.scene import Voxels
 from dela.sidecar import digest_of, sidecar_path
 
 SIZES = "100:1000:6000"
@@ -527,6 +530,61 @@ def test_voxels_and_neighbours_from_the_gpu_change_no_label(
     assert found.tiles == expected.tiles and (found.tiles > votes) == (max_points == 200)
     assert np.array_equal(found.classes, expected.classes)
     assert np.abs(found.probabilities - expected.probabilities).max() <= 1e-5
+
+
+def test_a_pyramid_of_another_thread_stays_out_of_a_graph(
+    emulated_cuda, tensorrt, engine, network, monkeypatch
+):
+    cloud, other = make_cloud(1200), make_cloud(700)
+    backend = load_backend(engine)
+    attributes = compute_attributes(other, network.config.input_columns)
+    builder, found = pyramid_builder(backend), []
+    enqueue = graphs.Execution._enqueue
+
+    def enqueue_beside_another_thread(execution):
+        def build():
+            found.append(ScanOnDevice.of_scan(builder, other, attributes).points)
+
+        thread = threading.Thread(target=build)
+        thread.start()
+        thread.join()
+        enqueue(execution)
+
+    monkeypatch.setattr(graphs.Execution, "_enqueue", enqueue_beside_another_thread)
+    predictor = Predictor(backend, gpu_pyramid=True)
+    answers = [predictor.predict(cloud) for _ in range(3)]
+    expected = Predictor(load_backend(network.onnx)).predict(cloud)
+    assert backend.graphs == 1 and len(found) == 3  # run, run and capture, replay
+    for points in found:
+        assert np.array_equal(points, Voxels.of(other, attributes, network.config).points)
+    for answer in answers:
+        assert np.array_equal(answer.classes, expected.classes)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["one predictor", "a predictor each"])
+def test_threads_predict_with_pyramids_from_the_gpu(emulated_cuda, engine, network, shared):
+    emulated_cuda.defer = True
+    backend, reference = load_backend(engine), Predictor(load_backend(network.onnx))
+    clouds = [make_cloud(700), make_cloud(1500)]
+    expected = [reference.predict(cloud) for cloud in clouds]
+    predictors = [Predictor(backend, gpu_pyramid=True)] * 2
+    if not shared:
+        predictors[1] = Predictor(backend, gpu_pyramid=True)
+    found: list[list[np.ndarray]] = [[], []]
+
+    def work(index: int) -> None:
+        for _ in range(4):
+            found[index].append(predictors[index].predict(clouds[index]).classes)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index in range(2):
+        assert len(found[index]) == 4
+        for classes in found[index]:
+            assert np.array_equal(classes, expected[index].classes)
 
 
 def test_latency_with_everything_on_the_gpu(emulated_cuda, engine, network):
