@@ -2,7 +2,7 @@
 
 ``make gpu`` runs the GPU tests and then this. Weights are random, which changes no latency; parity
 of networks whose every branch counts is what the tests look at. Backends that cannot run here are
-listed with the reason.
+listed with the reason, and so are rows that fail, such as for lack of GPU memory.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 import dela
 from dela.attributes import compute_attributes
@@ -59,6 +60,7 @@ def main() -> None:
 
     rows: list[Row] = []
     missing: dict[str, str] = {}
+    failed: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         scans = [made_up_clouds(CONFIG, size)[0] for size in arguments.points]
         pyramids = [pyramid_of(scan) for scan in scans]
@@ -72,23 +74,41 @@ def main() -> None:
             except MissingDependencyError as error:
                 missing[name] = str(error)
                 continue
-            except DelaError as error:
-                missing[f"{name}, {dtype}"] = str(error)
+            except (DelaError, RuntimeError) as error:
+                missing[f"{name}, {dtype}"] = first_line(error)
                 continue
             for scan, pyramid, logits in zip(scans, pyramids, expected, strict=True):
-                rows.append(run(name, dtype, backend, scan, pyramid, logits, arguments.repeats))
+                try:
+                    rows.append(run(name, dtype, backend, scan, pyramid, logits, arguments.repeats))
+                except (DelaError, RuntimeError) as error:
+                    what = f"{name}, {dtype}, {len(pyramid.points):,} points"
+                    failed[what] = first_line(error)
+            # What PyTorch keeps for itself, and this backend's memory, are the next one's.
+            del backend
+            torch.cuda.empty_cache()
     machine = describe_machine()
     if arguments.json:
         print(
             json.dumps(
-                {"machine": machine, "rows": [asdict(row) for row in rows], "missing": missing},
+                {
+                    "machine": machine,
+                    "rows": [asdict(row) for row in rows],
+                    "missing": missing,
+                    "failed": failed,
+                },
                 indent=2,
             )
         )
     else:
-        print_table(machine, rows, missing)
+        print_table(machine, rows, missing | failed)
     if not all(row.passed for row in rows):
         raise SystemExit("a backend does not give PyTorch's answer: see the error column")
+    if failed:
+        raise SystemExit(f"not measured: {'; '.join(failed)}")
+
+
+def first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
 
 
 def pyramid_of(scan: PointCloud) -> Pyramid:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
+import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -136,3 +139,50 @@ def test_command_runs_every_model_on_its_own_backend(classifier, capsys):
 def test_command_says_what_is_wrong(network, words, message):
     with pytest.raises(DelaError, match=message):
         cli.run_command(["bench", str(network.onnx), *words])
+
+
+def test_the_gpu_table_outlives_a_row_that_runs_out_of_memory(monkeypatch, capsys):
+    path = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
+    spec = importlib.util.spec_from_file_location("gpu_table", path)
+    table = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, table)
+    spec.loader.exec_module(table)
+
+    class OutOfMemory(Slow):
+        def run(self, pyramid):
+            if len(pyramid.points) > 400:
+                raise RuntimeError("CUDA out of memory.\nDetails")
+            return expected(pyramid)
+
+    def expected(pyramid):
+        return np.ones((len(pyramid.points), CONFIG.num_classes), dtype=np.float32)
+
+    class Same(Slow):
+        def run(self, pyramid):
+            return expected(pyramid)
+
+    def too_large_to_load():
+        raise RuntimeError("CUDA out of memory.")
+
+    def candidates(*_):
+        yield "no room", "fp32", too_large_to_load
+        yield "small", "fp32", lambda: OutOfMemory(CONFIG)
+        yield "good", "fp32", lambda: Same(CONFIG)
+
+    monkeypatch.setattr(table, "CONFIG", CONFIG)
+    monkeypatch.setattr(table, "write_network", lambda *_: {"checkpoint": None})
+    monkeypatch.setattr(table, "load_backend", lambda _: Same(CONFIG))
+    monkeypatch.setattr(table, "candidates", candidates)
+    words = ["gpu.py", "--points", "300", "900", "--repeats", "1", "--json"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit, match=r"^not measured: small, fp32, \d+ points$"):
+        table.main()
+    found = json.loads(capsys.readouterr().out)
+    assert [row["backend"] for row in found["rows"]] == ["small", "good", "good"]
+    ((what, reason),) = found["failed"].items()
+    assert what.startswith("small, fp32, ") and reason == "CUDA out of memory."
+    assert found["missing"] == {"no room, fp32": "CUDA out of memory."}
+    monkeypatch.setattr(sys, "argv", words[:-1])
+    with pytest.raises(SystemExit):
+        table.main()
+    assert f"not measured: {what}: CUDA out of memory." in capsys.readouterr().out
