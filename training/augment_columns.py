@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dela.config import AttributeInfo, ModelConfig
+from dela.formats.columns import COLORS
 from dela.training.augment_config import AugmentConfig
 
-COLOR_NAMES = ("red", "green", "blue")
 HEIGHT_NAMES = ("height", "height_above_ground")
 
 
@@ -33,7 +33,7 @@ class Columns:
         names = [info.name for info in infos]
         return cls(
             infos,
-            tuple(names.index(name) for name in COLOR_NAMES if name in names),
+            tuple(names.index(name) for name in COLORS if name in names),
             tuple(names.index(name) for name in HEIGHT_NAMES if name in names),
             tuple(names.index(name) for name in ("intensity",) if name in names),
             config.vector_columns,
@@ -74,12 +74,7 @@ def change_color(
 
 def scale_height(attributes: np.ndarray, columns: Columns, factor: float) -> np.ndarray:
     """Height columns as if z had been multiplied by ``factor``."""
-    changed = attributes.copy()
-    for column in columns.height:
-        info = columns.infos[column]
-        raw = attributes[:, column] * np.float32(info.scale) + np.float32(info.offset)
-        changed[:, column] = (raw * np.float32(factor) - np.float32(info.offset)) / info.scale
-    return changed
+    return _scale_raw(attributes, columns, columns.height, factor)
 
 
 def shift_height(
@@ -94,8 +89,15 @@ def shift_height(
 
 def scale_intensity(attributes: np.ndarray, columns: Columns, factor: float) -> np.ndarray:
     """The intensity column as if the sensor answered ``factor`` times as strongly."""
+    return _scale_raw(attributes, columns, columns.intensity, factor)
+
+
+def _scale_raw(
+    attributes: np.ndarray, columns: Columns, which: tuple[int, ...], factor: float
+) -> np.ndarray:
+    """Some columns as if the file's own values had been multiplied by ``factor``."""
     changed = attributes.copy()
-    for column in columns.intensity:
+    for column in which:
         info = columns.infos[column]
         raw = attributes[:, column] * np.float32(info.scale) + np.float32(info.offset)
         changed[:, column] = (raw * np.float32(factor) - np.float32(info.offset)) / info.scale

@@ -31,6 +31,7 @@ from dela.tiles import context_width
 from dela.training.augment_columns import Columns
 from dela.training.augment_config import NOTHING, AugmentConfig
 from dela.training.data_config import DataConfig
+from dela.training.prepare.plan import SPLITS
 from dela.training.prepared import ObjectScan, PreparedScan, open_scans
 from dela.training.samples import Batch, Sample, Sampler, pack_samples
 
@@ -45,7 +46,6 @@ __all__ = [
     "pack_samples",
 ]
 
-SPLITS = ("train", "val", "test")
 # Apart enough that no split's rooms run into the next one's.
 SEED_STEP = 10_000
 
