@@ -48,7 +48,7 @@ class RunFolder:
         Raises:
             InputError: another process trains here, or the folder cannot be made.
         """
-        missing = not self.path.exists()
+        made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
@@ -69,8 +69,9 @@ class RunFolder:
             yield
         finally:
             os.close(handle)
-            if missing and not any(self.path.iterdir()):
-                self.path.rmdir()  # nothing came of it
+            with contextlib.suppress(OSError):  # one that holds something stays, and those above
+                for folder in made:
+                    folder.rmdir()
 
     def refuse_existing(self) -> None:
         """Raises InputError when a run is there already."""
