@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from dela import ops
 from dela.config import ModelConfig
+from dela.errors import InputError
 from dela.network.embedding import SpatialEncoding
 from dela.network.heads import ClassificationHead, SegmentationHead, pool_clouds
 from dela.network.layers import BatchNorm, Block, Downsample, LocalAggregation, Mlp, module_list
@@ -28,7 +29,21 @@ def freeze(model: Network, dtype: torch.dtype = torch.float32) -> FrozenNetwork:
         dtype: of features and Linears: float32, float16 or bfloat16. Points, both operators'
             weights, SPSE, inputs and logits stay float32; features are cast after SPSE, logits
             back before they are returned.
+
+    Raises:
+        InputError: another module stands where the network has a Linear.
     """
+    with torch.device("meta"):
+        plain = Network(model.config)
+    for name, layer in plain.named_modules():
+        if isinstance(layer, nn.Linear):
+            found = model.get_submodule(name)
+            # Weights alone are read, so a forward of its own would be lost.
+            if getattr(type(found), "forward", None) is not nn.Linear.forward:
+                raise InputError(
+                    f"{name} is a {type(found).__name__}, of which no weights can be read; put an "
+                    "nn.Linear with the merged weight in its place first"
+                )
     with torch.no_grad():
         return FrozenNetwork(model, dtype).to(next(model.parameters()).device).eval()
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -10,7 +11,7 @@ torch = pytest.importorskip("torch")
 from dela.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from dela.cli import run_command  # noqa: E402
 from dela.config import AttributeInfo, generic_classes  # noqa: E402
-from dela.errors import CheckpointError, ConfigError  # noqa: E402
+from dela.errors import CheckpointError, ConfigError, InputError  # noqa: E402
 from dela.network import create_model  # noqa: E402
 from dela.reference_import import import_reference, reference_state_dict  # noqa: E402
 from dela.training.finetune import freeze_parts, parameter_groups, take_weights  # noqa: E402
@@ -140,8 +141,8 @@ def test_a_missing_start_is_told_before_any_data_is_read(with_schedule, tmp_path
     config = with_schedule(init=str(tmp_path / "nowhere.pt"))
     data = dataclasses.replace(config.data, train=("nowhere.ply",))
     with pytest.raises(CheckpointError, match=r"train\.init: there is no checkpoint file at"):
-        train(dataclasses.replace(config, data=data), tmp_path / "run", log=_silent)
-    assert not (tmp_path / "run").exists()
+        train(dataclasses.replace(config, data=data), tmp_path / "runs" / "mine", log=_silent)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_frozen_parts_are_named_by_whole_words(tiny_config):
@@ -197,3 +198,47 @@ def test_layer_decay_reaches_the_steps(with_schedule, tmp_path):
         assert step == pytest.approx(expected, rel=0.02), name
     with (tmp_path / "run" / "metrics.csv").open(newline="") as file:
         assert float(next(csv.DictReader(file))["learning_rate"]) == pytest.approx(1e-3)
+
+
+def test_low_rank_adapters_train_merge_and_export(with_schedule, tmp_path):
+    from torch.nn.utils import parametrize
+
+    from dela.network import freeze
+    from dela.training.datasets import open_dataset
+    from dela.training.loop import make_optimizer
+
+    class LowRank(torch.nn.Module):
+        def __init__(self, rows, columns):
+            super().__init__()
+            self.up = torch.nn.Parameter(torch.zeros(rows, 2))
+            self.down = torch.nn.Parameter(torch.full((2, columns), 0.1))
+
+        def forward(self, weight):
+            return weight + self.up @ self.down
+
+    config = with_schedule(learning_rate=0.05, weight_decay=0.0)
+    model = create_model(config.model, seed=1)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    model.requires_grad_(False)
+    layer = model.stages[1].block.mlps[0].expand
+    parametrize.register_parametrization(layer, "weight", LowRank(*layer.weight.shape))
+    optimizer = make_optimizer(model, config)
+    training = open_dataset(config.data, config.model, "train")
+    pyramid = training.sample(np.random.default_rng(0)).pyramid
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(pyramid)[0].square().mean().backward()
+        optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        adapted = model(pyramid)
+        parametrize.remove_parametrizations(layer, "weight")
+        torch.testing.assert_close(freeze(model)(pyramid), adapted, rtol=1e-4, atol=1e-4)
+    changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n])]
+    assert changed == ["stages.1.block.mlps.0.expand.weight"]
+    save_checkpoint(tmp_path / "merged.pt", model)
+    torch.testing.assert_close(load_checkpoint(tmp_path / "merged.pt").model(pyramid), adapted)
+
+    model.stages[1].block.mlps[0].expand = torch.nn.Sequential(layer)
+    with pytest.raises(InputError, match=r"stages\.1\.block\.mlps\.0\.expand is a Sequential"):
+        freeze(model)
