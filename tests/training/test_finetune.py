@@ -203,7 +203,9 @@ def test_layer_decay_reaches_the_steps(with_schedule, tmp_path):
 def test_low_rank_adapters_train_merge_and_export(with_schedule, tmp_path):
     from torch.nn.utils import parametrize
 
+    from dela.export import export_onnx
     from dela.network import freeze
+    from dela.runtime import load_backend
     from dela.training.datasets import open_dataset
     from dela.training.loop import make_optimizer
 
@@ -238,6 +240,10 @@ def test_low_rank_adapters_train_merge_and_export(with_schedule, tmp_path):
     assert changed == ["stages.1.block.mlps.0.expand.weight"]
     save_checkpoint(tmp_path / "merged.pt", model)
     torch.testing.assert_close(load_checkpoint(tmp_path / "merged.pt").model(pyramid), adapted)
+
+    export_onnx(tmp_path / "merged.pt", tmp_path / "merged.onnx", check=False)
+    exported = torch.from_numpy(load_backend(tmp_path / "merged.onnx").run(pyramid))
+    torch.testing.assert_close(exported, adapted, rtol=1e-4, atol=1e-4)
 
     model.stages[1].block.mlps[0].expand = torch.nn.Sequential(layer)
     with pytest.raises(InputError, match=r"stages\.1\.block\.mlps\.0\.expand is a Sequential"):
