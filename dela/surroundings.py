@@ -5,7 +5,7 @@ A network that sees a tile alone sees the world end at the tile's border, and la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,7 @@ def join_clouds(clouds: Sequence[PointCloud]) -> PointCloud:
     )
 
 
-def surroundings(cloud: PointCloud, others: Sequence[PointCloud], width: float) -> PointCloud:
+def surroundings(cloud: PointCloud, others: Iterable[PointCloud], width: float) -> PointCloud:
     """The points of other scans within ``width`` metres of a scan's ground plan.
 
     The ground plan is the box of the scan's x and y. Points of the others that are not finite are
@@ -80,17 +80,17 @@ class Neighborhood:
         Raises:
             InputError: a neighbouring file cannot be read.
         """
-        finite = np.isfinite(cloud.points).all(axis=1)
-        others = []
-        if finite.any():
-            low, high = _plan(cloud, width)
-            for other, extent in self._extents.items():
-                apart = extent is not None and bool(
-                    (extent[0, :2] > high).any() or (extent[1, :2] < low).any()
-                )
-                if other != path.resolve() and not apart:
-                    others.append(surroundings(cloud, [read_cloud(other)], width))
-        return surroundings(cloud, others, width)
+        return surroundings(cloud, self._near(path, cloud, width), width)
+
+    def _near(self, path: Path, cloud: PointCloud, width: float) -> Iterator[PointCloud]:
+        """The other files that may reach the scan, read one at a time."""
+        low, high = _plan(cloud, width)
+        for other, extent in self._extents.items():
+            apart = extent is not None and bool(
+                (extent[0, :2] > high).any() or (extent[1, :2] < low).any()
+            )
+            if other != path.resolve() and not apart:
+                yield read_cloud(other)
 
 
 def _plan(cloud: PointCloud, width: float) -> tuple[np.ndarray, np.ndarray]:
