@@ -46,7 +46,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     ),
     "info": ("dela.runtime.commands:info", "Describe a checkpoint, a model file or a scan."),
     "view": ("dela.runtime.view:view", "Draw a scan and its labels as a PNG."),
-    "room": ("dela.training.room_command:room", "Generate a labelled indoor room."),
+    "room": ("dela.training.rooms.command:room", "Generate a labelled indoor room."),
     "import-checkpoint": (
         "dela.commands:import_checkpoint",
         "Convert a checkpoint of the reference implementation.",

@@ -17,7 +17,7 @@ from typing import Any
 
 from dela.config import ModelConfig
 from dela.errors import ConfigError, InputError
-from dela.training.augment_config import AugmentConfig
+from dela.training.augment.config import AugmentConfig
 from dela.training.data_config import ClassMap, DataConfig, named_classes
 from dela.training.model_section import ModelSection, model_classes, model_config
 from dela.training.sections import at_least, between, read_section, refuse_unknown

@@ -28,8 +28,8 @@ from dela.metrics import IGNORED
 from dela.scene import Voxels, scan_grid
 from dela.surroundings import join_clouds, surroundings
 from dela.tiles import context_width
-from dela.training.augment_columns import Columns
-from dela.training.augment_config import NOTHING, AugmentConfig
+from dela.training.augment.columns import Columns
+from dela.training.augment.config import NOTHING, AugmentConfig
 from dela.training.data_config import DataConfig
 from dela.training.prepare.plan import SPLITS
 from dela.training.prepared import ObjectScan, PreparedScan, open_scans
@@ -400,6 +400,6 @@ def _file(path: Path) -> Callable[[], PointCloud]:
 
 
 def _room(seed: int, points: int) -> Callable[[], PointCloud]:
-    from dela.training.rooms import generate_room
+    from dela.training.rooms.scan import generate_room
 
     return lambda: generate_room(seed, points=points)

@@ -10,11 +10,11 @@ import numpy as np
 from dela.config import ModelConfig
 from dela.geometry import voxel_grid
 from dela.pyramid import Pyramid, build_pyramid, pack
-from dela.training.augment import change_attributes, move_attributes, move_points
-from dela.training.augment_columns import Columns
-from dela.training.augment_config import AugmentConfig
-from dela.training.augment_geometry import cut_out, jitter, keep_rows
-from dela.training.mixing import mix_objects, mix_scenes
+from dela.training.augment.columns import Columns
+from dela.training.augment.config import AugmentConfig
+from dela.training.augment.geometry import cut_out, jitter, keep_rows
+from dela.training.augment.mixing import mix_objects, mix_scenes
+from dela.training.augment.steps import change_attributes, move_attributes, move_points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dela.config import PRESETS, AttributeInfo
-from dela.training import augment as a
-from dela.training import augment_columns as columns_of
-from dela.training.augment_columns import Columns
-from dela.training.augment_config import NOTHING, AugmentConfig
+from dela.training.augment import columns as columns_of
+from dela.training.augment import steps as a
+from dela.training.augment.columns import Columns
+from dela.training.augment.config import NOTHING, AugmentConfig
 
 SCANNET = Columns.of(PRESETS["scannet"])
 seeds = st.integers(0, 2**31)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import RegularGridInterpolator
 from scipy.ndimage import uniform_filter1d
 
-from dela.training import augment_geometry as g
+from dela.training.augment import geometry as g
 
 seeds = st.integers(0, 2**31)
 

@@ -11,7 +11,7 @@ import pytest
 from dela.config import resolve_config
 from dela.formats import write_cloud
 from dela.geometry import VoxelGrid
-from dela.training.augment_config import NOTHING, AugmentConfig
+from dela.training.augment.config import NOTHING, AugmentConfig
 from dela.training.batches import BatchMaker
 from dela.training.data_config import ClassMap, DataConfig
 from dela.training.datasets import Dataset, Scan, open_dataset

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dela.training.mixing import label_share, mix_objects, mix_scenes
+from dela.training.augment.mixing import label_share, mix_objects, mix_scenes
 
 seeds = st.integers(0, 2**31)
 

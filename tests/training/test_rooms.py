@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from dela.errors import InputError
-from dela.training.furniture import LABELS
-from dela.training.materials import Material, color_surfaces
-from dela.training.plan import draw_plan
-from dela.training.rooms import ROOM_CLASSES, generate_room
-from dela.training.solids import BALL, BOX, PANE, TAPER, Placed, Solids, cast
+from dela.training.rooms.furniture import LABELS
+from dela.training.rooms.materials import Material, color_surfaces
+from dela.training.rooms.plan import draw_plan
+from dela.training.rooms.scan import ROOM_CLASSES, generate_room
+from dela.training.rooms.solids import BALL, BOX, PANE, TAPER, Placed, Solids, cast
 
 GREY = Material((128, 128, 128), contrast=0.0)
 

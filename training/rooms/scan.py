@@ -1,8 +1,8 @@
 """Generated indoor scans: furnished rooms of 13 classes, seen by a few virtual laser scanners.
 
-A room is a plan (:mod:`dela.training.plan`), furniture placed without collisions, and a scan: rays
-from several standpoints give occlusion, range-dependent density and range noise; shared palettes,
-light, shadow and exposure give the colours. The same seed gives the same points.
+A room is a plan (:mod:`dela.training.rooms.plan`), furniture placed without collisions, and a scan:
+rays from several standpoints give occlusion, range-dependent density and range noise; shared
+palettes, light, shadow and exposure give the colours. The same seed gives the same points.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import numpy as np
 from dela.cloud import PointCloud
 from dela.config import S3DIS_CLASSES
 from dela.errors import InputError
-from dela.training.furnish import furnish
-from dela.training.materials import color_surfaces
-from dela.training.plan import Plan, draw_plan
-from dela.training.solids import Solids, cast, surface
+from dela.training.rooms.furnish import furnish
+from dela.training.rooms.materials import color_surfaces
+from dela.training.rooms.plan import Plan, draw_plan
+from dela.training.rooms.solids import Solids, cast, surface
 
 ROOM_CLASSES = tuple(S3DIS_CLASSES.split())
 

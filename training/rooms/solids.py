@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from dela.training.materials import Material
+from dela.training.rooms.materials import Material
 
 # Unit shapes. BOX [-1, 1]^3; PANE the square z = 0; BALL radius 1; TAPER: round, z in [-1, 1],
 # radius 1 at the bottom and ``taper`` at the top, closed by caps.

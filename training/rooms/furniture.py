@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dela.config import S3DIS_CLASSES
-from dela.training.materials import (
+from dela.training.rooms.materials import (
     FABRICS,
     PLASTICS,
     Material,
@@ -24,7 +24,7 @@ from dela.training.materials import (
     plastic,
     wood,
 )
-from dela.training.solids import Placed
+from dela.training.rooms.solids import Placed
 
 LABELS = {name: code for code, name in enumerate(S3DIS_CLASSES.split())}
 Rng = np.random.Generator

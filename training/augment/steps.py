@@ -2,8 +2,8 @@
 
 A piece of a scan is moved (turned, mirrored, scaled, distorted) with the columns that depend on
 place; once the sample is whole (:mod:`dela.training.samples`), its other columns are changed.
-The changes themselves are in :mod:`~dela.training.augment_geometry` and
-:mod:`~dela.training.augment_columns`.
+The changes themselves are in :mod:`~dela.training.augment.geometry` and
+:mod:`~dela.training.augment.columns`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dela.training.augment_columns import (
+from dela.training.augment.columns import (
     Columns,
     change_color,
     drop_normals,
@@ -20,8 +20,8 @@ from dela.training.augment_columns import (
     scale_intensity,
     shift_height,
 )
-from dela.training.augment_config import AugmentConfig
-from dela.training.augment_geometry import (
+from dela.training.augment.config import AugmentConfig
+from dela.training.augment.geometry import (
     any_rotation,
     elastic_offsets,
     random_flip,

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dela.training import clutter
-from dela.training.furniture import (
+from dela.training.rooms import clutter
+from dela.training.rooms.furniture import (
     LABELS,
     Piece,
     board,
@@ -18,8 +18,8 @@ from dela.training.furniture import (
     sofa,
     table,
 )
-from dela.training.plan import Plan, Rectangle, overlap
-from dela.training.solids import Placed, Solids
+from dela.training.rooms.plan import Plan, Rectangle, overlap
+from dela.training.rooms.solids import Placed, Solids
 
 Rng = np.random.Generator
 _TRIES = 40

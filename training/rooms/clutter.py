@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from dela.training.furniture import LABELS, Piece, any_colored
-from dela.training.materials import (
+from dela.training.rooms.furniture import LABELS, Piece, any_colored
+from dela.training.rooms.materials import (
     Material,
     board_stuff,
     fabric,
@@ -21,7 +21,7 @@ from dela.training.materials import (
     plastic,
     wood,
 )
-from dela.training.solids import Placed
+from dela.training.rooms.solids import Placed
 
 Rng = np.random.Generator
 CLUTTER = LABELS["clutter"]

@@ -12,7 +12,7 @@ import numpy as np
 
 from dela.config import AttributeInfo, ModelConfig
 from dela.formats.columns import COLORS
-from dela.training.augment_config import AugmentConfig
+from dela.training.augment.config import AugmentConfig
 
 HEIGHT_NAMES = ("height", "height_above_ground")
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from dela.training import materials
-from dela.training.clutter import curtain, hanging_lamp, radiator
-from dela.training.furniture import LABELS, Piece
-from dela.training.materials import Material
-from dela.training.solids import Placed, Solids
+from dela.training.rooms import materials
+from dela.training.rooms.clutter import curtain, hanging_lamp, radiator
+from dela.training.rooms.furniture import LABELS, Piece
+from dela.training.rooms.materials import Material
+from dela.training.rooms.solids import Placed, Solids
 
 Rng = np.random.Generator
 Rectangle = tuple[float, float, float, float]

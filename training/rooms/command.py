@@ -25,7 +25,7 @@ def room(
 
     The same seed gives the same room; label codes follow the order of the S3DIS classes.
     """
-    from dela.training.rooms import generate_room
+    from dela.training.rooms.scan import generate_room
 
     check_suffix(output)
     check_writable(output, overwrite)

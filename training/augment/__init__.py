@@ -1,0 +1,1 @@
+"""Random changes to training samples: coordinates, columns, and scenes mixed with one another."""

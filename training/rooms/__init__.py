@@ -1,0 +1,1 @@
+"""Generated, labelled indoor rooms: plan, furniture, materials, and a virtual laser scan."""
