@@ -159,6 +159,19 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str
     Raises:
         CheckpointError: a name is missing, unexpected or of another shape or kind of number.
     """
+    own = refuse_misfitting(model, weights, source)
+    converted = {name: weights[name].to(own[name].dtype).contiguous() for name in own}
+    model.load_state_dict(converted, assign=True)
+
+
+def refuse_misfitting(
+    model: torch.nn.Module, weights: dict[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """The tensors of ``model``, after checking that ``weights`` could take their places.
+
+    Raises:
+        CheckpointError: as :func:`load_weights`.
+    """
     own = model.state_dict()
     misfits = []
     for name in own.keys() & weights.keys():
@@ -168,8 +181,7 @@ def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str
         elif found.is_floating_point() != expected.is_floating_point():
             misfits.append(f"{name} is {found.dtype}, not {expected.dtype}")
     refuse_misfits(source, own.keys() - weights.keys(), weights.keys() - own.keys(), misfits)
-    converted = {name: weights[name].to(own[name].dtype).contiguous() for name in own}
-    model.load_state_dict(converted, assign=True)
+    return own
 
 
 def refuse_misfits(source: str, missing: Any, unexpected: Any, misshaped: Any) -> None:

@@ -12,6 +12,7 @@ from dela.checkpoint import Checkpoint, load_checkpoint
 from dela.config import AttributeInfo, ModelConfig
 from dela.errors import ConfigError
 from dela.network import Network
+from dela.training.adapters import LowRank
 from dela.training.config import ScheduleConfig
 
 _LISTED = 6
@@ -156,7 +157,8 @@ def freeze_parts(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
         Names of the modules inside, which must stay in evaluation mode.
 
     Raises:
-        ConfigError: a prefix that nothing is called by, or nothing left to train.
+        ConfigError: a prefix that nothing is called by, or nothing left to train, be it of all
+            parameters or of the adapters of ``train.low_rank``.
     """
     for prefix in prefixes:
         if not any(_under(name, prefix) for name, _ in model.named_parameters()):
@@ -173,6 +175,11 @@ def freeze_parts(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
             parameter.requires_grad_(False)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise ConfigError(f"train.freeze is {list(prefixes)}; nothing is left to train")
+    adapters = [module.up for module in model.modules() if isinstance(module, LowRank)]
+    if adapters and not any(up.requires_grad for up in adapters):
+        raise ConfigError(
+            f"train.freeze is {list(prefixes)}; no adapter of train.low_rank is left to train"
+        )
     return [
         name
         for name, _ in model.named_modules()
@@ -181,6 +188,8 @@ def freeze_parts(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
 
 
 def _under(name: str, prefix: str) -> bool:
+    """Whether a name is a part's; of a parametrized tensor, the tensor's own name tells it."""
+    name = name.replace(".parametrizations.", ".")
     return name == prefix or name.startswith(f"{prefix}.")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -21,7 +22,8 @@ from dela.checkpoint import save_checkpoint
 from dela.errors import CheckpointError, DelaError
 from dela.metrics import Confusion
 from dela.network import Network, create_model, measure_neighbor_distances
-from dela.pyramid import Pyramid, pack
+from dela.pyramid import Pyramid
+from dela.training.adapters import Adapt, adapt_network, merged
 from dela.training.average import WeightAverage, measure_batch_norms
 from dela.training.batches import BatchMaker, StepBatches
 from dela.training.config import TrainConfig
@@ -95,6 +97,7 @@ def train(
     log: Callable[[str], None] = print,
     after_step: Callable[[int, float], None] | None = None,
 ) -> TrainResult:
+    adapt: Adapt | None = None,
     """Train a network and leave it in a run folder.
 
     Every random choice is drawn from (seed, step), so a run that was interrupted or killed and
@@ -110,6 +113,9 @@ def train(
         log: receives one line per event, in the first process.
         after_step: called with the number of steps taken and the loss after each step.
 
+        adapt: puts adapters into the network once it has the weights of ``train.init``, and says by
+            ``requires_grad`` what trains, see :func:`~dela.training.adapters.adapt_network`. A
+            resumed run needs the same.
     Raises:
         InputError: a run is there already or going on, nothing to resume, or data that cannot be
             read.
@@ -122,10 +128,10 @@ def train(
     folder = RunFolder(run_dir)
     with join_group(device) as group, Interruption(agreed=group.size > 1) as interruption:
         log = log if group.leads else _silent
-        if not group.leads:
-            return _train(config, folder, group, interruption, resume, overwrite, log, after_step)
-        with folder.claimed():
-            return _train(config, folder, group, interruption, resume, overwrite, log, after_step)
+        with folder.claimed() if group.leads else contextlib.nullcontext():
+            return _train(
+                config, folder, group, interruption, resume, overwrite, log, after_step, adapt
+            )
 
 
 def _train(
@@ -138,6 +144,7 @@ def _train(
     log: Callable[[str], None],
     after_step: Callable[[int, float], None] | None,
 ) -> TrainResult:
+    adapt: Adapt | None,
     schedule = config.train
     saved = state_to_resume(folder, config, group.size) if resume else None
     if not resume and not overwrite:
@@ -161,6 +168,7 @@ def _train(
 
     if saved is None:
         pyramids = list(_measured_pyramids(training, schedule.seed, range(MEASURED_SAMPLES)))
+    fresh: tuple[str, ...] = ()
         distances = measure_neighbor_distances(pyramids, config.model)
         model = create_model(config.model, neighbor_distances=distances, seed=schedule.seed)
         origin = {"stage_ratios": stage_ratios(pyramids), "processes": group.size, "init": None}
@@ -168,12 +176,15 @@ def _train(
             taken = take_weights(model, schedule.init)
             origin["init"] = {"path": taken.source, "sha256": taken.sha256}
             for line in taken.lines():
+            fresh = taken.fresh
                 log(line)
     else:
         model = create_model(config.model, seed=schedule.seed)
         origin = {name: saved[name] for name in ("stage_ratios", "processes", "init")}
     model.to(group.device)
     model.checkpoint_blocks = schedule.checkpoint
+    for line in adapt_network(model, schedule, fresh, adapt):
+        log(line)
     frozen = freeze_parts(model, schedule.freeze)
     synced_norms = schedule.sync_norm and group.size > 1
     if synced_norms:
@@ -314,7 +325,7 @@ def _train(
     def save_state(network: Network, scores: Scores | None) -> None:
         if group.leads:
             extra = _extra(config, state, origin, scores) | {"resume": state.to_dict()}
-            save_checkpoint(folder.last, network, extra)
+            save_checkpoint(folder.last, merged(network), extra)
 
     def show_validation(done: float, scans: int) -> None:
         progress.step(state.step, f"validating, scan {min(int(done) + 1, scans)} of {scans}")
@@ -345,7 +356,8 @@ def _train(
             row = log_row(config, state, epoch, scores)
             if group.leads:
                 if better or (validation is None and last_epoch):
-                    save_checkpoint(folder.best, evaluated, _extra(config, state, origin, scores))
+                    extra = _extra(config, state, origin, scores)
+                    save_checkpoint(folder.best, merged(evaluated), extra)
                 folder.append_log(row)
                 if scores is not None or last_epoch:
                     folder.write_scores(final_scores(config, state, scores, row))

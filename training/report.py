@@ -42,7 +42,9 @@ def opening_line(
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     size = f"{_count(count)} parameters"
     if trained < count:
-        size += f" ({_count(trained)} of them trained)"
+        # float32, and AdamW keeps two moments beside a gradient.
+        kept = 3 * 4 * trained / 2**20
+        size += f" ({_count(trained)} of them trained), {kept:.1f} MiB of gradients and moments"
     validated = "none" if validation is None else str(len(validation.scans))
     schedule = config.train
     batches = f"{schedule.batch_size} x "

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from dela.checkpoint import refuse_misfitting
+from dela.errors import CheckpointError
 from dela.metrics import Confusion
 from dela.network import Network
 from dela.training.average import WeightAverage
 
 # Independent random streams of one seed.
-SAMPLE, NETWORK, MEASURE, ORDER, LARGEST = 1, 2, 3, 4, 5
+SAMPLE, NETWORK, MEASURE, ORDER, LARGEST, ADAPTERS = 1, 2, 3, 4, 5, 6
 
 
 def generator(seed: int, stream: int, *number: int) -> np.random.Generator:
@@ -102,11 +104,21 @@ class TrainingState:
         }
 
     def restore(self, values: dict[str, Any]) -> None:
-        """Become the state that :meth:`to_dict` described."""
+        """Become the state that :meth:`to_dict` described.
+
+        Raises:
+            CheckpointError: it is of a network with other tensors, or other ones were trained.
+        """
+        refuse_misfitting(self.model, values["model"], "the interrupted run, with these adapters,")
         self.step, self.best = int(values["step"]), values["best"]
         self.model.load_state_dict(values["model"])
-        # The optimizer keeps tensors that are on the right device already, so it gets its own.
-        self.optimizer.load_state_dict(copy.deepcopy(values["optimizer"]))
+        try:
+            # It keeps tensors that are on the right device already, so it gets its own.
+            self.optimizer.load_state_dict(copy.deepcopy(values["optimizer"]))
+        except ValueError as error:
+            raise CheckpointError(
+                "the interrupted run trained other parameters; resume it with the same adapters"
+            ) from error
         if self.average is not None:
             self.average.restore(values["average"])
         totals = values["totals"]
