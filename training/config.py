@@ -80,11 +80,11 @@ class ScheduleConfig:
         freeze: parts of the network that stay as they are: ``["ellipsoids", "stages.0"]``.
         layer_decay: learning rate of each stage in parts of the next one's, from the head down; 1
             trains all alike.
-    """
-
         low_rank: rank of the adapters (LoRA) that are trained instead of the stages' Linear
             weights, which stay as ``init`` brings them; everything else trains on. 0 is off.
         low_rank_alpha: an adapter's product is scaled by ``low_rank_alpha / low_rank``.
+    """
+
     epochs: int = 100
     steps_per_epoch: int = 0
     batch_size: int = 4
@@ -118,11 +118,11 @@ class ScheduleConfig:
     init: str = ""
     freeze: tuple[str, ...] = ()
     layer_decay: float = 1.0
+    low_rank: int = 0
+    low_rank_alpha: float = 8.0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
-    low_rank: int = 0
-    low_rank_alpha: float = 8.0
             at_least(f"train.{name}", getattr(self, name), 1)
         for name in (
             "steps_per_epoch",
@@ -138,10 +138,10 @@ class ScheduleConfig:
             "save_minutes",
             "save_steps",
             "workers",
+            "low_rank",
         ):
             at_least(f"train.{name}", getattr(self, name), 0)
         for name in ("learning_rate", "coordinate_loss_decay", "layer_decay", "low_rank_alpha"):
-            "low_rank",
             if not getattr(self, name) > 0:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be above 0")
         between("train.warmup_start", self.warmup_start, 0, 1)
@@ -151,14 +151,14 @@ class ScheduleConfig:
         between("train.weight_average", self.weight_average, 0, 0.99999)
         if self.dtype not in ("fp32", "bf16", "auto"):
             raise ConfigError(f"train.dtype is {self.dtype!r}; it must be fp32, bf16 or auto")
-
-
-@dataclass(frozen=True)
         if self.low_rank and not self.init:
             raise ConfigError(
                 f"train.low_rank is {self.low_rank} without train.init; adapters go beside trained "
                 "weights: give a checkpoint with --init"
             )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """Everything a training run depends on, as read from one TOML file."""
 

@@ -10,7 +10,6 @@ import math
 import operator
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from dela.checkpoint import save_checkpoint
 from dela.errors import CheckpointError, DelaError
 from dela.metrics import Confusion
 from dela.network import Network, create_model, measure_neighbor_distances
-from dela.pyramid import Pyramid
+from dela.pyramid import Pyramid, pack
 from dela.training.adapters import Adapt, adapt_network, merged
 from dela.training.average import WeightAverage, measure_batch_norms
 from dela.training.batches import BatchMaker, StepBatches
@@ -96,8 +95,8 @@ def train(
     device: str = "cpu",
     log: Callable[[str], None] = print,
     after_step: Callable[[int, float], None] | None = None,
-) -> TrainResult:
     adapt: Adapt | None = None,
+) -> TrainResult:
     """Train a network and leave it in a run folder.
 
     Every random choice is drawn from (seed, step), so a run that was interrupted or killed and
@@ -112,10 +111,10 @@ def train(
         device: torch device; ``cuda`` gives each process its own GPU.
         log: receives one line per event, in the first process.
         after_step: called with the number of steps taken and the loss after each step.
-
         adapt: puts adapters into the network once it has the weights of ``train.init``, and says by
             ``requires_grad`` what trains, see :func:`~dela.training.adapters.adapt_network`. A
             resumed run needs the same.
+
     Raises:
         InputError: a run is there already or going on, nothing to resume, or data that cannot be
             read.
@@ -143,8 +142,8 @@ def _train(
     overwrite: bool,
     log: Callable[[str], None],
     after_step: Callable[[int, float], None] | None,
-) -> TrainResult:
     adapt: Adapt | None,
+) -> TrainResult:
     schedule = config.train
     saved = state_to_resume(folder, config, group.size) if resume else None
     if not resume and not overwrite:
@@ -166,25 +165,25 @@ def _train(
         counted = class_weights(training.class_counts(), schedule.class_weight_power)
         weights = torch.from_numpy(counted).to(group.device)
 
+    fresh: tuple[str, ...] = ()
     if saved is None:
         pyramids = list(_measured_pyramids(training, schedule.seed, range(MEASURED_SAMPLES)))
-    fresh: tuple[str, ...] = ()
         distances = measure_neighbor_distances(pyramids, config.model)
         model = create_model(config.model, neighbor_distances=distances, seed=schedule.seed)
         origin = {"stage_ratios": stage_ratios(pyramids), "processes": group.size, "init": None}
         if schedule.init:
             taken = take_weights(model, schedule.init)
+            fresh = taken.fresh
             origin["init"] = {"path": taken.source, "sha256": taken.sha256}
             for line in taken.lines():
-            fresh = taken.fresh
                 log(line)
     else:
         model = create_model(config.model, seed=schedule.seed)
         origin = {name: saved[name] for name in ("stage_ratios", "processes", "init")}
-    model.to(group.device)
-    model.checkpoint_blocks = schedule.checkpoint
     for line in adapt_network(model, schedule, fresh, adapt):
         log(line)
+    model.to(group.device)
+    model.checkpoint_blocks = schedule.checkpoint
     frozen = freeze_parts(model, schedule.freeze)
     synced_norms = schedule.sync_norm and group.size > 1
     if synced_norms:
@@ -384,7 +383,7 @@ def _train(
                 max(2, schedule.workers),
                 schedule.worker_processes,
             )
-            with closing(ready):
+            with contextlib.closing(ready):
                 for batches in ready:
                     epoch = state.step // steps_per_epoch + 1
                     with interruption.held():
