@@ -11,6 +11,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from dela.errors import ConfigError
 
 Task = Literal["segmentation", "classification"]
@@ -39,11 +41,27 @@ class AttributeInfo:
     ``name`` is a column of the point cloud (``red``, ``intensity``, ``return_number``,
     ``normal_x`` ...) or one computed from the coordinates: ``height`` (above the lowest point) or
     ``height_above_ground`` (above the local ground).
+
+    With ``log`` above 0, in the column's own unit, raw is first ``sign(raw) ln(1 + |raw| / log)``:
+    nearly linear up to ``log``, so that centimetres near the ground and metres in a tree's crown
+    both show.
     """
 
     name: str
     scale: float = 1.0
     offset: float = 0.0
+    log: float = 0.0
+
+    def scaled(self, raw: np.ndarray) -> np.ndarray:
+        """What the network sees of the column's own values, before it is cut to a range."""
+        if self.log:
+            raw = np.sign(raw) * np.log1p(np.abs(raw) / self.log)
+        return (raw - self.offset) / self.scale
+
+    def raw(self, scaled: np.ndarray) -> np.ndarray:
+        """The column's own values; inverse of :meth:`scaled`."""
+        raw = scaled * self.scale + self.offset
+        return np.sign(raw) * np.expm1(np.abs(raw)) * self.log if self.log else raw
 
 
 @dataclass(frozen=True)
@@ -154,6 +172,11 @@ class ModelConfig:
         for info in (*self.attributes, *self.directions):
             if not math.isfinite(info.scale) or info.scale == 0:
                 raise ConfigError(f"attribute {info.name}: scale {info.scale} is not usable")
+            if not (math.isfinite(info.log) and info.log >= 0):
+                raise ConfigError(
+                    f"attribute {info.name}: log is {info.log}; give a size in the column's unit, "
+                    "or 0 for none"
+                )
 
     @property
     def stages(self) -> int:

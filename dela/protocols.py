@@ -103,8 +103,7 @@ def _seen(
     columns = np.array(attributes[grid.kept], np.float32)
     for column, info in enumerate(config.input_columns):
         if info.name.startswith("height"):
-            raw = columns[:, column] * info.scale + info.offset
-            columns[:, column] = (raw * look.scale - info.offset) / info.scale
+            columns[:, column] = info.scaled(info.raw(columns[:, column]) * look.scale)
     if config.vector_columns:
         rows = list(config.vector_columns)
         columns[:, rows] = columns[:, rows] @ look.matrix.T.astype(np.float32)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -16,12 +16,10 @@ from dela.config import CATEGORY, ModelConfig
 from dela.errors import InputError
 from dela.pyramid import Pyramid, pack
 from dela.runtime.backends import Backend
-from dela.runtime.predictor import MAX_POINTS, voxels_of
+from dela.runtime.labeller import HostLabeller, Labeller, Labels, labeller_of
+from dela.runtime.predictor import MAX_POINTS
 from dela.scene import Voxels, valid_points
 from dela.votes import softmax
-
-if TYPE_CHECKING:
-    from dela.device_pyramid import PyramidBuilder
 
 PHASES = ("preprocess", "network", "postprocess")
 
@@ -115,7 +113,7 @@ def measure(
         repeats: timed repetitions, at least 1.
         warmups: repetitions before them that are not counted.
         max_points: voxels in one run; a larger scan is cut into tiles.
-        gpu_pyramid: find voxels and neighbours on the GPU of an engine.
+        gpu_pyramid: find voxels, neighbours and labels on the GPU of an engine.
         progress: called as ``progress(repetitions done, repetitions in all)``.
 
     Raises:
@@ -126,11 +124,7 @@ def measure(
         raise InputError(f"segmentation is timed on one scan; {len(clouds)} were given")
     for cloud in clouds:
         valid_points(cloud, drop_invalid=False)
-    builder = None
-    if gpu_pyramid:
-        from dela.runtime.device_scan import pyramid_builder
-
-        builder = pyramid_builder(backend)
+    labeller = labeller_of(backend, gpu_pyramid)
     limit = min(max_points, backend.max_points or max_points)
     seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
     for repetition in range(warmups + repeats):
@@ -138,7 +132,7 @@ def measure(
         if config.task == "classification":
             _name_clouds(backend, clouds, clock)
         else:
-            _label_scan(backend, clouds[0], limit, builder, clock)
+            _label_scan(labeller, config, clouds[0], limit, clock)
         if repetition >= warmups:
             for phase in PHASES:
                 seconds[phase].append(clock.seconds[phase])
@@ -168,36 +162,29 @@ class _Clock:
         self.seconds[phase] += now - self._last
         self._last = now
 
-    def run(self, backend: Backend, pyramid: Pyramid) -> np.ndarray:
-        """Probabilities of a pyramid, whose preparation ends here."""
+    def run(self, labeller: Labeller, pyramid: Pyramid) -> Any:
+        """Logits of a pyramid, whose preparation ends here."""
+        labeller.wait()
         self.end("preprocess")
-        logits = backend.run(pyramid)
+        logits = labeller.run(pyramid)
         self.end("network")
         self.points += len(pyramid.points)
         self.runs += 1
-        return softmax(logits)
+        return logits
 
 
 def _label_scan(
-    backend: Backend,
-    cloud: PointCloud,
-    max_points: int,
-    builder: PyramidBuilder | None,
-    clock: _Clock,
-) -> tuple[np.ndarray, np.ndarray]:
+    labeller: Labeller, config: ModelConfig, cloud: PointCloud, max_points: int, clock: _Clock
+) -> Labels:
     """Class and confidence of every point."""
-    config = backend.config
-    attributes = compute_attributes(cloud, config.input_columns)
-    voxels = voxels_of(cloud, attributes, config, builder=builder)
-    answer = np.empty((len(voxels.points), config.num_classes), dtype=np.float32)
-    for tile in voxels.cut(config, max_points):
-        pyramid = voxels.pyramid(tile, config)
-        if builder is not None:
-            builder.stream.synchronize()
-        answer[tile.rows[tile.core]] = clock.run(backend, pyramid)[tile.core]
-        clock.end("postprocess")
-    rows = voxels.voxel_of_point
-    found = answer.argmax(axis=1)[rows], answer.max(axis=1)[rows]
+    found = labeller.label(
+        lambda pyramid: clock.run(labeller, pyramid),
+        cloud,
+        compute_attributes(cloud, config.input_columns),
+        points=len(cloud),
+        max_points=max_points,
+        progress=lambda done, total: clock.end("postprocess"),
+    )
     clock.end("postprocess")
     return found
 
@@ -212,7 +199,7 @@ def _name_clouds(
         voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
         (tile,) = voxels.cut(config, len(cloud))
         pyramids.append(voxels.pyramid(tile, config))
-    probabilities = clock.run(backend, pack(pyramids))
+    probabilities = softmax(clock.run(HostLabeller(backend), pack(pyramids)))
     found = probabilities.argmax(axis=1), probabilities.max(axis=1)
     clock.end("postprocess")
     return found
@@ -246,14 +233,14 @@ def _surface(config: ModelConfig, side: float, generator: np.random.Generator) -
     turn = 2 * math.pi / (_WAVELENGTH * grid)
     z = _HEIGHT * grid * np.sin(turn * x) * np.cos(turn * y)
     columns = {
-        info.name: info.offset + info.scale * generator.uniform(0, 1, count)
+        info.name: info.raw(generator.uniform(0, 1, count))
         for info in config.attributes
     }
     normals = generator.normal(size=(count, len(config.directions)))
     if config.directions:
         normals /= np.linalg.norm(normals, axis=1, keepdims=True)
     for column, info in enumerate(config.directions):
-        columns[info.name] = info.offset + info.scale * normals[:, column]
+        columns[info.name] = info.raw(normals[:, column])
     if config.categories:
         columns[CATEGORY] = np.zeros(count)
     return PointCloud(np.stack([x, y, z], axis=1), columns)

@@ -50,7 +50,7 @@ def _network(config: ModelConfig) -> dict[str, Any]:
         "spread": list(config.spread),
         "coordinate_scale": config.coordinate_scale,
         "attributes": [
-            {"name": info.name, "scale": info.scale, "offset": info.offset}
+            {"name": info.name, "scale": info.scale, "offset": info.offset, "log": info.log}
             for info in config.input_columns
         ],
         "classes": [

@@ -73,7 +73,7 @@ class _CategorySection:
 
 
 def attribute_info(value: str | dict[str, Any]) -> AttributeInfo:
-    """An attribute from its name (usual scale) or a table ``{name, scale, offset}``."""
+    """An attribute from its name (usual scale) or a table ``{name, scale, offset, log}``."""
     if isinstance(value, str):
         return AttributeInfo(value, ATTRIBUTE_SCALES.get(value, 1.0))
     info = read_section(AttributeInfo, value, "model.attributes")

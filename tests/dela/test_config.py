@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -52,6 +53,8 @@ def test_the_published_recipes():
         ({"classes": (ClassInfo("a", 1), ClassInfo("a", 2))}, "share a name"),
         ({"coordinate_scale": 0.0}, "coordinate_scale is 0.0"),
         ({"attributes": (AttributeInfo("red", 0.0),)}, "attribute red: scale 0.0"),
+        ({"attributes": (AttributeInfo("red", log=-0.1),)}, "attribute red: log is -0.1"),
+        ({"attributes": (AttributeInfo("red", log=math.nan),)}, "attribute red: log is nan"),
         ({"drop_path": -0.1}, "drop_path is -0.1"),
         ({"head_drop": 1.0}, "head_drop is 1.0"),
         ({"bn_momentum": 0.0}, "bn_momentum is 0.0"),

@@ -32,10 +32,10 @@ def distances(points: np.ndarray) -> np.ndarray:
     return np.linalg.norm(points[1:].astype(float) - points[:-1], axis=1)
 
 
-def height_columns(scale: float, offset: float) -> Columns:
+def height_columns(*scaling: float) -> Columns:
     return Columns.of(
         dataclasses.replace(
-            PRESETS["s3dis"], attributes=(AttributeInfo("height", scale, offset),), directions=()
+            PRESETS["s3dis"], attributes=(AttributeInfo("height", *scaling),), directions=()
         )
     )
 
@@ -101,6 +101,19 @@ def test_heights_grow_with_z_in_raw_units():
     grown = columns_of.scale_height(scaled, columns, 1.5)
     assert np.allclose(grown * 2 + 1, raw * 1.5)
     assert np.allclose(columns_of.shift_height(scaled, columns, 0.5) * 2 + 1, raw + 0.5)
+
+
+def test_logarithmic_heights_grow_and_shift_in_metres():
+    columns = height_columns(2.0, 0.5, 0.1)
+    info = columns.infos[0]
+    raw = np.array([[-0.2], [0.0], [0.05], [12.0]], np.float32)
+    scaled = info.scaled(raw)
+    np.testing.assert_allclose(
+        columns_of.scale_height(scaled, columns, 1.5), info.scaled(raw * 1.5), atol=1e-5
+    )
+    np.testing.assert_allclose(
+        columns_of.shift_height(scaled, columns, 0.5), info.scaled(raw + 0.5), atol=1e-5
+    )
 
 
 def test_intensity_is_multiplied_in_raw_units():

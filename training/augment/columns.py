@@ -1,7 +1,7 @@
 """Random changes to the network's input columns: colour, heights, intensity.
 
-Attributes [N, F] float32 are already scaled (``(raw - offset) / scale``), so each function is told
-which columns are what (:class:`Columns`); nothing is changed in place.
+Attributes [N, F] float32 are already scaled (:meth:`~dela.config.AttributeInfo.scaled`), so each
+function is told which columns are what (:class:`Columns`); nothing is changed in place.
 """
 
 from __future__ import annotations
@@ -50,9 +50,7 @@ def change_color(
     rows = list(columns.color)
     if not rows:
         return attributes
-    scale = np.array([columns.infos[i].scale for i in rows], np.float32)
-    offset = np.array([columns.infos[i].offset for i in rows], np.float32)
-    color = (attributes[:, rows] * scale + offset) / 255
+    color = np.stack([columns.infos[i].raw(attributes[:, i]) for i in rows], axis=1) / 255
     if generator.random() < config.color_contrast:
         low, high = color.min(0), color.max(0)
         stretched = (color - low) / np.maximum(high - low, 1e-3)
@@ -68,7 +66,8 @@ def change_color(
     if generator.random() < config.color_drop:
         color = np.zeros_like(color)
     changed = attributes.copy()
-    changed[:, rows] = (color * 255 - offset) / scale
+    for i, values in zip(rows, color.T, strict=True):
+        changed[:, i] = columns.infos[i].scaled(values * 255)
     return changed
 
 
@@ -83,7 +82,8 @@ def shift_height(
     """Height columns with some metres added, everywhere the same or [N] a point's own."""
     changed = attributes.copy()
     for column in columns.height:
-        changed[:, column] += np.asarray(metres / columns.infos[column].scale, np.float32)
+        info = columns.infos[column]
+        changed[:, column] = info.scaled(info.raw(attributes[:, column]) + metres)
     return changed
 
 
@@ -99,8 +99,7 @@ def _scale_raw(
     changed = attributes.copy()
     for column in which:
         info = columns.infos[column]
-        raw = attributes[:, column] * np.float32(info.scale) + np.float32(info.offset)
-        changed[:, column] = (raw * np.float32(factor) - np.float32(info.offset)) / info.scale
+        changed[:, column] = info.scaled(info.raw(attributes[:, column]) * np.float32(factor))
     return changed
 
 
