@@ -47,6 +47,21 @@ class DeviceVoxelGrid:
 
 
 @dataclass(frozen=True)
+class Members:
+    """Which points lie in each voxel of a grid, in device memory.
+
+    Attributes:
+        rows: [N] uint32: points by voxel, those of one voxel in ascending order.
+        first: [N] uint32: where each voxel begins in ``rows``; the first V values.
+        count: [1] uint32: V.
+    """
+
+    rows: DeviceArray
+    first: DeviceArray
+    count: DeviceArray
+
+
+@dataclass(frozen=True)
 class Cells:
     """A grid: floor((point - origin) / size) - base, fewer than 2^bits cells along each axis."""
 
@@ -129,16 +144,11 @@ class DeviceGeometry(DeviceQueue):
         if not len(points):
             return DeviceVoxelGrid(self.empty((0,), np.int32), voxel_of_point)
         kept = self.scratch.array("kept", (len(points),), np.int32)
-        count = self.queue_voxels(
-            points,
-            Cells.of(bounds, size, origin),
-            None,
-            pick,
-            seed,
-            voxel_of_point=voxel_of_point,
-            kept=kept,
+        members = self.queue_voxels(
+            points, Cells.of(bounds, size, origin), None, voxel_of_point=voxel_of_point
         )
-        voxels = self.read_count(count)
+        self.queue_pick(members, pick, seed, kept=kept)
+        voxels = self.read_count(members.count)
         picked = self.empty((voxels,), np.int32)
         picked.copy_from(kept.view((voxels,)), self.stream)
         return DeviceVoxelGrid(picked, voxel_of_point)
@@ -148,23 +158,16 @@ class DeviceGeometry(DeviceQueue):
         points: DeviceArray,
         cells: Cells,
         bounds: DeviceArray | None,
-        pick: int | None,
-        seed: int = 0,
         *,
         voxel_of_point: DeviceArray,
-        kept: DeviceArray | None = None,
-        is_kept: DeviceArray | None = None,
-    ) -> DeviceArray:
-        """Queues a voxel grid of at least one point; returns the number of voxels, on the device.
+    ) -> Members:
+        """Queues a voxel grid of at least one point; what it returns is valid until the next one.
 
         Args:
             points: [N, 3] float32 or float64.
             cells: the grid.
             bounds: words of :meth:`queue_bounds`; cells then count from the lowest corner.
-            pick, seed: as for :meth:`voxel_grid`.
             voxel_of_point: [N] int32, written.
-            kept: [N] int32 or None; the first values are written: rows in Morton order.
-            is_kept: [N] uint8 or None, written: 1 for the rows that are kept.
         """
         n, wide = len(points), _i32(points.dtype == np.float64)
         number = _i32(n)
@@ -210,21 +213,39 @@ class DeviceGeometry(DeviceQueue):
         self.launch_tiles(
             "dela_number_cells", n, flags, order, starts, number, voxel_of_point, first
         )
+        return Members(order, first, count)
+
+    def queue_pick(
+        self,
+        members: Members,
+        pick: int | None,
+        seed: int = 0,
+        *,
+        kept: DeviceArray | None = None,
+        is_kept: DeviceArray | None = None,
+    ) -> None:
+        """Queues picking one point of every voxel.
+
+        Args:
+            members: of the voxels.
+            pick, seed: as for :meth:`voxel_grid`.
+            kept: int32, written: [V] or longer; rows in the order of the voxels.
+            is_kept: [N] uint8, written: 1 for the rows that are picked.
+        """
         if is_kept is not None:
             is_kept.fill_zero(self.stream)
         self.launch(
             "dela_pick_points",
-            n,
-            order,
-            first,
-            count,
-            number,
+            len(members.first),
+            members.rows,
+            members.first,
+            members.count,
+            _i32(len(members.rows)),
             np.int64(-1 if pick is None else pick),
             np.uint64(seed & 0xFFFFFFFFFFFFFFFF),
             kept,
             is_kept,
         )
-        return count
 
     def tree(
         self, points: DeviceArray, ordered: bool = False, name: str | None = None
@@ -335,11 +356,11 @@ class DeviceGeometry(DeviceQueue):
                 continue
             if begin == end:
                 raise InputError(f"cloud {cloud} has queries but no points to search")
-            tree = self.tree(_rows(points, begin, end), name="points")
+            tree = self.tree(row_range(points, begin, end), name="points")
             other = None
             if queries is not None:
-                other = self.tree(_rows(asked, first, last), name="queries")
-            self.search(tree, k, other, begin, _rows(out, first, last))
+                other = self.tree(row_range(asked, first, last), name="queries")
+            self.search(tree, k, other, begin, row_range(out, first, last))
         return out
 
     def nearest(
@@ -354,7 +375,8 @@ class DeviceGeometry(DeviceQueue):
         return found.view(found.shape[:1])
 
 
-def _rows(array: DeviceArray, begin: int, end: int) -> DeviceArray:
+def row_range(array: DeviceArray, begin: int, end: int) -> DeviceArray:
+    """``array[begin:end]``, the same memory."""
     width = array.nbytes // max(len(array), 1)
     return array.view((end - begin, *array.shape[1:]), offset=begin * width)
 

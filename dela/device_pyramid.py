@@ -1,4 +1,4 @@
-"""The pyramid in device memory: a scan goes up once, labels come down once.
+"""The pyramid in device memory, and the scan that it is built from.
 
 Every array equals that of :func:`dela.pyramid.build_pyramid`, value for value. The host waits for
 the stream once for the bounds and once per stage for its size; neighbors are searched meanwhile.
@@ -8,19 +8,22 @@ Segmentation only: classification samples its few points on the CPU. No torch.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from dela.config import ModelConfig
-from dela.device_geometry import Cells, DeviceGeometry, DeviceTree
+from dela.device_geometry import Cells, DeviceGeometry, DeviceTree, Members
 from dela.device_queue import BOUNDS_WORDS, Bounds, Workspace
 from dela.errors import InputError
 from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import Stream
 from dela.pyramid import Pyramid
 from dela.scene import CORNER
+
+# As in plugins/cuda: votes.cu.
+MIDDLE_BLOCK = 512
 
 
 @dataclass(frozen=True)
@@ -32,24 +35,34 @@ class DeviceVoxels:
         attributes: [V, F] float32.
         voxel_of_point: [N] int32: the voxel of each point of the scan.
         kept: [V] int32: the scan's row behind each voxel.
+        members: the scan's rows in each voxel.
+        scan: [N, 3] float64 (or float32): the scan's points as they were given.
+        scan_attributes: [N, F] float32.
         origin: [3] float64, on the host: what was taken off the coordinates.
-        bounds: of ``points``, on the host.
+        bounds: that hold ``points``, on the host.
     """
 
     points: DeviceArray
     attributes: DeviceArray
     voxel_of_point: DeviceArray
     kept: DeviceArray
+    members: Members
+    scan: DeviceArray
+    scan_attributes: DeviceArray
     origin: np.ndarray
     bounds: Bounds
+
+    def __len__(self) -> int:
+        return len(self.points)
 
 
 class PyramidBuilder:
     """Builds pyramids on one stream, in memory that is used again for the next one.
 
-    For a scan: :meth:`voxels` takes it up once, :meth:`tile` gives the network's input for all or
-    some of it, :meth:`spread` gives every point the answer of its voxel. Results are valid until
-    the next call of the same method; whoever needs two at a time takes two builders.
+    For a scan: :meth:`voxels` takes it up once, :meth:`look` and :meth:`turned` show it otherwise,
+    :meth:`tile` gives the network's input for all or some of it, :meth:`spread` gives every point
+    the answer of its voxel. Results are valid until the next call of the same method; whoever needs
+    two at a time takes two builders.
 
     Raises:
         CudaUnavailable: no driver, no GPU, or one that is too old.
@@ -105,35 +118,69 @@ class PyramidBuilder:
         bounds = geometry.bounds(scan, of_scan)
         _check_pick(pick)
         voxel_of_point = results.array("voxel_of_point", (len(scan),), np.int32)
-        kept = results.array("scan kept", (len(scan),), np.int32)
         size = self.config.grid[0]
-        count = geometry.queue_voxels(
-            scan,
-            Cells.of(bounds, size, None),
-            None,
-            pick,
-            voxel_of_point=voxel_of_point,
-            kept=kept,
+        members = geometry.queue_voxels(
+            scan, Cells.of(bounds, size, None), None, voxel_of_point=voxel_of_point
         )
-        voxels = geometry.read_count(count)
+        voxels = geometry.read_count(members.count)
         if voxels == 1 and len(scan) > 1:
             raise InputError(
                 f"all {len(scan):,} points fall into one voxel of {size} m (extent "
                 f"{bounds.extent:.3g}); the model wants coordinates in metres"
             )
-        kept = kept.view((voxels,))
-        taken = results.array("voxel points", (voxels, 3), np.float32)
-        self._take(scan, kept, bounds.low, taken)
         # Rounding to float32 keeps the order of numbers, so it also keeps the bounds.
         extent = (bounds.high - bounds.low).astype(np.float32).astype(np.float64)
+        members = Members(
+            self._copied(members.rows, "members"),
+            self._copied(members.first.view((voxels,)), "first members"),
+            self._copied(members.count, "voxels"),
+        )
+        points, of_voxels, kept = self._picked(scan, of_scan, members, pick, bounds.low, "voxel")
         return DeviceVoxels(
-            taken,
-            self._rows(of_scan, kept, "voxel attributes"),
+            points,
+            of_voxels,
             voxel_of_point,
             kept,
+            members,
+            scan,
+            of_scan,
             bounds.low,
             Bounds(np.zeros(3), extent),
         )
+
+    def look(self, voxels: DeviceVoxels, pick: int) -> DeviceVoxels:
+        """The same voxels with the n-th point standing for each; waits for nothing."""
+        _check_pick(pick)
+        points, attributes, kept = self._picked(
+            voxels.scan, voxels.scan_attributes, voxels.members, pick, voxels.origin, "look"
+        )
+        return replace(voxels, points=points, attributes=attributes, kept=kept)
+
+    def turned(self, voxels: DeviceVoxels, matrix: np.ndarray) -> DeviceVoxels:
+        """A scan turned or mirrored about its middle by an orthogonal matrix [3, 3]; waits for the
+        bounds.
+
+        As :meth:`dela.scene.Voxels.turned`, but for the last bits: the middle is added up in
+        another order.
+        """
+        geometry, points = self.geometry, voxels.points
+        middle = geometry.scratch.array("middle", (3,), np.float64)
+        geometry.kernels.launch(
+            "dela_middle", 1, MIDDLE_BLOCK, (points, np.int32(len(points)), middle), self.stream
+        )
+        turn = tuple(np.asarray(matrix, dtype=np.float64).reshape(9))
+        out = self._results.array("turned points", points.shape, np.float32)
+        geometry.launch(
+            "dela_turn_points", len(points), points, middle, np.int32(len(points)), *turn, out
+        )
+        attributes = voxels.attributes
+        if self.config.vector_columns:
+            attributes = self._copied(attributes, "turned attributes")
+            sizes = (*attributes.shape, self.config.vector_columns[0])
+            geometry.launch(
+                "dela_turn_vectors", len(points), *map(np.int32, sizes), *turn, attributes
+            )
+        return replace(voxels, points=out, attributes=attributes, bounds=geometry.bounds(out))
 
     def tile(self, voxels: DeviceVoxels, rows: np.ndarray | None = None) -> Pyramid:
         """The network's input for some rows of a scan's voxels, ascending; None takes them all.
@@ -149,11 +196,21 @@ class PyramidBuilder:
             raise InputError("the tile is empty; a pyramid needs at least one point")
         return self._stages(points, attributes, voxels.bounds, 0, CORNER, ordered=True)
 
-    def spread(self, values: DeviceArray, voxels: DeviceVoxels) -> DeviceArray:
-        """Values of the voxels [V, ...], 4 bytes each, for every point of the scan [N, ...]."""
+    def spread(
+        self, values: DeviceArray, voxels: DeviceVoxels, out: DeviceArray | None = None
+    ) -> DeviceArray:
+        """Values of the voxels [V, ...], 4 bytes each, for every point of the scan [N, ...].
+
+        Args:
+            values: of the voxels.
+            voxels: of the scan.
+            out: to be written, for its first M points alone where it is [M, ...].
+        """
         points = voxels.voxel_of_point
-        out = self._results.array("spread", (len(points), *values.shape[1:]), values.dtype)
-        return self.geometry.gather(values, points, out=out)
+        if out is None:
+            shape = (len(points), *values.shape[1:])
+            out = self._results.array("spread", shape, values.dtype)
+        return self.geometry.gather(values, points.view((len(out),)), out=out)
 
     def _uploaded(self, array: Any, name: str) -> Any:
         """A host array in device memory; anything else as it is."""
@@ -163,6 +220,28 @@ class PyramidBuilder:
         copy = self._results.array(name, array.shape, array.dtype)
         copy.copy_from_host(array, self.stream)
         return copy
+
+    def _copied(self, array: DeviceArray, name: str) -> DeviceArray:
+        copy = self._results.array(name, array.shape, array.dtype)
+        copy.copy_from(array, self.stream)
+        return copy
+
+    def _picked(
+        self,
+        scan: DeviceArray,
+        attributes: DeviceArray,
+        members: Members,
+        pick: int,
+        origin: np.ndarray,
+        name: str,
+    ) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
+        """Points and attributes of the voxels' n-th points, and those points' rows."""
+        voxels = len(members.first)
+        kept = self._results.array(f"{name} kept", (voxels,), np.int32)
+        self.geometry.queue_pick(members, pick, kept=kept)
+        points = self._results.array(f"{name} points", (voxels, 3), np.float32)
+        self._take(scan, kept, origin, points)
+        return points, self._rows(attributes, kept, f"{name} attributes"), kept
 
     def _attributes(self, attributes: Any, rows: int) -> DeviceArray:
         columns = len(self.config.input_columns)
@@ -256,12 +335,13 @@ class PyramidBuilder:
         rows = results.array(f"kept_{stage}", (n,), np.int32)
         if origin is None:
             words = geometry.queue_bounds(points, "stage bounds", BOUNDS_WORDS)
-            count = geometry.queue_voxels(
-                points, cells, words, pick, voxel_of_point=unused, kept=rows
-            )
+            members = geometry.queue_voxels(points, cells, words, voxel_of_point=unused)
+            geometry.queue_pick(members, pick, kept=rows)
+            count = members.count
         else:
             flags = results.array("is kept", (n,), np.uint8)
-            geometry.queue_voxels(points, cells, None, pick, voxel_of_point=unused, is_kept=flags)
+            members = geometry.queue_voxels(points, cells, None, voxel_of_point=unused)
+            geometry.queue_pick(members, pick, is_kept=flags)
             count = geometry.queue_list(flags, rows)
         return rows, geometry.queue_count(count)
 

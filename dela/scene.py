@@ -76,6 +76,9 @@ class Voxels:
         grid = scan_grid(points, config, pick)
         return cls(points[grid.kept].astype(np.float32), attributes[grid.kept], grid.voxel_of_point)
 
+    def __len__(self) -> int:
+        return len(self.points)
+
     def cut(self, config: ModelConfig, max_points: int, context: float | None = None) -> list[Tile]:
         """Tiles of at most ``max_points`` voxels; classification never splits.
 

@@ -1,6 +1,7 @@
 """Class probabilities of a whole scan: its tiles through a network, looked at several times.
 
-Validation, ``dela eval`` and ``dela predict`` all answer through :func:`predict_voxels`.
+Validation, ``dela eval`` and ``dela predict`` all look at a scan through :func:`take_votes`; the
+answers come together on the host here, on a GPU in :mod:`dela.device_votes`.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from dela.config import ModelConfig
 from dela.pyramid import Pyramid
 from dela.scene import Voxels
+from dela.tiles import Tile
 
 # Logits [N0, classes] float32 of one pyramid ([1, classes] for classification).
 Forward = Callable[[Pyramid], np.ndarray]
@@ -23,6 +26,34 @@ Progress = Callable[[int, int], None]
 # how much votes farther away still count.
 NEAR = 0.2
 FAR_WEIGHT = 1e-3
+
+
+class Scan(Protocol):
+    """A scan at the resolution of stage 0, on the host or a GPU; as :class:`dela.scene.Voxels`."""
+
+    def __len__(self) -> int: ...
+
+    def cut(
+        self, config: ModelConfig, max_points: int, context: float | None = None
+    ) -> list[Tile]: ...
+
+    def pyramid(self, tile: Tile, config: ModelConfig) -> Pyramid: ...
+
+    def turned(self, matrix: np.ndarray, config: ModelConfig) -> Any: ...
+
+
+AnyScan = TypeVar("AnyScan", bound=Scan)
+Seen = TypeVar("Seen", bound=Scan, contravariant=True)
+
+
+class Tally(Protocol[Seen]):
+    """Where the answers to a scan come together."""
+
+    def add_tile(self, logits: Any, tile: Tile) -> None:
+        """Takes the core of a tile's answer."""
+
+    def end_vote(self, seen: Seen) -> None:
+        """All tiles of a vote are in; ``seen`` is the scan with this vote's points, not turned."""
 
 
 @dataclass(frozen=True)
@@ -54,65 +85,120 @@ def predict_voxels(
     context: float | None = None,
     progress: Progress | None = None,
 ) -> Answer:
-    """Probabilities of every point of a scan.
-
-    Vote 0 is the scan as it is; vote n takes the n-th point of every voxel and sees the scan
-    transformed by :func:`vote_matrix` (objects of a known category stand upright in whatever axis
-    theirs is, and are not turned). All votes use vote 0's tiles. Each point listens most to
-    the votes whose point of its voxel stood near it: a vote at distance d from it weighs
-    ``exp(-(d / (NEAR * grid[0])) ** 2) + FAR_WEIGHT``.
+    """Probabilities of every point of a scan, on the host.
 
     Args:
         forward: a network in evaluation mode or a runtime backend.
         points: [N, 3] metres, the scan at full resolution in the frame of its voxels.
+        look, max_points, votes, context, progress: see :func:`take_votes`.
+    """
+    plain = look(0)
+    tally = _HostTally(points, plain, config, votes)
+    runs = take_votes(
+        forward,
+        plain,
+        look,
+        config,
+        tally,
+        max_points=max_points,
+        votes=votes,
+        context=context,
+        progress=progress,
+    )
+    return Answer(*tally.answer(), plain, runs)
+
+
+def take_votes(
+    forward: Callable[[Pyramid], Any],
+    plain: AnyScan,
+    look: Callable[[int], AnyScan],
+    config: ModelConfig,
+    tally: Tally[AnyScan],
+    *,
+    max_points: int,
+    votes: int = 1,
+    context: float | None = None,
+    progress: Progress | None = None,
+) -> int:
+    """Has a network look at a scan; returns how often it ran.
+
+    Vote 0 is the scan as it is; vote n takes the n-th point of every voxel and sees the scan
+    transformed by :func:`vote_matrix` (objects of a known category stand upright in whatever axis
+    theirs is, and are not turned). All votes use vote 0's tiles. The answer to one vote is that of
+    a point's voxel. Of several, each point listens most to those whose point of its voxel stood
+    near it: a vote at distance d from it weighs ``exp(-(d / (NEAR * grid[0])) ** 2) + FAR_WEIGHT``.
+
+    Args:
+        forward: a network in evaluation mode or a runtime backend; gives logits as ``tally``
+            takes them.
+        plain: the scan as it is.
         look: the scan's voxels with the n-th point standing for each; their order is the same for
-            every n.
+            every n. Asked for n >= 1.
+        tally: takes the answers.
         max_points: voxels in one run; more are cut into overlapping tiles.
         votes: at least 1.
         context: metres around a tile's core; None for :func:`dela.tiles.context_width`.
         progress: called as ``progress(voxels done, voxels in all)``, all votes counted.
     """
-    plain = look(0)
-    size = len(plain.points)
     tiles = plain.cut(config, max_points, context)
-    rows = size if config.task == "segmentation" else 1
     done = 0
-
-    def run(vote: int) -> tuple[np.ndarray, np.ndarray]:
-        """One vote's probabilities [rows, classes] and its points [V, 3] before the turn."""
-        nonlocal done
+    for vote in range(votes):
         seen = look(vote) if vote else plain
         turned = vote > 0 and not config.categories
-        voxels = seen.turned(vote_matrix(vote, votes), config) if turned else seen
-        answer = np.zeros((rows, config.num_classes), dtype=np.float32)
+        scan = seen.turned(vote_matrix(vote, votes), config) if turned else seen
         for tile in tiles:
-            probabilities = softmax(forward(voxels.pyramid(tile, config)))
-            if config.task == "segmentation":
-                answer[tile.rows[tile.core]] = probabilities[tile.core]
-            else:
-                answer += probabilities
+            tally.add_tile(forward(scan.pyramid(tile, config)), tile)
             done += int(np.count_nonzero(tile.core))
             if progress is not None:
-                progress(done, votes * size)
-        return answer, seen.points
+                progress(done, votes * len(plain))
+        tally.end_vote(seen)
+    return votes * len(tiles)
 
-    runs = votes * len(tiles)
-    of_point = plain.voxel_of_point
-    if votes == 1 or config.task == "classification":
-        total = run(0)[0]
-        for vote in range(1, votes):
-            total += run(vote)[0]
-        return Answer(total / np.float32(votes), of_point, plain, runs)
-    total = np.zeros((len(points), config.num_classes), dtype=np.float32)
-    weights = np.zeros((len(points), 1), dtype=np.float32)
-    reach = NEAR * config.grid[0]
-    for vote in range(votes):
-        answer, standing = run(vote)
-        square = np.square(points - standing[of_point]).sum(axis=1, keepdims=True)
-        weight = (np.exp(-square / reach**2) + FAR_WEIGHT).astype(np.float32)
-        total += weight * answer[of_point]
-        weights += weight
-    return Answer(total / weights, np.arange(len(points)), plain, runs)
+
+class _HostTally:
+    """Answers added up on the host."""
+
+    def __init__(self, points: np.ndarray, plain: Voxels, config: ModelConfig, votes: int) -> None:
+        self._of_point = plain.voxel_of_point
+        self._config = config
+        self._votes = votes
+        self._scenes = config.task == "segmentation"
+        rows = len(plain) if self._scenes else 1
+        self._vote = np.zeros((rows, config.num_classes), dtype=np.float32)
+        self._by_point = votes > 1 and self._scenes
+        if self._by_point:
+            self._points = points
+            self._total = np.zeros((len(points), config.num_classes), dtype=np.float32)
+            self._weights = np.zeros((len(points), 1), dtype=np.float32)
+
+    def add_tile(self, logits: np.ndarray, tile: Tile) -> None:
+        probabilities = softmax(logits)
+        if self._scenes:
+            self._vote[tile.rows[tile.core]] = probabilities[tile.core]
+        else:
+            self._vote += probabilities
+
+    def end_vote(self, seen: Voxels) -> None:
+        if not self._by_point:
+            return
+        apart = self._points - seen.points[self._of_point]
+        square = np.square(apart).sum(axis=1, keepdims=True)
+        weight = np.exp(-square / vote_reach(self._config) ** 2) + FAR_WEIGHT
+        weight = weight.astype(np.float32)
+        self._total += weight * self._vote[self._of_point]
+        self._weights += weight
+
+    def answer(self) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities, and each point's row of them; as of :class:`Answer`."""
+        if self._by_point:
+            return self._total / self._weights, np.arange(len(self._points))
+        looks = 1 if self._scenes else self._votes  # objects' votes were added up
+        return self._vote / np.float32(looks), self._of_point
+
+
+def vote_reach(config: ModelConfig) -> float:
+    """Metres from a vote's point at which what it weighs has fallen to 1 / e."""
+    return NEAR * config.grid[0]
 
 
 def vote_matrix(vote: int, votes: int) -> np.ndarray:

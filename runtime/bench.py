@@ -232,10 +232,7 @@ def _surface(config: ModelConfig, side: float, generator: np.random.Generator) -
     x, y = generator.uniform(0, side, (2, count))
     turn = 2 * math.pi / (_WAVELENGTH * grid)
     z = _HEIGHT * grid * np.sin(turn * x) * np.cos(turn * y)
-    columns = {
-        info.name: info.raw(generator.uniform(0, 1, count))
-        for info in config.attributes
-    }
+    columns = {info.name: info.raw(generator.uniform(0, 1, count)) for info in config.attributes}
     normals = generator.normal(size=(count, len(config.directions)))
     if config.directions:
         normals /= np.linalg.norm(normals, axis=1, keepdims=True)

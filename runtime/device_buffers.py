@@ -61,8 +61,6 @@ def device_inputs(
         InputError: an array on the host or another GPU among them, gaps between rows, or another
             dtype.
     """
-    from dela.plugins.cuda.arrays import as_device_array
-
     found = {}
     for name, value in arrays.items():
         if not on_device(value):
@@ -70,19 +68,40 @@ def device_inputs(
                 f"{name} lies in host memory, other inputs on the device; give all of them there "
                 "or none"
             )
-        try:
-            array = as_device_array(value, stream)
-        except TypeError as error:
-            raise InputError(f"{name}: {error}") from error
-        if str(array.dtype) != dtypes[name]:
-            raise InputError(f"{name} is {array.dtype} on the device; expected {dtypes[name]}")
-        if array.device.ordinal != stream.device.ordinal:
-            raise InputError(
-                f"{name} lies on GPU {array.device.ordinal}, the engine runs on GPU "
-                f"{stream.device.ordinal}; copy it there"
-            )
-        found[name] = array
+        found[name] = _adopted(value, name, dtypes[name], stream)
     return found
+
+
+def device_output(value: Any, shape: tuple[int, ...], stream: Stream) -> DeviceArray:
+    """An array of any library on the device, for logits; ``stream`` waits for what uses it.
+
+    Raises:
+        InputError: an array on the host or another GPU, gaps between rows, or another shape than
+            ``shape`` or dtype than float32.
+    """
+    if not on_device(value):
+        raise InputError("the output lies in host memory; give an array on the GPU")
+    array = _adopted(value, "the output", "float32", stream)
+    if array.shape != shape:
+        raise InputError(f"the output has shape {list(array.shape)}; expected {list(shape)}")
+    return array
+
+
+def _adopted(value: Any, name: str, dtype: str, stream: Stream) -> DeviceArray:
+    from dela.plugins.cuda.arrays import as_device_array
+
+    try:
+        array = as_device_array(value, stream)
+    except TypeError as error:
+        raise InputError(f"{name}: {error}") from error
+    if str(array.dtype) != dtype:
+        raise InputError(f"{name} is {array.dtype} on the device; expected {dtype}")
+    if array.device.ordinal != stream.device.ordinal:
+        raise InputError(
+            f"{name} lies on GPU {array.device.ordinal}, the engine runs on GPU "
+            f"{stream.device.ordinal}; copy it there"
+        )
+    return array
 
 
 class InputBlock:

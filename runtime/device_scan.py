@@ -1,107 +1,98 @@
-"""Scans whose voxels and neighbours are found on the GPU that runs the network.
+"""Scans labelled on the GPU that runs the network.
 
-A scan's points go up once; of what the CPU would prepare and copy, neighbour tables above all,
-nothing leaves the device. The pyramids are those of the CPU, value for value.
+A scan's points and attributes go up once, its labels come down once. Voxels, neighbours and
+downsampling are those of the CPU, value for value; labels are those of the same definition.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dela.cloud import PointCloud
-from dela.config import ModelConfig
-from dela.device_pyramid import DeviceVoxels, PyramidBuilder
+from dela.device_pyramid import PyramidBuilder
+from dela.device_queue import Workspace
+from dela.device_votes import DeviceScan, DeviceTally
 from dela.errors import InputError
 from dela.pyramid import Pyramid
 from dela.runtime.device_buffers import cuda_in_words
-from dela.scene import CORNER, Voxels
-from dela.tiles import Tile
+from dela.runtime.labeller import Labels
+from dela.votes import Progress, take_votes
 
 if TYPE_CHECKING:
     from dela.runtime.backends import Backend
     from dela.runtime.engine_backend import EngineBackend
 
 
-def pyramid_builder(backend: Backend | EngineBackend) -> PyramidBuilder:
-    """What builds pyramids on the GPU of a backend that takes them there.
+class DeviceLabeller:
+    """:class:`dela.runtime.labeller.Labeller` on the GPU of an engine.
 
     It has a stream of its own: the backend's belongs to whichever thread is running the network,
     and what another one queued there would become part of a graph that is being captured. The
-    backend waits for the pyramids it is given.
+    backend waits for the pyramids it is given, and its logits are copied before it takes the next.
+    Threads take turns; with a labeller each, over one backend, only in the network.
+
+    Args:
+        backend: that takes and leaves arrays on its device.
 
     Raises:
         InputError: a backend that takes arrays on the host, or a classification network.
     """
-    device = getattr(backend, "device", None)
-    if device is None:
-        raise InputError(
-            f"{backend.name} takes its input from the host; pyramids on the GPU are for engines "
-            "(--backend tensorrt or tensorrt-rtx)"
-        )
-    with cuda_in_words():
-        from dela.plugins.cuda.driver import Stream
 
-        return PyramidBuilder(backend.config, Stream(device))
-
-
-@dataclass(frozen=True)
-class ScanOnDevice(Voxels):
-    """:class:`dela.scene.Voxels` whose pyramids are built, and stay, on the device.
-
-    A pyramid is valid until the next one is built.
-
-    Attributes:
-        builder: of the pyramids.
-        there: the voxels on the device; None once turned, when tiles go up from the host.
-    """
-
-    builder: PyramidBuilder
-    there: DeviceVoxels | None
-
-    @classmethod
-    def of_scan(
-        cls, builder: PyramidBuilder, cloud: PointCloud, attributes: np.ndarray, pick: int = 0
-    ) -> ScanOnDevice:
-        """Voxels of a finite cloud; ``pick`` chooses which point stands for each.
-
-        Raises:
-            InputError: several points that all fall into one voxel.
-        """
-        with cuda_in_words():
-            there = builder.voxels(cloud.points, attributes, pick=pick)
-            stream = builder.stream
-            return cls(
-                there.points.to_host(stream),
-                attributes[there.kept.to_host(stream)],
-                there.voxel_of_point.to_host(stream),
-                builder,
-                there,
+    def __init__(self, backend: Backend | EngineBackend) -> None:
+        device = getattr(backend, "device", None)
+        if device is None:
+            raise InputError(
+                f"{backend.name} takes its input from the host; pyramids on the GPU are for "
+                "engines (--backend tensorrt or tensorrt-rtx)"
             )
+        self._backend: Any = backend
+        self._device = device
+        # Pyramids and labels are valid until the next ones are made.
+        self._turn = threading.Lock()
+        with cuda_in_words(), device.current():
+            from dela.plugins.cuda.driver import Stream
 
-    def pyramid(self, tile: Tile, config: ModelConfig) -> Pyramid:
-        """The network's input for one tile, of arrays on the device."""
-        with cuda_in_words():
-            if self.there is not None:
-                whole = len(tile.rows) == len(self.points)
-                return self.builder.tile(self.there, None if whole else tile.rows)
-            return self.builder.pyramid(
-                self._up(self.points[tile.rows]),
-                self._up(self.attributes[tile.rows]),
-                origin=CORNER,
-                ordered=True,
+            self._stream = Stream(device)
+            self._builder = PyramidBuilder(backend.config, self._stream)
+            self._memory = Workspace(self._stream)
+
+    def wait(self) -> None:
+        """Waits until the pyramid made last is there."""
+        self._stream.synchronize()
+
+    def run(self, pyramid: Pyramid) -> Any:
+        """Logits on the device."""
+        shape = (len(pyramid.points), self._backend.config.num_classes)
+        return self._backend.run(pyramid, self._memory.array("logits", shape, np.float32))
+
+    def label(
+        self,
+        forward: Callable[[Pyramid], Any],
+        cloud: PointCloud,
+        attributes: np.ndarray,
+        *,
+        points: int,
+        max_points: int,
+        votes: int = 1,
+        probabilities: bool = False,
+        progress: Progress | None = None,
+    ) -> Labels:
+        """As :meth:`dela.runtime.labeller.Labeller.label`."""
+        with self._turn, cuda_in_words(), self._device.current():
+            scan = DeviceScan.of(self._builder, cloud.points, attributes)
+            tally = DeviceTally(scan, self._memory, points, votes)
+            runs = take_votes(
+                forward,
+                scan,
+                scan.look,
+                self._backend.config,
+                tally,
+                max_points=max_points,
+                votes=votes,
+                progress=progress,
             )
-
-    def turned(self, matrix: np.ndarray, config: ModelConfig) -> ScanOnDevice:
-        """The same scene turned or mirrored about its middle by an orthogonal matrix [3, 3]."""
-        plain = super().turned(matrix, config)
-        return ScanOnDevice(
-            plain.points, plain.attributes, plain.voxel_of_point, self.builder, None
-        )
-
-    def _up(self, array: np.ndarray) -> Any:
-        from dela.plugins.cuda.arrays import DeviceArray
-
-        return DeviceArray.from_host(array, self.builder.stream)
+            return Labels(*tally.labels(probabilities), len(scan), runs)

@@ -25,6 +25,7 @@ from dela.runtime.device_buffers import (
     OutputBuffer,
     cuda_in_words,
     device_inputs,
+    device_output,
     on_device,
 )
 from dela.runtime.graphs import Executions
@@ -74,9 +75,10 @@ class EngineBackend:
             from dela.plugins.cuda.driver import Device, Stream
 
             self.device = Device(device)
-            sidecar = read_sidecar(path)
-            sidecar.check_runtime(name, trt.__version__, self.device.compute_capability, str(path))
-            _check_kernels(sidecar, path)
+        sidecar = read_sidecar(path)
+        sidecar.check_runtime(name, trt.__version__, self.device.compute_capability, str(path))
+        _check_kernels(sidecar, path)
+        with cuda_in_words(), self.device.current():
             self.stream = Stream(self.device)
             engine = _deserialize(trt, path, sidecar)
         self.path = path
@@ -92,7 +94,7 @@ class EngineBackend:
             self.max_points = max(profile.stages[0].max for profile in sidecar.profiles)
         self._inputs = metadata.expected_inputs()
         self._dtypes = {input_name: dtype for input_name, (dtype, _) in self._inputs.items()}
-        with cuda_in_words():
+        with cuda_in_words(), self.device.current():
             self._block = InputBlock(self.stream)
             self._output = OutputBuffer(self.stream)
             self._executions = Executions(
@@ -109,7 +111,7 @@ class EngineBackend:
         """CUDA graphs captured so far."""
         return self._executions.captured
 
-    def run(self, pyramid: Pyramid, output: Where = "host") -> Any:
+    def run(self, pyramid: Pyramid, output: Where | Any = "host") -> Any:
         """Logits of a pyramid: [N_0, classes] float32, or [B, classes] (classification).
 
         Args:
@@ -118,7 +120,8 @@ class EngineBackend:
                 trusted.
             output: ``host``: a numpy array of your own. ``pinned``: one in page-locked memory, and
                 ``device``: a :class:`dela.plugins.cuda.arrays.DeviceArray`; both are the
-                backend's, complete, and overwritten by the next run.
+                backend's, complete, and overwritten by the next run. Or an array of yours, of any
+                library, on the same GPU: they are copied there, complete on return.
 
         Raises:
             InputError: a shape, dtype or index that does not fit.
@@ -126,10 +129,11 @@ class EngineBackend:
             DelaError: the GPU has too little memory, or the engine fails.
         """
         arrays = self._arrays(pyramid)
-        with self._lock, cuda_in_words():
+        with self._lock, cuda_in_words(), self.device.current():
             self._log.clear()
-            self.device.make_current()
             counts = self._counts(arrays)
+            answers = (self._answers(counts), self.config.num_classes)
+            given = None if isinstance(output, str) else device_output(output, answers, self.stream)
             per_cloud = self.config.points
             profiles = self.sidecar.profiles
             profile = choose_profile(profiles, counts, per_cloud, str(self.path))
@@ -139,10 +143,12 @@ class EngineBackend:
             inputs = self._on_device(arrays, rows, direct=rows == counts)
             logits = self._output.reserve((self._answers(rows), self.config.num_classes))
             self._executions.run(profile, inputs, {OUTPUT: logits})
-            asked = logits.view((self._answers(counts), self.config.num_classes))
-            if output == "device":
+            asked = logits.view(answers)
+            if given is not None:
+                given.copy_from(asked, self.stream)
+            if given is not None or output == "device":
                 self.stream.synchronize()
-                return asked
+                return asked if given is None else output
             host = self._output.download(asked)
             return host if output == "pinned" else host.copy()
 

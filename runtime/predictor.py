@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
-from dela.config import ModelConfig
 from dela.errors import InputError
 from dela.pyramid import Pyramid
 from dela.runtime.backends import Backend
-from dela.scene import Voxels, valid_points
+from dela.runtime.labeller import Labeller, labeller_of
+from dela.scene import valid_points
 from dela.surroundings import join_clouds
-from dela.votes import Progress, predict_voxels
-
-if TYPE_CHECKING:
-    from dela.device_pyramid import PyramidBuilder
+from dela.votes import Progress
 
 # Voxels in one run of the network; the S3DIS preset then needs about 1.4 GB.
 MAX_POINTS = 200_000
@@ -39,8 +34,9 @@ class Prediction:
         probabilities: [N, classes] float32 when asked for, else None.
         voxels: points the network saw.
         tiles: runs of the network, votes included.
-        invalid: points left out because a coordinate is NaN or infinite.
-        seconds: time spent on ``pyramid`` (attributes, voxels, neighbours) and ``network``.
+        invalid: points of the cloud left out because a coordinate is NaN or infinite.
+        seconds: time spent on ``network`` and, with all the rest (attributes, voxels, neighbours,
+            labels), on ``pyramid``.
     """
 
     classes: np.ndarray
@@ -58,8 +54,9 @@ class Predictor:
 
     Args:
         backend: that runs the network.
-        gpu_pyramid: find voxels and neighbours on the GPU of an engine; the answer is the same.
-            Threads then take turns; with a predictor each, over one backend, only in the network.
+        gpu_pyramid: find voxels, neighbours and labels on the GPU of an engine; the answer is the
+            same. Threads then take turns; with a predictor each, over one backend, only in the
+            network.
 
     Raises:
         InputError: ``gpu_pyramid`` with another backend, or for classification.
@@ -71,14 +68,7 @@ class Predictor:
     def __init__(self, backend: Backend, *, gpu_pyramid: bool = False) -> None:
         self.backend = backend
         self.config = backend.config
-        self._builder: PyramidBuilder | None = None
-        self._turn: AbstractContextManager[object] = nullcontext()
-        if gpu_pyramid:
-            from dela.runtime.device_scan import pyramid_builder
-
-            self._builder = pyramid_builder(backend)
-            # Its pyramids are valid until it builds the next one.
-            self._turn = threading.Lock()
+        self._labeller = labeller_of(backend, gpu_pyramid)
         self._codes = np.array([*(info.code for info in self.config.classes), UNLABELLED], np.int32)
 
     def predict(
@@ -100,7 +90,7 @@ class Predictor:
                 them and they get no label. Not for classification.
             max_points: voxels in one run; a larger scene is cut into overlapping tiles. Never more
                 than the backend takes.
-            votes: looks at the scene, see :func:`dela.votes.predict_voxels`: each takes other
+            votes: looks at the scene, see :func:`dela.votes.take_votes`: each takes other
                 points of the voxels and sees the scene turned about z, every second one mirrored.
             drop_invalid: leave points with NaN or infinite coordinates out instead of refusing
                 the cloud; they keep their place in the result, unlabelled.
@@ -118,66 +108,50 @@ class Predictor:
                 raise InputError("a network that names whole clouds takes no surrounding points")
             cloud = join_clouds([cloud, around])
         valid = valid_points(cloud, drop_invalid)
-        invalid = len(cloud) - int(np.count_nonzero(valid))
-        if invalid:
+        if not valid.all():
             cloud = cloud.select(valid)
+        valid = valid[:size]
+        points = int(np.count_nonzero(valid))
         start = time.perf_counter()
         attributes = compute_attributes(cloud, self.config.input_columns)
-        network = _Timed(self.backend)
-        with self._turn:
-            answer = predict_voxels(
-                network.run,
-                cloud.points - cloud.points.min(axis=0),
-                lambda pick: voxels_of(cloud, attributes, self.config, pick, self._builder),
-                self.config,
-                max_points=min(max_points, self.backend.max_points or max_points),
-                votes=votes,
-                progress=progress,
-            )
+        network = _Timed(self._labeller)
+        found = self._labeller.label(
+            network.run,
+            cloud,
+            attributes,
+            points=points,
+            max_points=min(max_points, self.backend.max_points or max_points),
+            votes=votes,
+            probabilities=probabilities,
+            progress=progress,
+        )
         spent = time.perf_counter() - start
-        classes = answer.probabilities.argmax(axis=1).astype(np.int32)
-        rows = answer.row_of_point[: size - invalid]
-        valid = valid[:size]
-        found = _scatter(classes[rows], valid, UNLABELLED)
+        classes = _scatter(found.classes, valid, UNLABELLED)
         return Prediction(
-            classes=found,
-            labels=self._codes[found],
-            confidence=_scatter(answer.probabilities.max(axis=1)[rows], valid, 0.0),
-            probabilities=_scatter(answer.probabilities[rows], valid, 0.0)
-            if probabilities
-            else None,
-            voxels=len(answer.voxels.points),
-            tiles=answer.runs,
-            invalid=invalid,
+            classes=classes,
+            labels=self._codes[classes],
+            confidence=_scatter(found.confidence, valid, 0.0),
+            probabilities=None
+            if found.probabilities is None
+            else _scatter(found.probabilities, valid, 0.0),
+            voxels=found.voxels,
+            tiles=found.runs,
+            invalid=size - points,
             seconds={"pyramid": spent - network.seconds, "network": network.seconds},
         )
 
 
-def voxels_of(
-    cloud: PointCloud,
-    attributes: np.ndarray,
-    config: ModelConfig,
-    pick: int = 0,
-    builder: PyramidBuilder | None = None,
-) -> Voxels:
-    """:meth:`dela.scene.Voxels.of`, on the GPU where there is a builder."""
-    if builder is None:
-        return Voxels.of(cloud, attributes, config, pick)
-    from dela.runtime.device_scan import ScanOnDevice
-
-    return ScanOnDevice.of_scan(builder, cloud, attributes, pick)
-
-
 class _Timed:
-    """A backend that adds up the seconds its runs take."""
+    """A network that adds up the seconds its runs take."""
 
-    def __init__(self, backend: Backend) -> None:
-        self._backend = backend
+    def __init__(self, labeller: Labeller) -> None:
+        self._labeller = labeller
         self.seconds = 0.0
 
-    def run(self, pyramid: Pyramid) -> np.ndarray:
+    def run(self, pyramid: Pyramid) -> Any:
+        self._labeller.wait()
         start = time.perf_counter()
-        logits = self._backend.run(pyramid)
+        logits = self._labeller.run(pyramid)
         self.seconds += time.perf_counter() - start
         return logits
 

@@ -14,8 +14,9 @@ from dela.config import ModelConfig
 from dela.errors import InputError
 from dela.metadata import TOLERANCES, Tolerance
 from dela.runtime.backends import Backend
-from dela.runtime.predictor import Progress, Voxels, valid_points
+from dela.scene import Voxels, valid_points
 from dela.sidecar import Sidecar
+from dela.votes import Progress
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,18 @@ class Device:
         if int(call("cuCtxGetCurrent")) != int(self._context):
             call("cuCtxSetCurrent", self._context)
 
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Makes it the calling thread's device for the block, and what was before it after."""
+        if int(call("cuCtxGetCurrent")) == int(self._context):
+            yield
+            return
+        call("cuCtxPushCurrent", self._context)
+        try:
+            yield
+        finally:
+            driver().cuCtxPopCurrent()
+
     def on_collection(self, owner: Any, name: str, handle: Any) -> None:
         """Has the driver function ``name`` free ``handle`` when ``owner`` is gone."""
         weakref.finalize(owner, _free, name, self._context, handle)
@@ -180,11 +192,16 @@ class Device:
 
 
 def _free(name: str, context: Any, handle: Any) -> None:
-    # May run in any thread at any time, so it leaves the thread's device as it was. A failure here
-    # is an echo of an earlier one that was reported.
+    # May run in any thread at any time, so it leaves the thread's device as it was, and spoils no
+    # graph that somebody, such as torch, is capturing. A failure here is an echo of an earlier one
+    # that was reported.
     bindings = driver()
     bindings.cuCtxPushCurrent(context)
+    mode = bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED
+    status, before = bindings.cuThreadExchangeStreamCaptureMode(mode)
     getattr(bindings, name)(handle)
+    if int(status) == 0:
+        bindings.cuThreadExchangeStreamCaptureMode(before)
     bindings.cuCtxPopCurrent()
 
 

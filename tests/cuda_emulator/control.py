@@ -125,7 +125,8 @@ class EmulatedCuda:
         Args:
             name: ``allocations``, ``frees``, ``device_bytes`` (allocated now),
                 ``host_allocations``, ``host_frees``, ``launches``, ``graph_launches``,
-                ``captures``, ``copies``, ``pageable_copies`` or ``synchronisations``.
+                ``captures``, ``copies``, ``pageable_copies``, ``bytes_up`` (copied to the device),
+                ``bytes_down`` (to the host) or ``synchronisations``.
         """
         value = self._get(name)
         if value < 0:

@@ -19,6 +19,7 @@ from dela import cli
 from dela.attributes import compute_attributes
 from dela.cloud import PointCloud
 from dela.device_pyramid import PyramidBuilder
+from dela.device_votes import DeviceScan
 from dela.errors import DelaError, EngineError, InputError
 from dela.export.engine import BuildRequest, build_engine
 from dela.formats import read_cloud, write_cloud
@@ -29,7 +30,6 @@ from dela.plugins.tensorrt import bindings, launched
 from dela.pyramid import Pyramid, build_pyramid
 from dela.runtime import Predictor, doctor, graphs, load_backend
 from dela.runtime.bench import measure
-from dela.runtime.device_scan import ScanOnDevice, pyramid_builder
 from dela.runtime.profiles import bucket
 from dela.runtime.verify import tolerance_of, verify
 from dela.scene import Voxels
@@ -538,12 +538,13 @@ def test_a_pyramid_of_another_thread_stays_out_of_a_graph(
     cloud, other = make_cloud(1200), make_cloud(700)
     backend = load_backend(engine)
     attributes = compute_attributes(other, network.config.input_columns)
-    builder, found = pyramid_builder(backend), []
+    builder, found = PyramidBuilder(network.config, Stream(backend.device)), []
     enqueue = graphs.Execution._enqueue
 
     def enqueue_beside_another_thread(execution):
         def build():
-            found.append(ScanOnDevice.of_scan(builder, other, attributes).points)
+            scan = DeviceScan.of(builder, other.points, attributes)
+            found.append(scan.voxels.points.to_host(builder.stream))
 
         thread = threading.Thread(target=build)
         thread.start()

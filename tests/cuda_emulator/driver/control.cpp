@@ -63,6 +63,8 @@ const std::vector<Named>& names() {
       counter("captures", &Counters::captures),
       counter("copies", &Counters::copies),
       counter("pageable_copies", &Counters::pageable_copies),
+      counter("bytes_up", &Counters::bytes_up),
+      counter("bytes_down", &Counters::bytes_down),
       counter("synchronisations", &Counters::synchronisations),
   };
   return all;

@@ -54,6 +54,7 @@ struct Counters {
   int64_t host_allocations = 0, host_frees = 0;
   int64_t launches = 0, graph_launches = 0, captures = 0;
   int64_t copies = 0, pageable_copies = 0;
+  int64_t bytes_up = 0, bytes_down = 0;  // copied to the device, and to the host
   int64_t synchronisations = 0;
   std::map<std::string, int64_t> launches_of;  // by kernel
 };

@@ -218,6 +218,10 @@ CUresult run_copy(const Copy& copy) {
                   to ? "to" : "from", address, describe(address).c_str());
   }
   ++counters.copies;
+  if (is_device(copy.to) != is_device(copy.from)) {
+    (is_device(copy.to) ? counters.bytes_up : counters.bytes_down) +=
+        static_cast<int64_t>(copy.width * copy.height);
+  }
   DeviceMemoryOpen open;
   for (size_t row = 0; row < copy.height; ++row) {
     const uintptr_t to = copy.to + row * copy.to_pitch, from = copy.from + row * copy.from_pitch;
