@@ -1,4 +1,5 @@
-"""The README's GPU table: latency and parity of the S3DIS network on every backend of this machine.
+"""The README's GPU table: latency and parity of the S3DIS network on every backend of this machine,
+and how fast it trains.
 
 ``make gpu`` runs the GPU tests and then this. Weights are random, which changes no latency; parity
 of networks whose every branch counts is what the tests look at. Backends that cannot run here are
@@ -8,7 +9,9 @@ listed with the reason, and so are rows that fail, such as for lack of GPU memor
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import os
 import tempfile
 import time
 from collections.abc import Iterator
@@ -30,6 +33,8 @@ from dela.pyramid import Pyramid
 from dela.runtime import Backend, load_backend
 from dela.runtime.bench import made_up_clouds, measure
 from dela.scene import Voxels
+from dela.training.config import load_config
+from dela.training.loop import train
 
 CONFIG = dela.PRESETS["s3dis"]
 
@@ -86,6 +91,12 @@ def main() -> None:
             # What PyTorch keeps for itself, and this backend's memory, are the next one's.
             del backend
             torch.cuda.empty_cache()
+        rates: dict[str, float] = {}
+        if torch.cuda.is_available():
+            try:
+                rates = training_rates(Path(folder))
+            except (DelaError, RuntimeError) as error:
+                failed["training"] = first_line(error)
     machine = describe_machine()
     if arguments.json:
         print(
@@ -93,6 +104,7 @@ def main() -> None:
                 {
                     "machine": machine,
                     "rows": [asdict(row) for row in rows],
+                    "training": rates,
                     "missing": missing,
                     "failed": failed,
                 },
@@ -101,6 +113,8 @@ def main() -> None:
         )
     else:
         print_table(machine, rows, missing | failed)
+        for where, rate in rates.items():
+            print(f"- training, pyramids built on the {where}: {rate:.2f} steps/s")
     if not all(row.passed for row in rows):
         raise SystemExit("a backend does not give PyTorch's answer: see the error column")
     if failed:
@@ -231,6 +245,39 @@ def gpu_preprocess(backend: Backend, scan: PointCloud, points: int, repeats: int
         return None
     latency = measure(backend, [scan], repeats=repeats, max_points=points, gpu_pyramid=True)
     return 1000 * latency.median("preprocess")
+
+
+def training_rates(folder: Path, steps: int = 40) -> dict[str, float]:
+    """Steps a second of the S3DIS network on generated rooms, by where pyramids are built."""
+    rates = {}
+    for where, there in (("CPU", "false"), ("GPU", "true")):
+        config = load_config(
+            Path(__file__).parents[1] / "configs" / "rooms.toml",
+            [
+                "data.train_rooms=8",
+                "data.val_rooms=0",
+                "train.epochs=1",
+                f"train.steps_per_epoch={steps}",
+                "train.batch_size=8",
+                "train.norm_batches=0",
+                f"train.workers={min(8, os.cpu_count() or 1)}",
+                f"train.gpu_pyramid={there}",
+            ],
+        )
+        model = dataclasses.replace(
+            CONFIG, classes=config.model.classes, attributes=config.model.attributes
+        )
+        ends: list[float] = []
+        train(
+            dataclasses.replace(config, model=model),
+            folder / where,
+            device="cuda",
+            log=lambda _: None,
+            after_step=lambda step, loss, ends=ends: ends.append(time.perf_counter()),
+        )
+        first = steps // 4  # by then kernels are loaded and memory is there
+        rates[where] = (len(ends) - 1 - first) / (ends[-1] - ends[first])
+    return rates
 
 
 def describe_machine() -> str:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from dela.config import ModelConfig
-from dela.device_geometry import Cells, DeviceGeometry, DeviceTree, Members
-from dela.device_queue import BOUNDS_WORDS, Bounds, Workspace
+from dela.device_geometry import Cells, Members
+from dela.device_queue import Bounds, Workspace
+from dela.device_stages import StageBuilder, StagePlan
 from dela.errors import InputError
 from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import Stream
@@ -70,14 +71,10 @@ class PyramidBuilder:
     """
 
     def __init__(self, config: ModelConfig, stream: Stream) -> None:
-        if config.task == "classification":
-            raise InputError(
-                "pyramids for classification are built on the CPU; the GPU builds those for "
-                "segmentation"
-            )
+        self._stages = StageBuilder(config, stream)
         self.config = config
         self.stream = stream
-        self.geometry = DeviceGeometry(stream)
+        self.geometry = self._stages.geometry
         self._results = Workspace(stream)
 
     def pyramid(
@@ -96,7 +93,9 @@ class PyramidBuilder:
             raise InputError("the cloud is empty; a pyramid needs at least one point")
         attributes = self._attributes(self._uploaded(attributes, "cloud attributes"), len(points))
         bounds = geometry.bounds(points, attributes)
-        return self._stages(points, attributes, bounds, pick, origin, ordered)
+        _check_pick(pick)
+        plan = StagePlan([bounds], pick, None, origin, ordered)
+        return self._stages.build(points, attributes, [len(points)], plan)
 
     def voxels(self, points: Any, attributes: Any = None, *, pick: int = 0) -> DeviceVoxels:
         """A scan's voxels; waits for the bounds and for the number of voxels.
@@ -194,7 +193,8 @@ class PyramidBuilder:
             attributes = self._rows(attributes, chosen, "tile attributes")
         if not len(points):
             raise InputError("the tile is empty; a pyramid needs at least one point")
-        return self._stages(points, attributes, voxels.bounds, 0, CORNER, ordered=True)
+        plan = StagePlan([voxels.bounds], origin=CORNER, ordered=True)
+        return self._stages.build(points, attributes, [len(points)], plan)
 
     def spread(
         self, values: DeviceArray, voxels: DeviceVoxels, out: DeviceArray | None = None
@@ -270,87 +270,6 @@ class PyramidBuilder:
             *map(np.float64, origin),
             out,
         )
-
-    def _stages(
-        self,
-        points: DeviceArray,
-        attributes: DeviceArray,
-        bounds: Bounds,
-        pick: int,
-        origin: Sequence[float] | np.ndarray | None,
-        ordered: bool,
-    ) -> Pyramid:
-        geometry, config = self.geometry, self.config
-        bounds.check_range()
-        _check_pick(pick)
-        first = geometry.tree(points, ordered, name="stage 0")
-        neighbors, kept, nearest = [], [], []
-        tree, stage_points = first, points
-        for stage in range(config.stages):
-            grid = self._queue_grid(stage + 1, stage_points, bounds, pick, origin)
-            # Runs while the host waits for the next stage's size.
-            neighbors.append(self._search(f"neighbors_{stage}", tree, config.neighbors[stage]))
-            if stage:
-                found = self._search(f"nearest_{stage}", tree, 1, first)
-                nearest.append(found.view((len(points),)))
-            if grid is None:
-                break
-            rows, size = grid
-            rows = rows.view((geometry.read_count(size),))
-            kept.append(rows)
-            below, stage_points = (
-                stage_points,
-                self._results.array(f"points_{stage + 1}", (len(rows), 3), np.float32),
-            )
-            self._take(below, rows, np.zeros(3), stage_points)
-            # Kept rows are in the order of their stage or in Morton order.
-            ordered = ordered or origin is None
-            tree = geometry.tree(stage_points, ordered, name=f"stage {stage + 1}")
-        return Pyramid(
-            points,
-            attributes,
-            tuple(neighbors),
-            tuple(kept),
-            tuple(nearest),
-            tuple((len(table),) for table in neighbors),
-        )
-
-    def _queue_grid(
-        self,
-        stage: int,
-        points: DeviceArray,
-        bounds: Bounds,
-        pick: int,
-        origin: Sequence[float] | np.ndarray | None,
-    ) -> tuple[DeviceArray, Any] | None:
-        """Queues the voxels of a stage: its rows, and the event after which their number is known.
-
-        None past the last stage. ``bounds`` are those of stage 0, which hold for every stage.
-        """
-        if stage == self.config.stages:
-            return None
-        geometry, results, n = self.geometry, self._results, len(points)
-        cells = Cells.of(bounds, self.config.grid[stage], origin)
-        unused = results.array("voxel of stage", (n,), np.int32)
-        rows = results.array(f"kept_{stage}", (n,), np.int32)
-        if origin is None:
-            words = geometry.queue_bounds(points, "stage bounds", BOUNDS_WORDS)
-            members = geometry.queue_voxels(points, cells, words, voxel_of_point=unused)
-            geometry.queue_pick(members, pick, kept=rows)
-            count = members.count
-        else:
-            flags = results.array("is kept", (n,), np.uint8)
-            members = geometry.queue_voxels(points, cells, None, voxel_of_point=unused)
-            geometry.queue_pick(members, pick, is_kept=flags)
-            count = geometry.queue_list(flags, rows)
-        return rows, geometry.queue_count(count)
-
-    def _search(
-        self, name: str, tree: DeviceTree, k: int, queries: DeviceTree | None = None
-    ) -> DeviceArray:
-        rows = len(tree if queries is None else queries)
-        out = self._results.array(name, (rows, k), np.int32)
-        return self.geometry.search(tree, k, queries, out=out)
 
 
 def build_device_pyramid(

@@ -15,7 +15,7 @@ import numpy as np
 from dela.errors import InputError
 from dela.geometry import LARGEST_COORDINATE
 from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer, PinnedArray, as_device_array
-from dela.plugins.cuda.driver import Event, Stream
+from dela.plugins.cuda.driver import Stream
 from dela.plugins.cuda.kernels import Kernels
 from dela.plugins.cuda.launch import BLOCK, divide_up
 
@@ -179,16 +179,12 @@ class DeviceQueue:
         self.launch_tiles("dela_list_flags", n, flags, starts, _i32(n), numbers)
         return count
 
-    def queue_count(self, count: DeviceArray) -> Event:
-        """Queues bringing a number to the host; :meth:`read_count` with the event waits for it."""
-        count.copy_to_host(self._answers.array[-1:].view(np.uint32)[:1], self.stream)
-        return Event(self.stream.device).record(self.stream)
-
-    def read_count(self, count: DeviceArray | Event) -> int:
-        """A number on the host; waits for the stream, or for the event of :meth:`queue_count`."""
-        event = self.queue_count(count) if isinstance(count, DeviceArray) else count
-        event.synchronize()
-        return int(self._answers.array[-1:].view(np.uint32)[0])
+    def read_count(self, count: DeviceArray) -> int:
+        """A number on the host; waits for the stream."""
+        answer = self._answers.array[-1:].view(np.uint32)[:1]
+        count.copy_to_host(answer, self.stream)
+        self.stream.synchronize()
+        return int(answer[0])
 
     def scan(self, values: DeviceArray, n: int, total: DeviceArray) -> None:
         """Queues making each of n uint32 values the sum of those before; ``total``: of all."""

@@ -174,26 +174,11 @@ def build_pyramid(
     Raises:
         InputError: no points, shapes that do not fit, or values that are not finite.
     """
-    points = np.ascontiguousarray(points, dtype=np.float32)
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise InputError(f"points have shape {list(points.shape)}; expected [N, 3]")
-    if not len(points):
-        raise InputError("the cloud is empty; a pyramid needs at least one point")
-    columns = len(config.input_columns)
-    if attributes is None:
-        attributes = np.zeros((len(points), 0), dtype=np.float32)
-    attributes = np.ascontiguousarray(attributes, dtype=np.float32)
-    if attributes.shape != (len(points), columns):
-        raise InputError(
-            f"attributes have shape {list(attributes.shape)}; expected [{len(points)}, {columns}]"
-        )
-    bad = len(attributes) - int(np.isfinite(attributes).all(axis=1).sum())
-    if bad:
-        raise InputError(f"{bad} of {len(attributes)} points have NaN or infinite attributes")
+    points, attributes = checked_cloud(points, attributes, config)
     if config.task == "classification":
         return classification_pyramid(points, config, seed, pick, threads)[0]
 
-    seeds = np.random.SeedSequence(seed).generate_state(config.stages, np.uint64)
+    seeds = stage_seeds(seed, config)
     stage_0 = points
     trees = [SearchTree(points, threads)]
     neighbors = [trees[0].knn(config.neighbors[0], threads=threads)]
@@ -214,6 +199,38 @@ def build_pyramid(
         tuple(tree.knn(1, trees[0], threads)[:, 0] for tree in trees[1:]),
         tuple((len(tree),) for tree in trees),
     )
+
+
+def checked_cloud(
+    points: np.ndarray, attributes: np.ndarray | None, config: ModelConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Points [N, 3] and attributes [N, F] as C-contiguous float32, as a pyramid needs them.
+
+    Raises:
+        InputError: no points, shapes that do not fit, or attributes that are not finite.
+    """
+    points = np.ascontiguousarray(points, dtype=np.float32)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise InputError(f"points have shape {list(points.shape)}; expected [N, 3]")
+    if not len(points):
+        raise InputError("the cloud is empty; a pyramid needs at least one point")
+    columns = len(config.input_columns)
+    if attributes is None:
+        attributes = np.zeros((len(points), 0), dtype=np.float32)
+    attributes = np.ascontiguousarray(attributes, dtype=np.float32)
+    if attributes.shape != (len(points), columns):
+        raise InputError(
+            f"attributes have shape {list(attributes.shape)}; expected [{len(points)}, {columns}]"
+        )
+    bad = len(attributes) - int(np.isfinite(attributes).all(axis=1).sum())
+    if bad:
+        raise InputError(f"{bad} of {len(attributes)} points have NaN or infinite attributes")
+    return points, attributes
+
+
+def stage_seeds(seed: int | None, config: ModelConfig) -> np.ndarray:
+    """uint64 [S]: the seed of each stage's random picks; None draws them from the system."""
+    return np.random.SeedSequence(seed).generate_state(config.stages, np.uint64)
 
 
 def classification_pyramid(

@@ -22,6 +22,8 @@ SMALLEST_SHARE = 0.125
 class BatchMaker:
     """Makes the batch of any step from the step's number alone.
 
+    With ``train.gpu_pyramid`` batches hold the clouds that their pyramids are to be built from.
+
     Attributes:
         steps_per_epoch, total_steps: of the whole training.
         per_step: samples of a step, over all processes and accumulated batches; 0 for
@@ -59,6 +61,7 @@ class BatchMaker:
                 self._scan(step, slot),
                 step / max(1, self.total_steps),
                 left,
+                not schedule.gpu_pyramid,
             )
             taken.append(sample)
             left -= len(sample.pyramid.points)
@@ -71,7 +74,8 @@ class BatchMaker:
         taken: list[Sample] = []
         while left > 0 and len(taken) < schedule.batch_size:
             random = generator(schedule.seed, LARGEST, len(taken))
-            taken.append(self.dataset.sample(random, self.threads, scan, most=left))
+            build = not schedule.gpu_pyramid
+            taken.append(self.dataset.sample(random, self.threads, scan, most=left, build=build))
             left -= len(taken[-1].pyramid.points)
         return pack_samples(taken), [self.dataset.scans[scan].name]
 

@@ -75,6 +75,8 @@ class ScheduleConfig:
         workers: samples are prepared ahead by this many workers; 0 prepares them in line.
         worker_processes: workers are processes rather than threads: more of them stay busy, and
             each reads prepared data for itself (other kinds are copied to each).
+        gpu_pyramid: build pyramids of scenes on the GPU that trains, the same ones: workers then
+            draw, cut out and augment samples alone.
         tensorboard: also write event files for TensorBoard.
         init: checkpoint whose weights the run starts from (``--init``).
         freeze: parts of the network that stay as they are: ``["ellipsoids", "stages.0"]``.
@@ -114,6 +116,7 @@ class ScheduleConfig:
     save_steps: int = 0
     workers: int = 1
     worker_processes: bool = False
+    gpu_pyramid: bool = False
     tensorboard: bool = False
     init: str = ""
     freeze: tuple[str, ...] = ()
@@ -242,19 +245,29 @@ def _build(values: dict[str, Any], folder: Path, data_root: str | Path | None) -
     )
 
 
-def _apply_override(values: dict[str, Any], override: str) -> None:
+def override_parts(override: str) -> tuple[str, str, str]:
+    """Section, key and value, as written, of ``section.key=value``.
+
+    Raises:
+        ConfigError: it is written otherwise.
+    """
     key, equals, written = override.partition("=")
     path = key.strip().split(".")
     if not equals or len(path) != 2 or not all(path):
         raise ConfigError(f"override {override!r} is not section.key=value")
+    return path[0], path[1], written
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    name, key, written = override_parts(override)
     try:
         value = tomllib.loads(f"value = {written}")["value"]
     except tomllib.TOMLDecodeError:
         value = written.strip()
-    section = values.setdefault(path[0], {})
+    section = values.setdefault(name, {})
     if not isinstance(section, dict):
-        raise ConfigError(f"override {override!r}: {path[0]} is not a section")
-    section[path[1]] = value
+        raise ConfigError(f"override {override!r}: {name} is not a section")
+    section[key] = value
 
 
 def _line_of(text: str, message: str) -> int | None:

@@ -133,8 +133,9 @@ class Dataset:
 
     @property
     def largest_scan(self) -> int:
-        """Index of the scan with the most voxels."""
-        return int(np.argmax(self._sizes))
+        """Index of the scan with the most voxels, of the object with the most points."""
+        objects = [len(scan) for scan in self.scans if isinstance(scan, ObjectScan)]
+        return int(np.argmax(objects or self._sizes))
 
     def class_counts(self) -> np.ndarray:
         """[classes] int64: voxels of each class in the split; ignored ones count nowhere."""
@@ -147,6 +148,7 @@ class Dataset:
         scan: int | None = None,
         progress: float = 0.0,
         most: int | None = None,
+        build: bool = True,
     ) -> Sample:
         """A training sample: a random crop of a scan or an object, augmented.
 
@@ -156,8 +158,9 @@ class Dataset:
             scan: index of the scan; None draws one.
             progress: share of the training that is over, for changes that grow or fade with it.
             most: points of the sample, where ``data.points`` is more.
+            build: build the pyramid; else a crop of a scan comes as the cloud it is built from.
         """
-        sampler = Sampler(self.model, self.columns, self.augmentation, threads)
+        sampler = Sampler(self.model, self.columns, self.augmentation, threads, build)
         mixed = generator.random() < self.augmentation.mix_at(progress)
         if self.model.task == "classification":
             index = int(generator.integers(len(self.scans))) if scan is None else scan

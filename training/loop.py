@@ -21,12 +21,14 @@ from dela.checkpoint import save_checkpoint
 from dela.errors import CheckpointError, DelaError
 from dela.metrics import Confusion
 from dela.network import Network, create_model, measure_neighbor_distances
-from dela.pyramid import Pyramid, pack
+from dela.pyramid import Pyramid
 from dela.training.adapters import Adapt, adapt_network, merged
 from dela.training.average import WeightAverage, measure_batch_norms
 from dela.training.batches import BatchMaker, StepBatches
+from dela.training.clouds import Clouds
 from dela.training.config import TrainConfig
-from dela.training.datasets import Batch, Dataset, open_dataset
+from dela.training.datasets import Batch, Dataset, open_dataset, pack_samples
+from dela.training.delivery import open_delivery
 from dela.training.devices import (
     computes_in_bf16,
     memory_in_words,
@@ -44,7 +46,7 @@ from dela.training.losses import (
     label_weight,
     lovasz_softmax,
 )
-from dela.training.prefetch import on_device, pinned, prefetch
+from dela.training.prefetch import prefetch
 from dela.training.progress import TrainingProgress
 from dela.training.report import (
     chosen_score,
@@ -152,6 +154,7 @@ def _train(
         raise CheckpointError(f"train.init: there is no checkpoint file at {schedule.init}")
     group.wait()
 
+    delivery = open_delivery(config, group.device)
     training = open_dataset(config.data, config.model, "train", config.augment)
     validation = open_dataset(config.data, config.model, "val") if _has_validation(config) else None
     batches_per_step = schedule.accumulate * group.size
@@ -229,7 +232,11 @@ def _train(
             model.get_submodule(name).eval()
         state.optimizer.zero_grad(set_to_none=True)
         labels = [torch.from_numpy(batch.labels).to(group.device) for batch, _ in batches]
-        amounts = torch.stack([label_weight(values, weights) for values in labels])
+        targets = [
+            truth if batch.targets is None else torch.from_numpy(batch.targets).to(group.device)
+            for (batch, _), truth in zip(batches, labels, strict=True)
+        ]
+        amounts = torch.stack([label_weight(values, weights) for values in targets])
         shares = amounts / group.sum(amounts.sum()).clamp(min=1e-12)
         parts = len(batches) * group.size
         coordinate_share = coordinate_weight(
@@ -239,12 +246,7 @@ def _train(
         confusion = Confusion(config.model.num_classes)
         for number, ((batch, _), truth) in enumerate(zip(batches, labels, strict=True)):
             seed_torch(schedule.seed, step, number * group.size + group.rank)
-            pyramid, targets = batch.pyramid, truth
-            if group.device.type == "cuda":
-                pyramid = pyramid if make_step.pin else pinned(pyramid)
-                pyramid = on_device(pyramid, group.device)
-            if batch.targets is not None:
-                targets = torch.from_numpy(batch.targets).to(group.device)
+            pyramid = delivery(batch.pyramid)
             with (
                 memory_in_words(
                     f"a batch of {len(pyramid.points):,} points",
@@ -256,7 +258,7 @@ def _train(
                 with torch.autocast(group.device.type, dtype=torch.bfloat16, enabled=half):
                     logits, coordinate = network(pyramid)
                 classification = shares[number] * cross_entropy(
-                    logits, targets, schedule.label_smoothing, weights
+                    logits, targets[number], schedule.label_smoothing, weights
                 )
                 coordinate = coordinate.float() / parts
                 loss = classification + coordinate * coordinate_share
@@ -337,7 +339,8 @@ def _train(
         if due and schedule.norm_batches:
             evaluated = copy.deepcopy(evaluated)
             everyone = group if synced_norms else Group(group.device)
-            measure_batch_norms(evaluated, _norm_batches(training, config, everyone), frozen)
+            batches = map(delivery, _norm_batches(training, config, everyone))
+            measure_batch_norms(evaluated, batches, frozen)
         group.take_buffers(evaluated)
         scores = None
         if due and validation is not None:
@@ -383,8 +386,8 @@ def _train(
                 max(2, schedule.workers),
                 schedule.worker_processes,
             )
-            with contextlib.closing(ready):
-                for batches in ready:
+            with contextlib.closing(delivery.ahead(ready)) as steps:
+                for batches in steps:
                     epoch = state.step // steps_per_epoch + 1
                     with interruption.held():
                         loss = take_step(batches)
@@ -432,16 +435,25 @@ def _has_validation(config: TrainConfig) -> bool:
 
 def _measured_pyramids(training: Dataset, seed: int, numbers: Iterable[int]) -> Iterator[Pyramid]:
     for number in numbers:
-        yield training.sample(generator(seed, MEASURE, number)).pyramid
+        pyramid = training.sample(generator(seed, MEASURE, number)).pyramid
+        assert isinstance(pyramid, Pyramid)
+        yield pyramid
 
 
-def _norm_batches(training: Dataset, config: TrainConfig, group: Group) -> Iterator[Pyramid]:
+def _norm_batches(
+    training: Dataset, config: TrainConfig, group: Group
+) -> Iterator[Pyramid | Clouds]:
     """Batches as large as the training's: a norm's variance spans the clouds of its batch."""
-    size = config.train.batch_size
-    for batch in range(config.train.norm_batches):
-        first = (batch * group.size + group.rank) * size
-        numbers = range(first, first + size)
-        yield pack(list(_measured_pyramids(training, config.train.seed, numbers)))
+    schedule = config.train
+    for batch in range(schedule.norm_batches):
+        first = (batch * group.size + group.rank) * schedule.batch_size
+        samples = [
+            training.sample(
+                generator(schedule.seed, MEASURE, number), build=not schedule.gpu_pyramid
+            )
+            for number in range(first, first + schedule.batch_size)
+        ]
+        yield pack_samples(samples).pyramid
 
 
 def _save_due(config: TrainConfig, step: int, seconds: float) -> bool:

@@ -18,24 +18,31 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from dela.errors import DelaError
 from dela.pyramid import Pyramid
+from dela.training.clouds import Clouds
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
+Input = TypeVar("Input", bound=Pyramid | Clouds)
 
 
-def pinned(pyramid: Pyramid) -> Pyramid:
-    """The pyramid as tensors in page-locked memory, from where a GPU fetches them by itself."""
+def pinned(pyramid: Input) -> Input:
+    """The arrays as tensors in page-locked memory, from where a GPU fetches them by itself.
+
+    What is there already stays as it is.
+    """
     return _each(pyramid.to_tensors(), lambda tensor: tensor.pin_memory())
 
 
-def on_device(pyramid: Pyramid, device: torch.device) -> Pyramid:
+def on_device(pyramid: Input, device: torch.device) -> Input:
     """The tensors of :func:`pinned` on their way to a GPU; later work there waits for them."""
     return _each(pyramid, lambda tensor: tensor.to(device, non_blocking=True))
 
 
-def _each(pyramid: Pyramid, change: Callable[[Any], Any]) -> Pyramid:
+def _each(pyramid: Any, change: Callable[[Any], Any]) -> Any:
+    if isinstance(pyramid, Clouds):
+        return pyramid.each(change)
     return Pyramid(
         change(pyramid.points),
         change(pyramid.attributes),

@@ -17,6 +17,7 @@ FREE_ON_RESUME = {
     ("data", "root"),
     ("train", "workers"),
     ("train", "worker_processes"),
+    ("train", "gpu_pyramid"),
     ("train", "checkpoint"),
     ("train", "save_minutes"),
     ("train", "save_steps"),

@@ -15,6 +15,7 @@ from dela.training.augment.config import AugmentConfig
 from dela.training.augment.geometry import cut_out, jitter, keep_rows
 from dela.training.augment.mixing import mix_objects, mix_scenes
 from dela.training.augment.steps import change_attributes, move_attributes, move_points
+from dela.training.clouds import Clouds, pack_clouds
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,14 +28,14 @@ class Sample:
     """One cloud for the network.
 
     Attributes:
-        pyramid: the input; N0 points at stage 0.
+        pyramid: the input, N0 points at stage 0; or the cloud that it is to be built from.
         labels: [N0] int64, -1 where ignored; for an object [1], its class.
         scan: index of the scan it comes from.
         target: [1, classes] float32, the shares of a mixed object's classes; None: ``labels`` alone
             say it.
     """
 
-    pyramid: Pyramid
+    pyramid: Pyramid | Clouds
     labels: np.ndarray
     scan: int
     target: np.ndarray | None = None
@@ -45,10 +46,11 @@ class Batch:
     """Samples packed into one pyramid, their labels one after the other.
 
     Attributes:
+        pyramid: as arrays or tensors; or the clouds that it is to be built from.
         targets: [clouds, classes] float32 class shares of objects; None where no sample has any.
     """
 
-    pyramid: Pyramid
+    pyramid: Pyramid | Clouds
     labels: np.ndarray
     targets: np.ndarray | None = None
 
@@ -76,12 +78,14 @@ class Sampler:
 
     Attributes:
         threads: native threads; None for all. Changes only the speed.
+        build: build the pyramids of scenes; else samples hold their clouds.
     """
 
     model: ModelConfig
     columns: Columns
     augmentation: AugmentConfig
     threads: int | None = None
+    build: bool = True
 
     def piece(
         self, scan: AnyScan, centre_row: int, count: int, generator: np.random.Generator
@@ -141,9 +145,12 @@ class Sampler:
             most = round(config.cutout * len(piece.points) / largest)
             piece = piece.select(cut_out(piece.points, most, config.cutout_radius, generator))
         attributes = change_attributes(piece.attributes, self.columns, config, generator)
-        pyramid = build_pyramid(
-            piece.points, attributes, self.model, seed_of(generator), None, self.threads
-        )
+        seed = seed_of(generator)
+        if not self.build:
+            return Sample(
+                Clouds.of(piece.points, attributes, self.model, seed), piece.labels, index
+            )
+        pyramid = build_pyramid(piece.points, attributes, self.model, seed, None, self.threads)
         return Sample(pyramid, piece.labels, index)
 
     def object_sample(
@@ -191,8 +198,10 @@ def pack_samples(samples: Sequence[Sample]) -> Batch:
                 for sample in samples
             ]
         )
+    pyramids = [sample.pyramid for sample in samples if isinstance(sample.pyramid, Pyramid)]
+    clouds = [sample.pyramid for sample in samples if isinstance(sample.pyramid, Clouds)]
     return Batch(
-        pack([sample.pyramid for sample in samples]),
+        pack_clouds(clouds) if clouds else pack(pyramids),
         np.concatenate([sample.labels for sample in samples]),
         targets,
     )
