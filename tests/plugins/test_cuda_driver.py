@@ -6,6 +6,7 @@ import ctypes
 import gc
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -209,6 +210,60 @@ def test_an_error_while_capturing_leaves_the_stream_usable(stream):
         array.fill_zero(stream)
         raise KeyError
     np.testing.assert_array_equal(array.to_host(stream), 1)
+
+
+@pytest.mark.parametrize("of_this_thread", [True, False])
+def test_what_is_collected_spoils_no_graph_of_others(stream, emulated_cuda, of_this_thread):
+    """Torch captures in the strictest mode, in which freeing memory anywhere ends the capture."""
+    array = DeviceArray.from_host(np.ones(5, np.int32), stream)
+    doomed = [
+        DeviceArray.empty((3,), np.int32, stream=stream),
+        PinnedArray((3,), np.int32, stream.device),
+        Stream(stream.device),
+        Event(stream.device),
+    ]
+    frees = emulated_cuda.count("frees"), emulated_cuda.count("host_frees")
+    mode = driver.driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL
+    driver.call("cuStreamBeginCapture", stream.handle, mode)
+    array.fill_zero(stream)
+    if of_this_thread:
+        doomed.clear()
+    else:
+        thread = threading.Thread(target=doomed.clear)
+        thread.start()
+        thread.join()
+    array.fill_zero(stream)
+    driver.call("cuGraphDestroy", driver.call("cuStreamEndCapture", stream.handle))
+    after = emulated_cuda.count("frees"), emulated_cuda.count("host_frees")
+    assert after == (frees[0] + 1, frees[1] + 1)
+    # The thread is as strict as before.
+    driver.call("cuStreamBeginCapture", stream.handle, mode)
+    with pytest.raises(CudaError, match="cuMemAlloc failed"):
+        DeviceArray.empty((3,), np.int32, stream=stream)
+    with pytest.raises(CudaError, match="cuStreamEndCapture failed"):
+        driver.call("cuStreamEndCapture", stream.handle)
+
+
+def test_a_device_is_current_for_a_block(stream):
+    def current() -> int:
+        return int(driver.call("cuCtxGetCurrent"))
+
+    ours, theirs, library = current(), ctypes.c_void_p(), ctypes.CDLL("libcuda.so.1")
+    driver.call("cuCtxPopCurrent")
+    for create in (False, True):
+        if create:
+            assert library.cuCtxCreate_v2(ctypes.byref(theirs), 0, 0) == 0
+        before = current()
+        assert before == (theirs.value or 0) != ours
+        for _ in range(2):
+            with pytest.raises(KeyError), stream.device.current():
+                stream.device.make_current()
+                with stream.device.current():
+                    assert current() == ours
+                assert current() == ours
+                raise KeyError
+            assert current() == before
+    assert library.cuCtxDestroy_v2(theirs) == 0
 
 
 def test_a_growing_buffer_grows_by_half_more_and_never_shrinks(stream):

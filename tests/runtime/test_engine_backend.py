@@ -25,7 +25,7 @@ from dela.export.engine import BuildRequest, build_engine
 from dela.formats import read_cloud, write_cloud
 from dela.plugins.cuda import kernels
 from dela.plugins.cuda.arrays import DeviceArray
-from dela.plugins.cuda.driver import Device, Stream
+from dela.plugins.cuda.driver import Device, Stream, call
 from dela.plugins.tensorrt import bindings, launched
 from dela.pyramid import Pyramid, build_pyramid
 from dela.runtime import Predictor, doctor, graphs, load_backend
@@ -513,23 +513,62 @@ def test_a_pyramid_built_on_the_device_stays_there(emulated_cuda, engine, networ
         assert_same(backend.run(there), load_backend(network.onnx).run(expected))
 
 
-@pytest.mark.parametrize("votes", [1, 3])
-@pytest.mark.parametrize("max_points", [100_000, 200])
-def test_voxels_and_neighbours_from_the_gpu_change_no_label(
-    emulated_cuda, tensorrt, engine, network, votes, max_points
-):
+@pytest.mark.parametrize("graphs_on", [True, False])
+def test_logits_go_where_they_are_wanted(emulated_cuda, engine, network, graphs_on):
     emulated_cuda.defer = True
-    cloud = make_cloud(1200, (1.0, 1.0, 1.0))
+    backend, pyramid = load_backend(engine, graphs=graphs_on), scene_pyramid(network.config, 300)
+    mine, other = Stream(backend.device), Stream(backend.device)
+    expected = backend.run(pyramid)
+    output = DeviceArray.empty(expected.shape, np.float32, stream=mine)
+    later = DeviceArray.from_host(np.zeros_like(expected), other)
+    for _ in range(3):
+        output.fill_zero(mine)  # still under way when the network takes the array
+        assert backend.run(pyramid, output) is output
+        later.copy_from(output, other)
+        assert_same(later.to_host(other), expected)
+    output.fill_zero(mine)
+    backend.run(pyramid, OnlyInterface(output))
+    assert_same(output.to_host(mine), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda array: array.to_host(array.stream), "the output lies in host memory"),
+        (
+            lambda array: array.view((len(array) - 1, 3)),
+            r"the output has shape \[\d+, 3\]; expected",
+        ),
+        (lambda array: array.view(dtype=np.int32), "the output is int32 on the device"),
+    ],
+)
+def test_an_output_that_does_not_fit_is_refused(engine, network, change, message):
+    backend, pyramid = load_backend(engine), scene_pyramid(network.config, 300)
+    shape = (len(pyramid.points), network.config.num_classes)
+    output = DeviceArray.empty(shape, np.float32, stream=Stream(backend.device))
+    with pytest.raises(InputError, match=message):
+        backend.run(pyramid, change(output))
+
+
+def test_the_threads_device_stays_what_it_was(engine, network):
+    def current() -> int:
+        return int(call("cuCtxGetCurrent"))
+
+    while current():
+        call("cuCtxPopCurrent")
     backend = load_backend(engine)
-    found = Predictor(backend, gpu_pyramid=True).predict(
-        cloud, votes=votes, max_points=max_points, probabilities=True
-    )
-    expected = Predictor(backend).predict(
-        cloud, votes=votes, max_points=max_points, probabilities=True
-    )
-    assert found.tiles == expected.tiles and (found.tiles > votes) == (max_points == 200)
-    assert np.array_equal(found.classes, expected.classes)
-    assert np.abs(found.probabilities - expected.probabilities).max() <= 1e-5
+    assert not current()
+    predictor = Predictor(backend, gpu_pyramid=True)
+    assert not current()
+    pyramid = scene_pyramid(network.config, 300)
+    for _ in range(3):
+        backend.run(pyramid)
+        assert not current()
+    predictor.predict(make_cloud(300), votes=2)
+    assert not current()
+    with pytest.raises(InputError):
+        backend.run(pyramid, np.zeros(3))
+    assert not current()
 
 
 def test_a_pyramid_of_another_thread_stays_out_of_a_graph(
