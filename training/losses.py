@@ -20,11 +20,15 @@ def cross_entropy(
         labels: [N] int64; -1 rows count for nothing. Or [N, C] float32 shares of the classes,
             which add up to 1 in every row.
         smoothing: share of the target spread evenly over all classes.
-        weight: [C] class weights; the mean is weighted by the true class's weight.
+        weight: [C] class weights; the mean is weighted by the true class's weight, or by the sum
+            of the true classes' in their shares.
     """
     logits = logits.float()
     if labels.is_floating_point():
-        return torch.nn.functional.cross_entropy(logits, labels, weight, label_smoothing=smoothing)
+        total = torch.nn.functional.cross_entropy(
+            logits, labels, weight, reduction="sum", label_smoothing=smoothing
+        )
+        return total / label_weight(labels, weight).clamp(min=1e-12)
     if not bool((labels != IGNORED).any()):
         return logits.sum() * 0.0
     return torch.nn.functional.cross_entropy(
@@ -38,11 +42,13 @@ def label_weight(labels: Tensor, weight: Tensor | None = None) -> Tensor:
     Means over batches, weighted by it, add up to the mean over all of them.
 
     Args:
-        labels: [N] int64, -1 rows left out; weight: [C].
+        labels: [N] int64, -1 rows left out, or [N, C] float32 shares; weight: [C].
 
     Returns:
         A float32 scalar.
     """
+    if labels.is_floating_point():
+        return labels.new_full((), len(labels)) if weight is None else (labels @ weight).sum()
     known = labels != IGNORED
     if weight is None:
         return known.sum().float()

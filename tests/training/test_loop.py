@@ -179,34 +179,84 @@ def test_without_tensorboard_one_line_says_so(with_schedule, tmp_path, monkeypat
     assert not (tmp_path / "events").exists()
 
 
-def test_objects_are_classified(tmp_path, capsys):
-    """Spheres and plates, in the layout of ScanObjectNN."""
+@pytest.fixture
+def train_objects(tmp_path, capsys):
+    """The command that trains a small network on spheres and plates, prepared as ScanObjectNN's,
+    and writes ``run``; a third of them are plates."""
     pytest.importorskip("h5py")
     generator = np.random.default_rng(0)
     for split in ("training", "test"):
         points = generator.normal(size=(12, 300, 3))
         points /= 2 * np.linalg.norm(points, axis=2, keepdims=True)
-        points[::2, :, 2] *= 0.1
+        points[::3, :, 2] *= 0.1
         name = f"main_split/{split}_objectdataset_augmentedrot_scale75.h5"
         (tmp_path / "raw" / "main_split").mkdir(parents=True, exist_ok=True)
-        arrays = {"data": points.astype(np.float32), "label": np.arange(12) % 2}
+        arrays = {"data": points.astype(np.float32), "label": np.minimum(np.arange(12) % 3, 1)}
         write_h5(tmp_path / "raw" / name, arrays)
     prepared = tmp_path / "prepared"
     words = ["data", "prepare", "scanobjectnn", str(tmp_path / "raw"), "-o", str(prepared)]
     run_command([*words, "--workers", "1"])
     capsys.readouterr()
     small = ["model.dims=[8,16]", "model.depths=[1,1]", "model.neighbors=8"]
-    small += ["model.points=[64,16]", "model.spread=[2.2,4.4]", "train.batch_size=4"]
-    short = ["train.epochs=8", "train.steps_per_epoch=6", "train.warmup=1", "augment.mix=0.2"]
-    words = [word for change in small + short for word in ("--set", change)]
+    small += ["model.points=[64,16]", "model.spread=[2.2,4.4]", "train.warmup=1"]
+    command = ["train", "scanobjectnn", "--data", str(prepared), "-o", str(tmp_path / "run")]
+
+    def run(*overrides):
+        words = [word for change in (*small, *overrides) for word in ("--set", change)]
+        run_command([*command, "--json", *words])
+
+    return run
+
+
+def test_objects_are_classified(train_objects, tmp_path, capsys):
+    train_objects(
+        "train.epochs=8", "train.steps_per_epoch=6", "train.batch_size=4", "augment.mix=0.2"
+    )
     run = tmp_path / "run"
-    command = ["train", "scanobjectnn", "--data", str(prepared), "-o", str(run), "--json"]
-    run_command([*command, *words])
     scores = json.loads(capsys.readouterr().out)
     assert scores["best_measure"] == "oa" and scores["best"] >= 10 / 12
     rows = _rows(run / "metrics.csv")
     assert "val_accuracy_bag" in rows[0] and "val_iou_bag" not in rows[0]
     assert float(rows[-1]["cross_entropy"]) < float(rows[0]["cross_entropy"])
+
+
+def test_accumulated_batches_of_mixed_objects_weigh_as_one_batch(
+    train_objects, tmp_path, monkeypatch
+):
+    """Some batches have a mixed object, some have not; classes weigh differently."""
+    import dela.training.loop as loop
+
+    seen = []
+
+    def recorded(logits, targets, smoothing, weight):
+        seen.append((logits.detach(), targets, smoothing, weight))
+        return cross_entropy(logits, targets, smoothing, weight)
+
+    monkeypatch.setattr(loop, "cross_entropy", recorded)
+    train_objects(
+        "train.epochs=1",
+        "train.steps_per_epoch=1",
+        "train.batch_size=2",
+        "train.accumulate=8",
+        "train.class_weight_power=2.0",
+        "augment.mix=0.3",
+        "augment.mix_end=0.3",
+    )
+    step = seen[-8:]  # the largest batch comes before
+    assert {targets.is_floating_point() for _, targets, _, _ in step} == {True, False}
+    _, _, smoothing, weight = step[0]
+    assert weight[1] != weight[0] > 0
+    numbers = len(weight)
+    logits = torch.cat([logits for logits, *_ in step])
+    shares = torch.cat(
+        [
+            targets if targets.is_floating_point() else torch.eye(numbers)[targets]
+            for _, targets, *_ in step
+        ]
+    )
+    expected = cross_entropy(logits, shares, smoothing, weight).item()
+    (row,) = _rows(tmp_path / "run" / "metrics.csv")
+    assert float(row["cross_entropy"]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_an_earlier_run_is_kept_unless_told_otherwise(with_schedule, tmp_path):

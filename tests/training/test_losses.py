@@ -7,7 +7,12 @@ from dela.errors import ConfigError
 
 torch = pytest.importorskip("torch")
 
-from dela.training.losses import class_weights, cross_entropy, lovasz_softmax  # noqa: E402
+from dela.training.losses import (  # noqa: E402
+    class_weights,
+    cross_entropy,
+    label_weight,
+    lovasz_softmax,
+)
 
 
 def _example(points=50, classes=5, ignored=12):
@@ -130,3 +135,25 @@ def test_shares_of_classes_are_smoothed_like_single_classes(smoothing):
     sure = torch.nn.functional.one_hot(labels, 4).float()
     single = cross_entropy(logits, labels, smoothing)
     assert cross_entropy(logits, sure, smoothing).item() == pytest.approx(single.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_batches_of_shares_and_of_classes_add_up_to_one_batch(weighted):
+    """The mean over all rows, a row weighing what its classes do in their shares."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(12, 4, generator=generator)
+    shares = torch.rand(12, 4, generator=generator).softmax(1)
+    labels = torch.tensor([0, 3, 1, 1, 2])
+    shares[7:] = torch.nn.functional.one_hot(labels, 4).float()
+    weight = torch.tensor([0.25, 2.0, 1.0, 0.75]) if weighted else None
+    weights = np.ones(4) if weight is None else weight.numpy().astype(np.float64)
+    smooth = 0.8 * shares.numpy().astype(np.float64) + 0.2 / 4
+    log_probability = logits.double().log_softmax(1).numpy()
+    expected = -(smooth * weights * log_probability).sum() / (shares.numpy() * weights).sum()
+    assert cross_entropy(logits, shares, 0.2, weight).item() == pytest.approx(expected, rel=1e-5)
+
+    parts = [(logits[:4], shares[:4]), (logits[4:7], shares[4:7]), (logits[7:], labels)]
+    amounts = torch.stack([label_weight(wanted, weight) for _, wanted in parts])
+    losses = torch.stack([cross_entropy(x, wanted, 0.2, weight) for x, wanted in parts])
+    total = (losses * amounts).sum() / amounts.sum()
+    assert total.item() == pytest.approx(expected, rel=1e-5)

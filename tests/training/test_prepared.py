@@ -333,6 +333,8 @@ def test_parts_know_their_category(tmp_path):
     config = tiny("shapenetpart", tmp_path / "out")
     dataset = opened(config)
     assert len(dataset.scans) == 3 * 3  # the committed recipe trains on train and val
+    sizes = [len(scan) for scan in dataset.scans]
+    assert sizes[dataset.largest_scan] == max(sizes) > sizes[0]
     mugs = [scan for scan in dataset.scans if scan.name.startswith("train_mug")]
     table = tables["train/mug/shape1"]
     scan = mugs[1]
