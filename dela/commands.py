@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dela.errors import ConfigError
 from dela.files import check_writable
 
 
@@ -55,7 +54,7 @@ def _overrides(pairs: Sequence[str] | None) -> dict[str, Any]:
     for pair in pairs or ():
         key, separator, text = pair.partition("=")
         if not separator:
-            raise ConfigError(f"--set {pair}: give KEY=VALUE, such as neighbors=[16,16]")
+            raise typer.BadParameter(f"--set {pair}: give KEY=VALUE, such as neighbors=[16,16]")
         try:
             overrides[key.strip()] = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError):

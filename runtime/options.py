@@ -9,8 +9,6 @@ from typing import Annotated
 
 import typer
 
-from dela.errors import InputError
-
 
 class BackendName(StrEnum):
     """Choices of ``--backend``."""
@@ -64,7 +62,7 @@ def code_aliases(pairs: Sequence[str] | None) -> dict[int, int]:
     """The pairs of ``--map`` as code in the file -> code of a class.
 
     Raises:
-        InputError: a pair that is not two whole numbers around an equals sign.
+        typer.BadParameter: a pair that is not two whole numbers around an equals sign.
     """
     aliases = {}
     for pair in pairs or ():
@@ -72,5 +70,5 @@ def code_aliases(pairs: Sequence[str] | None) -> dict[int, int]:
         try:
             aliases[int(source)] = int(target)
         except ValueError:
-            raise InputError(f"--map {pair}: give two label codes, such as 4=5") from None
+            raise typer.BadParameter(f"--map {pair}: give two label codes, such as 4=5") from None
     return aliases

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dela.errors import InputError
+from dela.errors import ConfigError, InputError
 
 EXIT_INTERRUPTED = 130
 
@@ -49,14 +49,19 @@ def train(
     The run folder receives config.toml, best.pt, last.pt, metrics.csv, metrics.json and
     summary.html. Several GPUs: `torchrun --nproc-per-node 4 -m dela train rooms --device cuda`.
     """
-    from dela.training.config import load_config
+    from dela.training.config import load_config, override_parts
     from dela.training.loop import TrainingInterrupted
     from dela.training.loop import train as run
 
     if resume and overwrite:
         raise typer.BadParameter("--resume goes on with a run, --overwrite removes it; give one")
-    path = find_config(config)
     overrides = list(set_ or [])
+    for override in overrides:
+        try:
+            override_parts(override)
+        except ConfigError as error:
+            raise typer.BadParameter(f"--set: {error}") from None
+    path = find_config(config)
     overrides += [
         f"train.{key}={value}"
         for key, value in (("epochs", epochs), ("seed", seed))

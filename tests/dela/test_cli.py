@@ -6,6 +6,8 @@ import importlib
 import os
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 import typer
@@ -114,6 +116,31 @@ def test_interruption_is_code_130(capsys, monkeypatch):
     assert run(capsys, "doctor") == (130, "", "interrupted\n")
 
 
+@pytest.mark.parametrize("entry", ["main", "export_main"])
+def test_an_interruption_while_the_command_is_imported_is_code_130(entry):
+    """Ctrl-C comes just as the first package beyond Python's own is looked for."""
+    script = (
+        "import os, signal, sys\n"
+        "class Press:\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Press())\n"
+        f"from dela.__main__ import {entry}\n"
+        f"{entry}()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, "--help"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_the_installed_commands_start_behind_that_guard():
+    text = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert tomllib.loads(text)["project"]["scripts"] == {
+        "dela": "dela.__main__:main",
+        "dela-export": "dela.__main__:export_main",
+    }
+
+
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
 def test_file_names_that_are_no_text_can_be_printed(tmp_path, encoding):
     folder = os.fsencode(tmp_path / "r") + b"\xe9sum"
@@ -202,7 +229,7 @@ def test_import_checkpoint_refuses_what_does_not_fit(capsys, tmp_path):
     assert code == 1 and not (tmp_path / "model.pt").exists()
     assert_short_error(error)
     code, _, error = run(capsys, *words, "-o", tmp_path / "model.pt", "--set", "neighbors")
-    assert code == 1 and "KEY=VALUE" in error
+    assert code == 2 and "--set neighbors: give KEY=VALUE" in error
 
 
 def test_room_writes_the_same_room_for_a_seed(capsys, tmp_path):

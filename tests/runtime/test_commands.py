@@ -121,7 +121,8 @@ def test_true_codes_can_be_mapped_to_classes(run, network, scan, tmp_path):
     assert code == 0, error
     scores = json.loads(out)["results"][0]["scores"]
     assert [row["points"] for row in scores["classes"]] == [0, 4000, 0]
-    assert_failed_in_words(run(*words, "--map", "0:5", "--overwrite"), "--map 0:5")
+    code, _, error = run(*words, "--map", "0:5", "--overwrite")
+    assert code == 2 and "--map 0:5: give two label codes" in error
     assert_failed_in_words(run(*words, "--map", "0=99", "--overwrite"), "99")
 
 

@@ -54,12 +54,14 @@ def test_bad_choices_are_refused_before_anything_is_read(config_file, tmp_path, 
     run = tmp_path / "run"
     for words in (
         ["train", str(config_file), "-o", str(run), "--resume", "--overwrite"],
+        ["train", str(config_file), "-o", str(run), "--set", "epochs=3"],
         ["eval", str(run / "best.pt"), "--split", "exam"],
     ):
         with pytest.raises(SystemExit) as ended:
             run_command(words)
         assert ended.value.code == 2
     errors = capsys.readouterr().err
+    assert "--set: override 'epochs=3' is not section.key=value" in errors
     assert "give one" in errors and "'train', 'val', 'test'" in errors
     with pytest.raises(InputError, match="does not exist"):
         run_command(["eval", str(run / "best.pt"), "--device", "nonsense"])
