@@ -93,7 +93,7 @@ def _add_low_rank(model: Network, rank: int, alpha: float, fresh: Collection[str
                 f"{layer.in_features}, of rank {min(layer.weight.shape)} at most"
             )
         layer.weight.requires_grad_(False)
-        adapter = LowRank(*layer.weight.shape, rank, alpha)
+        adapter = LowRank(layer.out_features, layer.in_features, rank, alpha)
         parametrize.register_parametrization(layer, "weight", adapter)
         count += adapter.up.numel() + adapter.down.numel()
     return (
@@ -142,10 +142,10 @@ def merged(model: Network) -> Network:
         if name.startswith(tuple(done)):
             continue
         if _merges(module):
-            values = module.merged().state_dict()  # type: ignore[operator]
+            values = module.merged().state_dict()
             done.append(f"{name}.")
         elif parametrize.is_parametrized(module):
-            values = {tensor: getattr(module, tensor) for tensor in module.parametrizations}  # type: ignore[union-attr]
+            values = {tensor: getattr(module, tensor) for tensor in module.parametrizations}
             done.append(f"{name}.parametrizations.")
         else:
             continue
