@@ -1,8 +1,8 @@
 """The stages of a pyramid in device memory, for one cloud or for a batch of them at once.
 
-What a batch's clouds get is packed as by :func:`dela.pyramid.pack`: written to its place from the
-start, so nothing is joined afterwards. The host waits once per stage, for the sizes of all clouds;
-neighbors are searched meanwhile. No torch.
+A batch's pyramid is packed as by :func:`dela.pyramid.pack`; the tables of every cloud are written
+to their place in it. The host waits once per stage, for the sizes of all clouds; neighbors are
+searched meanwhile. No torch.
 """
 
 from __future__ import annotations

@@ -139,9 +139,8 @@ class GpuPyramids(Delivery):
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(ready)
         for _, tensor in pyramid.inputs():
-            tensor.record_stream(
-                stream
-            )  # or its memory is used again on the other stream too early
+            # The other stream's memory: not to be used again there before this one is done with it.
+            tensor.record_stream(stream)
         return pyramid
 
 
