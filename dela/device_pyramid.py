@@ -97,13 +97,13 @@ class PyramidBuilder:
         plan = StagePlan([bounds], pick, None, origin, ordered)
         return self._stages.build(points, attributes, [len(points)], plan)
 
-    def voxels(self, points: Any, attributes: Any = None, *, pick: int = 0) -> DeviceVoxels:
-        """A scan's voxels; waits for the bounds and for the number of voxels.
+    def voxels(self, points: Any, attributes: Any = None) -> DeviceVoxels:
+        """A scan's voxels, the first point of each standing for it; waits for the bounds and for
+        the number of voxels.
 
         Args:
             points: [N, 3] float64 (or float32) metres of any origin, on the host or on the device.
             attributes: [N, F] float32, computed on the whole scan; None when F is 0.
-            pick: n takes the n-th point of every voxel (voting).
 
         Raises:
             InputError: an empty scan, values that are not finite, or a scan that falls into one
@@ -115,7 +115,6 @@ class PyramidBuilder:
             raise InputError("the scan is empty; it needs at least one point")
         of_scan = self._attributes(self._uploaded(attributes, "scan attributes"), len(scan))
         bounds = geometry.bounds(scan, of_scan)
-        _check_pick(pick)
         voxel_of_point = results.array("voxel_of_point", (len(scan),), np.int32)
         size = self.config.grid[0]
         members = geometry.queue_voxels(
@@ -134,7 +133,7 @@ class PyramidBuilder:
             self._copied(members.first.view((voxels,)), "first members"),
             self._copied(members.count, "voxels"),
         )
-        points, of_voxels, kept = self._picked(scan, of_scan, members, pick, bounds.low, "voxel")
+        points, of_voxels, kept = self._picked(scan, of_scan, members, 0, bounds.low, "voxel")
         return DeviceVoxels(
             points,
             of_voxels,
@@ -148,7 +147,11 @@ class PyramidBuilder:
         )
 
     def look(self, voxels: DeviceVoxels, pick: int) -> DeviceVoxels:
-        """The same voxels with the n-th point standing for each; waits for nothing."""
+        """The same voxels with the n-th point standing for each, as in voting; waits for nothing.
+
+        Raises:
+            InputError: a pick below 0.
+        """
         _check_pick(pick)
         points, attributes, kept = self._picked(
             voxels.scan, voxels.scan_attributes, voxels.members, pick, voxels.origin, "look"
@@ -196,21 +199,15 @@ class PyramidBuilder:
         plan = StagePlan([voxels.bounds], origin=CORNER, ordered=True)
         return self._stages.build(points, attributes, [len(points)], plan)
 
-    def spread(
-        self, values: DeviceArray, voxels: DeviceVoxels, out: DeviceArray | None = None
-    ) -> DeviceArray:
-        """Values of the voxels [V, ...], 4 bytes each, for every point of the scan [N, ...].
+    def spread(self, values: DeviceArray, voxels: DeviceVoxels, out: DeviceArray) -> None:
+        """Values of the voxels [V, ...], 4 bytes each, for the scan's first points.
 
         Args:
             values: of the voxels.
             voxels: of the scan.
-            out: to be written, for its first M points alone where it is [M, ...].
+            out: [M, ...], written; M is at most the number of points.
         """
-        points = voxels.voxel_of_point
-        if out is None:
-            shape = (len(points), *values.shape[1:])
-            out = self._results.array("spread", shape, values.dtype)
-        return self.geometry.gather(values, points.view((len(out),)), out=out)
+        self.geometry.gather(values, voxels.voxel_of_point.view((len(out),)), out=out)
 
     def _uploaded(self, array: Any, name: str) -> Any:
         """A host array in device memory; anything else as it is."""

@@ -42,7 +42,9 @@ NoGraphs = Annotated[
 ]
 GpuPyramid = Annotated[
     bool,
-    typer.Option("--gpu-pyramid", help="Engines: find voxels and neighbours on the GPU, too."),
+    typer.Option(
+        "--gpu-pyramid", help="Engines: find voxels, neighbours and labels on the GPU, too."
+    ),
 ]
 Truth = Annotated[
     str | None, typer.Option(metavar="COLUMN", help="Column of true label codes to score against.")

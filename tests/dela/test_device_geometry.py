@@ -254,7 +254,7 @@ def test_another_stream_waits_for_the_pyramid_it_takes(device):
     np.testing.assert_array_equal(copy.to_host(other), expected)
 
 
-def test_a_scan_goes_up_once_and_comes_down_once(device):
+def test_the_voxels_of_a_scan_and_the_way_back(device):
     config = network()
     points = rng.random((900, 3)) * [6, 6, 2] + [640_000.25, 5_100_000.5, 300.0]
     attributes = rng.random((len(points), 1)).astype(np.float32)
@@ -270,8 +270,11 @@ def test_a_scan_goes_up_once_and_comes_down_once(device):
     assert_same_pyramid(builder.tile(voxels), of_cpu.pyramid(whole[0], config), device)
 
     labels = rng.integers(0, 9, len(scene.kept)).astype(np.int32)
-    spread = builder.spread(up(labels, device), voxels)
-    np.testing.assert_array_equal(down(spread, device), labels[scene.voxel_of_point])
+    for count in (len(points), 300, 0):
+        of_points = device.empty((count,), np.int32)
+        builder.spread(up(labels, device), voxels, of_points)
+        expected = labels[scene.voxel_of_point[:count]]
+        np.testing.assert_array_equal(down(of_points, device), expected)
 
 
 def test_tiles_of_a_scan(device):
@@ -280,7 +283,7 @@ def test_tiles_of_a_scan(device):
     attributes = rng.random((len(points), 1)).astype(np.float32)
     of_cpu = Voxels.of(PointCloud(points), attributes, config, pick=1)
     builder = PyramidBuilder(config, device.stream)
-    voxels = builder.voxels(points, attributes, pick=1)
+    voxels = builder.look(builder.voxels(points, attributes), 1)
     tiles = of_cpu.cut(config, 400, context=0.5)
     assert len(tiles) > 2
     for tile in tiles[:2]:
@@ -322,6 +325,8 @@ def test_scans_that_cannot_be_used_are_refused(device):
         builder.voxels(np.full((4, 3), 5.0))
     with pytest.raises(InputError, match="the scan is empty"):
         builder.voxels(np.zeros((0, 3)))
+    with pytest.raises(InputError, match="pick is -1"):
+        builder.look(builder.voxels(np.eye(3)), -1)
     with pytest.raises(InputError, match="the tile is empty"):
         builder.tile(builder.voxels(np.eye(3)), np.zeros(0, int))
     with pytest.raises(InputError, match="classification are built on the CPU"):

@@ -21,7 +21,7 @@ from dela.config import ClassInfo, ModelConfig
 from dela.device_pyramid import PyramidBuilder
 from dela.device_votes import DeviceScan
 from dela.plugins.cuda.arrays import as_device_array
-from dela.plugins.cuda.driver import Device, Stream
+from dela.plugins.cuda.driver import CudaUnavailable, Device, Stream
 from dela.plugins.tensorrt import bindings
 from dela.pyramid import Pyramid
 from dela.runtime import Predictor, load_backend
@@ -258,6 +258,36 @@ def test_looks_are_those_of_the_cpu(cuda, normals):
             here = ours.to_host(builder.stream)
             tolerance = 1e-6 if name == "attributes" else 0
             np.testing.assert_allclose(here, theirs, atol=tolerance, rtol=0, err_msg=name)
+
+
+def test_a_scan_without_a_usable_point_beside_one_with(cuda, engine):
+    cloud = make_cloud(50, (0.5, 0.5, 0.4))
+    cloud.points[:] = np.nan
+    for gpu_pyramid in (False, True):
+        found = Predictor(engine, gpu_pyramid=gpu_pyramid).predict(
+            cloud, around=make_cloud(300), drop_invalid=True, votes=2, probabilities=True
+        )
+        assert found.invalid == 50 and np.all(found.labels == -1)
+        assert not found.confidence.any() and not found.probabilities.any()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("votes", [1, 4])
+@pytest.mark.parametrize("classes", [1, 13, 300])
+def test_labels_on_a_gpu(classes, votes):
+    try:
+        backend = ColumnsBackend(classes)
+    except CudaUnavailable as error:
+        pytest.skip(str(error))
+    cloud = make_cloud(60_000, (8.0, 8.0, 1.0))
+    for max_points in (EVERYTHING, 5000):
+        options: dict[str, Any] = {"votes": votes, "max_points": max_points, "probabilities": True}
+        found = Predictor(backend, gpu_pyramid=True).predict(cloud, **options)
+        expected = Predictor(backend).predict(cloud, **options)
+        np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=CLOSE)
+        assert np.array_equal(found.classes, found.probabilities.argmax(axis=1))
+        assert np.array_equal(found.confidence, found.probabilities.max(axis=1))
+        assert np.mean(found.classes == expected.classes) > 0.9999
 
 
 def _with_normals(cloud: PointCloud) -> ModelConfig:

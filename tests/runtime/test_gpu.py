@@ -191,6 +191,17 @@ def test_a_pyramid_built_on_the_gpu_stays_there(build, network, flavour):
 
 
 @pytest.mark.parametrize("flavour", bindings.MODULES)
+def test_labels_made_on_the_gpu(build, network, flavour):
+    backend, cloud = load_backend(build(flavour, "python", "fp32")), make_cloud(20_000)
+    predictor, reference = Predictor(backend, gpu_pyramid=True), Predictor(backend)
+    for options in ({}, {"votes": 4}, {"votes": 2, "max_points": 1000}):
+        found = predictor.predict(cloud, probabilities=True, **options)
+        expected = reference.predict(cloud, probabilities=True, **options)
+        assert np.mean(found.classes == expected.classes) >= 0.9995
+        assert np.mean(np.abs(found.probabilities - expected.probabilities)) <= 1e-4
+
+
+@pytest.mark.parametrize("flavour", bindings.MODULES)
 def test_predict_and_verify_commands(build, network, tmp_path, capsys, flavour):
     path = build(flavour, "python", "fp32")
     cloud = make_cloud()
