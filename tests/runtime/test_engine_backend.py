@@ -526,6 +526,7 @@ def test_logits_go_where_they_are_wanted(emulated_cuda, engine, network, graphs_
         assert backend.run(pyramid, output) is output
         later.copy_from(output, other)
         assert_same(later.to_host(other), expected)
+        assert_same(output.to_host(mine), expected)
     output.fill_zero(mine)
     backend.run(pyramid, OnlyInterface(output))
     assert_same(output.to_host(mine), expected)
