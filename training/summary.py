@@ -18,8 +18,8 @@ from dela.files import atomic_path
 from dela.training.run_folder import RunFolder
 
 _COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706")
-_WIDTH, _HEIGHT = 440, 250
-_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 34
+_WIDTH, _HEIGHT = 440, 254
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 30, 38
 _CELL, _MOST_CLASSES_WITH_NUMBERS = 34, 25
 
 # Title, and what each line shows: its name and the column of metrics.csv.
@@ -166,8 +166,8 @@ def chart(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]
         drawn.append(_text(_LEFT - 6, y + 4, f"{tick:.6g}", "end"))
     for tick in nice_ticks(first, final):
         if first <= tick <= final and tick == round(tick):
-            drawn.append(_text(across(tick), _HEIGHT - 14, f"{tick:.0f}", "middle"))
-    drawn.append(_text(_WIDTH - _RIGHT, _HEIGHT - 1, "epoch", "end"))
+            drawn.append(_text(across(tick), _HEIGHT - 19, f"{tick:.0f}", "middle"))
+    drawn.append(_text(_WIDTH - _RIGHT, _HEIGHT - 5, "epoch", "end"))
     legend = _WIDTH - _RIGHT
     for (name, points), color in reversed(list(zip(lines, _COLORS, strict=False))):
         path = " ".join(f"{across(x):.1f},{down(y):.1f}" for x, y in points)
