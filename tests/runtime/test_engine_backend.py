@@ -475,15 +475,21 @@ def test_commands_run_an_engine(tensorrt, engine, network, tmp_path, capsys):
     scan = write_cloud(tmp_path / "scan.ply", make_cloud(1000))
     run_command("predict", scan, "-m", engine, "--backend", "tensorrt", "-o", tmp_path / "a.ply")
     run_command("predict", scan, "-m", network.onnx, "-o", tmp_path / "b.ply")
-    labels = [read_cloud(tmp_path / name).columns["label"] for name in ("a.ply", "b.ply")]
-    assert np.array_equal(*labels)
+    run_command("predict", scan, "-m", engine, "--gpu-pyramid", "-o", tmp_path / "c.ply")
+    clouds = [read_cloud(tmp_path / name) for name in ("a.ply", "b.ply", "c.ply")]
+    for cloud in clouds[1:]:
+        assert np.array_equal(cloud.columns["label"], clouds[0].columns["label"])
+        confidence = cloud.columns["confidence"], clouds[0].columns["confidence"]
+        np.testing.assert_allclose(*confidence, atol=1e-5)
     words = ("verify", engine, "--checkpoint", network.checkpoint, "-i", scan, "--no-cuda-graphs")
     (report,) = run_command(*words, "--device", "cuda:0")
     assert report["backend"] == "tensorrt on cuda:0" and report["passed"]
     capsys.readouterr()
     words = ("bench", engine, "--backend", "tensorrt", "--points", 300, "--repeat", 3, "--json")
-    (result,) = run_command(*words)
-    assert result["backend"] == "tensorrt" and result["seconds"]["network"]["median"] > 0
+    for extra in ((), ("--gpu-pyramid",)):
+        (result,) = run_command(*words, *extra)
+        assert result["backend"] == "tensorrt"
+        assert min(phase["median"] for phase in result["seconds"].values()) > 0
     with pytest.raises(DelaError, match="no GPU 3"):
         run_command("predict", scan, "-m", engine, "--device", "cuda:3", "--overwrite")
 
