@@ -26,6 +26,8 @@ _HIGHEST_GROUND = 0.35
 # Points that count towards a cell's ground; more say no more, and sparse cells are to be heard.
 _MOST_COUNTED = 5
 _MAX_CELLS = 4_000_000
+# Points interpolated at once, which fit a processor's cache.
+_BLOCK = 1 << 15
 
 
 def compute_attributes(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> np.ndarray:
@@ -201,19 +203,21 @@ def _ground_correction(above: np.ndarray, position: np.ndarray) -> np.ndarray:
         above: [N] metres above the coarse ground.
         position: [N, 2] in fine cells.
     """
+    near = np.flatnonzero(np.abs(above) < _HIGHEST_GROUND)
+    if not len(near):
+        return np.zeros(len(above))
     shape = tuple(position.max(axis=0).astype(np.int64) + 1)
-    cell = position.astype(np.int64) @ np.array([shape[1], 1])
-    near = np.abs(above) < _HIGHEST_GROUND
+    cell = position[near].astype(np.int64) @ np.array([shape[1], 1])
+    height = above[near]
     lowest = np.full(shape[0] * shape[1], np.inf)
-    np.minimum.at(lowest, cell[near], above[near])
-    near &= above <= lowest[cell] + _GROUND_BAND
-    count = np.bincount(cell[near], minlength=len(lowest)).reshape(shape)
-    total = np.bincount(cell[near], above[near], len(lowest)).reshape(shape)
+    np.minimum.at(lowest, cell, height)
+    is_ground = height <= lowest[cell] + _GROUND_BAND
+    cell, height = cell[is_ground], height[is_ground]
+    count = np.bincount(cell, minlength=len(lowest)).reshape(shape)
+    total = np.bincount(cell, height, len(lowest)).reshape(shape)
     weight = np.minimum(count, _MOST_COUNTED)
     around = _sum_of_nine(weight)
     mean = _sum_of_nine(total / np.maximum(count, 1) * weight) / np.maximum(around, 1)
-    if not around.any():
-        return np.zeros(len(above))
     return _bilinear(_fill(mean, around > 0), position - 0.5)
 
 
@@ -273,12 +277,16 @@ def _sum_of_nine(values: np.ndarray) -> np.ndarray:
 
 def _bilinear(grid: np.ndarray, at: np.ndarray) -> np.ndarray:
     """Values of ``grid`` at fractional cell positions [N, 2], constant beyond the edge."""
-    last = np.array(grid.shape) - 1
-    at = np.clip(at, 0, last)
-    base = np.minimum(at.astype(np.int64), np.maximum(last - 1, 0))
-    following = np.minimum(base + 1, last)
-    u, v = (at - base).T
-    (i, j), (k, m) = base.T, following.T
-    return (1 - u) * ((1 - v) * grid[i, j] + v * grid[i, m]) + u * (
-        (1 - v) * grid[k, j] + v * grid[k, m]
-    )
+    rows, columns = grid.shape
+    values = grid.ravel()
+    below, beside = (columns if rows > 1 else 0), (1 if columns > 1 else 0)
+    result = np.empty(len(at))
+    for start in range(0, len(at), _BLOCK):
+        x, y = np.clip(at[start : start + _BLOCK], 0, [rows - 1, columns - 1]).T
+        i = np.minimum(x.astype(np.int64), max(rows - 2, 0))
+        j = np.minimum(y.astype(np.int64), max(columns - 2, 0))
+        corner, u, v = i * columns + j, x - i, y - j
+        result[start : start + _BLOCK] = (1 - u) * (
+            (1 - v) * values[corner] + v * values[corner + beside]
+        ) + u * ((1 - v) * values[corner + below] + v * values[corner + below + beside])
+    return result

@@ -189,6 +189,16 @@ def test_heights_move_and_mirror_with_the_cloud() -> None:
     np.testing.assert_allclose(moved, height_above_ground(points), atol=1e-6)
 
 
+def test_the_order_of_many_points_changes_no_height() -> None:
+    generator = np.random.default_rng(4)
+    points = generator.random((70_001, 3)) * [90.0, 60.0, 1.0]
+    points[:, 2] += points[:, 0] / 50
+    order = generator.permutation(len(points))
+    np.testing.assert_allclose(
+        height_above_ground(points[order]), height_above_ground(points)[order], atol=1e-9
+    )
+
+
 def test_grass_stands_above_uneven_ground_by_centimetres() -> None:
     generator = np.random.default_rng(3)
     points = generator.uniform([0, 0, 0], [40, 40, 0], (20_000, 3))
