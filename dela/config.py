@@ -177,6 +177,12 @@ class ModelConfig:
                     f"attribute {info.name}: log is {info.log}; give a size in the column's unit, "
                     "or 0 for none"
                 )
+        for info in self.directions:
+            if info.log:
+                raise ConfigError(
+                    f"direction {info.name}: log is {info.log}; directions turn with the scene, so "
+                    "they stay linear"
+                )
 
     @property
     def stages(self) -> int:

@@ -230,7 +230,12 @@ def _plain(value: object) -> str:
 
 
 def _columns(columns: Sequence[AttributeInfo]) -> str:
-    return ", ".join(f"{info.name} / {info.scale:g}" for info in columns) or "none"
+    return ", ".join(map(_column, columns)) or "none"
+
+
+def _column(info: AttributeInfo) -> str:
+    rest = [f"{key} {getattr(info, key):g}" for key in ("offset", "log") if getattr(info, key)]
+    return f"{info.name} / {info.scale:g}" + (f" ({', '.join(rest)})" if rest else "")
 
 
 def _listed(names: Sequence[str]) -> str:

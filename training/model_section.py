@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +27,7 @@ LATER_SPREAD = 1.1875
 # Units per metre of published object networks; their objects are about 1 m large.
 OBJECT_SCALE = 40.0
 
-# What brings a column to about 0..1; a table {name, scale, offset} in the file overrides.
+# What brings a column to about 0..1; a table {name, scale, offset, log} in the file overrides.
 ATTRIBUTE_SCALES = {
     "red": 250.0,
     "green": 250.0,
@@ -73,13 +74,19 @@ class _CategorySection:
 
 
 def attribute_info(value: str | dict[str, Any]) -> AttributeInfo:
-    """An attribute from its name (usual scale) or a table ``{name, scale, offset, log}``."""
+    """An attribute from its name (usual scale) or a table ``{name, scale, offset, log}``.
+
+    A logarithmic column without a scale gets the usual one's logarithm.
+    """
     if isinstance(value, str):
         return AttributeInfo(value, ATTRIBUTE_SCALES.get(value, 1.0))
     info = read_section(AttributeInfo, value, "model.attributes")
     if "scale" in value:
         return info
-    return dataclasses.replace(info, scale=ATTRIBUTE_SCALES.get(info.name, 1.0))
+    scale = ATTRIBUTE_SCALES.get(info.name, 1.0)
+    if info.log > 0 and info.name in ATTRIBUTE_SCALES:
+        scale = math.log1p(scale / info.log)
+    return dataclasses.replace(info, scale=scale)
 
 
 def model_config(section: ModelSection, data: DataConfig) -> ModelConfig:

@@ -28,6 +28,13 @@ def test_presets_survive_json(preset):
     assert hash(again) == hash(config)
 
 
+def test_columns_saved_without_a_logarithm_are_linear():
+    values = PRESETS["scannet"].to_dict()
+    for info in (*values["attributes"], *values["directions"]):
+        del info["log"]
+    assert ModelConfig.from_dict(values) == PRESETS["scannet"]
+
+
 def test_the_published_recipes():
     assert [len(PRESETS[name].dims) for name in ("s3dis", "scannet", "scanobjectnn")] == [4, 5, 3]
     assert [config.num_classes for config in PRESETS.values()] == [13, 20, 15]
@@ -55,6 +62,7 @@ def test_the_published_recipes():
         ({"attributes": (AttributeInfo("red", 0.0),)}, "attribute red: scale 0.0"),
         ({"attributes": (AttributeInfo("red", log=-0.1),)}, "attribute red: log is -0.1"),
         ({"attributes": (AttributeInfo("red", log=math.nan),)}, "attribute red: log is nan"),
+        ({"directions": (AttributeInfo("normal_x", log=0.1),)}, "direction normal_x: log is 0.1"),
         ({"drop_path": -0.1}, "drop_path is -0.1"),
         ({"head_drop": 1.0}, "head_drop is 1.0"),
         ({"bn_momentum": 0.0}, "bn_momentum is 0.0"),

@@ -72,6 +72,11 @@ def test_ellipsoids_follow_the_input_columns_by_name(tiny_config, other):
     assert torch.equal(found[0], start[0])  # intensity: unknown there
     assert torch.equal(found[1], source.ellipsoids[0].attributes.detach().view(2, -1)[0])
     assert any("model.attributes were height / 3, red / 250 there" in r for r in taken.remarks)
+    # Other units are told: the numbers that the ellipsoids stand on no longer mean the same.
+    again = AttributeInfo("height", 3.0, 0.5, log=0.1)
+    _, path = other(attributes=(again, AttributeInfo("red", 250.0)))
+    remarks = take_weights(model, path).remarks
+    assert any("were height / 3 (offset 0.5, log 0.1), red / 250 there" in r for r in remarks)
     # Without a column in common they are new.
     _, path = other(attributes=(AttributeInfo("red", 250.0),))
     assert "ellipsoids.0.attributes" in take_weights(model, path).fresh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -77,6 +78,16 @@ def test_the_published_recipes_are_those_of_the_presets():
         36,
         39,
     ]
+
+
+def test_a_logarithmic_column_without_a_scale_gets_a_usual_one(write):
+    given = """["height", {name = "height", log = 0.1}, {name = "intensity", log = 100},
+        {name = "intensity", log = 100, scale = 2}, {name = "depth", log = 10}]"""
+    text = FOLDER.replace('["height", {name = "intensity", scale = 500}]', given)
+    columns = load_config(write(text)).model.attributes
+    assert [info.log for info in columns] == [0, 0.1, 100, 100, 10]
+    expected = [3.3, math.log(1 + 3.3 / 0.1), math.log(1 + 1000 / 100), 2, 1]
+    assert [info.scale for info in columns] == pytest.approx(expected)
 
 
 def test_part_categories_are_named_by_their_parts(write):
