@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dela.checkpoint import load_weights
+from dela.checkpoint import load_weights, refuse_misfitting
 from dela.errors import CheckpointError, ConfigError
 from dela.network import Network
 from dela.training.config import ScheduleConfig
@@ -111,13 +111,13 @@ def _check_mergeable(model: Network) -> None:
         found = own.get(name)
         if found is None or _merges(found) or name.startswith(tuple(wrapped)):
             continue
-        if type(found).forward is not type(module).forward:
+        if type(found).forward is not type(module).forward or "forward" in vars(found):
             raise ConfigError(
                 f"adapt put a {type(found).__name__} in the place of {name}, which a checkpoint "
                 f"cannot hold; give it a method merged() that returns a {type(module).__name__}"
             )
     try:
-        merged(model)
+        refuse_misfitting(plain, merged(model).state_dict(), "the adapted network")
     except CheckpointError as error:
         raise ConfigError(
             f"{error}; adapt may parametrize tensors, or put modules with a method merged() in "

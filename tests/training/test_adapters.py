@@ -458,10 +458,19 @@ def test_a_hook_whose_network_no_checkpoint_holds_is_refused_at_the_start(tiny_c
         _gains(model)
         model.stages[1].block.mlps[0].expand.merged = lambda: nn.Linear(3, 3)
 
+    def added(model):
+        model.stages[1].block.side = nn.Linear(3, 3)
+
+    def patched(model):
+        mlp = model.stages[1].block.mlps[0]
+        mlp.forward = lambda *inputs: 2 * type(mlp).forward(mlp, *inputs)
+
     for adapt, said in (
         (wrapped, r"adapt put a _Gain in the place of stages\.0\.encoding\.expand.*merged\(\)"),
         (replaced, r"adapt put a Shifted in the place of head\.classify"),
         (reshaped, r"adapted network .*expand\.weight is \[3, 3\], not .*adapt may parametrize"),
+        (added, r"adapted network .*stages\.1\.block\.side\.weight.*adapt may parametrize"),
+        (patched, r"adapt put a \w+ in the place of stages\.1\.block\.mlps\.0"),
     ):
         with pytest.raises(ConfigError, match=said):
             train(tiny_config, tmp_path / "run", log=_silent, adapt=adapt)
