@@ -93,14 +93,18 @@ class GpuPyramids(Delivery):
                 return None
             return [(batch, names, *self._build(batch.pyramid)) for batch, names in step]
 
-        with closing(steps), ThreadPoolExecutor(1, "dela-pyramids") as pool:
-            coming = pool.submit(build_next)
-            while (built := coming.result()) is not None:
+        with ThreadPoolExecutor(1, "dela-pyramids") as pool:
+            try:
                 coming = pool.submit(build_next)
-                yield [
-                    (replace(batch, pyramid=self._handed_over(pyramid, ready)), names)
-                    for batch, names, pyramid, ready in built
-                ]
+                while (built := coming.result()) is not None:
+                    coming = pool.submit(build_next)
+                    yield [
+                        (replace(batch, pyramid=self._handed_over(pyramid, ready)), names)
+                        for batch, names, pyramid, ready in built
+                    ]
+            finally:
+                # By the thread that may be taking a step from them: a second Ctrl-C does not wait.
+                pool.submit(steps.close)
 
     def _build(self, clouds: Pyramid | Clouds) -> tuple[Pyramid, torch.cuda.Event]:
         """Queues building a pyramid, waiting for the sizes of its stages; the mark of its end."""

@@ -6,6 +6,8 @@ import contextlib
 import csv
 import dataclasses
 import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +344,37 @@ def test_each_step_is_built_while_the_one_before_it_is_out(with_schedule, emulat
     ahead.close()
     assert asked == [0, 1, 2]
     assert closed == [True]
+
+
+def test_a_second_ctrl_c_leaves_without_waiting_for_what_is_prepared(
+    with_schedule, emulated, monkeypatch
+):
+    class Hurried(ThreadPoolExecutor):
+        def shutdown(self, wait=True, *, cancel_futures=False):
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(delivery, "ThreadPoolExecutor", Hurried)
+    config = with_schedule(gpu_pyramid=True)
+    asked, goes_on, closed = threading.Event(), threading.Event(), threading.Event()
+
+    def steps():
+        try:
+            yield []
+            asked.set()
+            goes_on.wait(30)
+            yield []
+        finally:
+            closed.set()
+
+    ahead = emulated.open(config, CPU).ahead(steps())
+    next(ahead)
+    assert asked.wait(30)
+    with pytest.raises(KeyboardInterrupt):
+        ahead.close()
+    assert not closed.is_set()
+    goes_on.set()
+    assert closed.wait(30)
 
 
 def test_what_fails_while_it_is_prepared_or_built_is_raised_in_its_turn(with_schedule, emulated):
