@@ -62,8 +62,8 @@ class PyramidBuilder:
 
     For a scan: :meth:`voxels` takes it up once, :meth:`look` and :meth:`turned` show it otherwise,
     :meth:`tile` gives the network's input for all or some of it, :meth:`spread` gives every point
-    the answer of its voxel. Results are valid until the next call of the same method; whoever needs
-    two at a time takes two builders.
+    the answer of its voxel. A pyramid is valid until the next one, other results until the next
+    call of the same method; whoever needs two at a time takes two builders.
 
     Raises:
         CudaUnavailable: no driver, no GPU, or one that is too old.

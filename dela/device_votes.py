@@ -26,7 +26,7 @@ _i32, _f64 = np.int32, np.float64
 class DeviceScan:
     """A scan's voxels and what builds its pyramids; :class:`dela.scene.Voxels` on a device.
 
-    Valid until the builder makes the next one in the same way; so are its pyramids.
+    Valid until the builder makes the next one in the same way; a pyramid, until the next one.
     """
 
     builder: PyramidBuilder

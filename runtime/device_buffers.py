@@ -76,14 +76,17 @@ def device_output(value: Any, shape: tuple[int, ...], stream: Stream) -> DeviceA
     """An array of any library on the device, for logits; ``stream`` waits for what uses it.
 
     Raises:
-        InputError: an array on the host or another GPU, gaps between rows, or another shape than
-            ``shape`` or dtype than float32.
+        InputError: an array on the host or another GPU, one that is not to be written, gaps between
+            rows, or another shape than ``shape`` or dtype than float32.
     """
     if not on_device(value):
         raise InputError("the output lies in host memory; give an array on the GPU")
     array = _adopted(value, "the output", "float32", stream)
     if array.shape != shape:
         raise InputError(f"the output has shape {list(array.shape)}; expected {list(shape)}")
+    interface = getattr(value, "__cuda_array_interface__", None)
+    if interface is not None and interface["data"][1]:
+        raise InputError("the output is read-only; give an array that can be written")
     return array
 
 

@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -124,10 +124,15 @@ class EngineBackend:
                 library, on the same GPU: they are copied there, complete on return.
 
         Raises:
-            InputError: a shape, dtype or index that does not fit.
+            InputError: a shape, dtype or index that does not fit, or an output that is no place
+                for logits.
             EngineError: more points than the engine takes.
             DelaError: the GPU has too little memory, or the engine fails.
         """
+        if isinstance(output, str) and output not in get_args(Where):
+            raise InputError(
+                f"output is {output!r}; give {', '.join(get_args(Where))} or an array on the GPU"
+            )
         arrays = self._arrays(pyramid)
         with self._lock, cuda_in_words(), self.device.current():
             self._log.clear()

@@ -20,6 +20,7 @@ from dela.cloud import PointCloud
 from dela.config import ClassInfo, ModelConfig
 from dela.device_pyramid import PyramidBuilder
 from dela.device_votes import DeviceScan
+from dela.errors import DelaError
 from dela.plugins.cuda.arrays import as_device_array
 from dela.plugins.cuda.driver import CudaUnavailable, Device, Stream
 from dela.plugins.tensorrt import bindings
@@ -59,14 +60,17 @@ class ColumnsBackend:
     sha256 = ""
     max_points = None
 
-    def __init__(self, classes: int, spoil: float = 0.0) -> None:
+    def __init__(self, classes: int, spoil: float = 0.0, columns: int = 4) -> None:
         infos = tuple(ClassInfo(f"class {index}", 3 * index) for index in range(classes))
-        self.config = dataclasses.replace(CONFIG, classes=infos)
+        attributes = CONFIG.attributes[:columns]
+        self.config = dataclasses.replace(CONFIG, classes=infos, attributes=attributes)
         self.spoil = spoil
         self.device = Device()
         self.stream = Stream(self.device)
 
     def logits(self, attributes: np.ndarray) -> np.ndarray:
+        if not attributes.shape[1]:
+            attributes = np.ones((len(attributes), 3))
         number = 10 * attributes[:, :1] + attributes[:, 1:2]
         logits = 4 * np.sin(number * np.arange(1, 1 + self.config.num_classes))
         logits[attributes[:, 2] < self.spoil] = np.nan
@@ -99,7 +103,7 @@ def with_gaps(cloud: PointCloud) -> PointCloud:
         (1, 120, False),
         (4, EVERYTHING, False),
         (4, EVERYTHING, True),
-        (4, 120, True),
+        (2, 200, True),
     ],
 )
 def test_labels_are_those_of_the_cpu(engine, votes, max_points, beside):
@@ -115,7 +119,7 @@ def test_labels_are_those_of_the_cpu(engine, votes, max_points, beside):
     found = predictor.predict(
         cloud, probabilities=True, progress=lambda *call: seen.append(call), **options
     )
-    assert (found.tiles > votes) == (max_points == 120)
+    assert (found.tiles > votes) == (max_points < EVERYTHING)
     assert found.invalid == expected.invalid == (found.labels == -1).sum() == 50
     for name in ("voxels", "tiles"):
         assert getattr(found, name) == getattr(expected, name)
@@ -269,6 +273,32 @@ def test_a_scan_without_a_usable_point_beside_one_with(cuda, engine):
         )
         assert found.invalid == 50 and np.all(found.labels == -1)
         assert not found.confidence.any() and not found.probabilities.any()
+
+
+@pytest.mark.parametrize("votes", [1, 3])
+@pytest.mark.parametrize(("points", "columns"), [(1, 4), (1, 0), (200, 0)])
+def test_a_single_point_and_a_network_without_columns(cuda, points, columns, votes):
+    cuda.check_initialised = True
+    backend, cloud = ColumnsBackend(4, columns=columns), make_cloud(points, (0.8, 0.8, 0.3))
+    options: dict[str, Any] = {"votes": votes, "max_points": 70}
+    found = Predictor(backend, gpu_pyramid=True).predict(cloud, **options)
+    expected = Predictor(backend).predict(cloud, **options)
+    assert (found.tiles > votes) == (points > 1)
+    assert np.array_equal(found.classes, expected.classes)
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=CLOSE)
+
+
+def test_after_too_little_memory_a_smaller_scan_is_labelled(cuda, engine):
+    small, large = make_cloud(200, (0.8, 0.8, 0.4)), make_cloud(3000, (2.0, 2.0, 0.6))
+    expected = Predictor(engine).predict(small, votes=2)
+    predictor = Predictor(engine, gpu_pyramid=True)
+    for room in (1_000, 50_000, 100_000):
+        cuda.memory = cuda.count("device_bytes") + room
+        with pytest.raises(DelaError, match=r"too little free memory; .* do without --gpu-pyramid"):
+            predictor.predict(large, votes=2)
+    cuda.memory = 1 << 30
+    found = predictor.predict(small, votes=2)
+    assert np.array_equal(found.classes, expected.classes)
 
 
 @pytest.mark.gpu

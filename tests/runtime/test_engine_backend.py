@@ -193,9 +193,12 @@ def test_a_network_that_cannot_be_captured_runs_without_graphs(tensorrt, engine,
 class OnlyInterface:
     """An array of a library that has ``__cuda_array_interface__`` and nothing else."""
 
-    def __init__(self, array: DeviceArray) -> None:
+    def __init__(self, array: DeviceArray, writable: bool = True) -> None:
         self.shape, self.array = array.shape, array
-        self.__cuda_array_interface__ = array.__cuda_array_interface__
+        self.__cuda_array_interface__ = {
+            **array.__cuda_array_interface__,
+            "data": (array.pointer, not writable),
+        }
 
 
 @pytest.mark.parametrize("wrap", [lambda array: array, OnlyInterface])
@@ -547,6 +550,8 @@ def test_logits_go_where_they_are_wanted(emulated_cuda, engine, network, graphs_
             r"the output has shape \[\d+, 3\]; expected",
         ),
         (lambda array: array.view(dtype=np.int32), "the output is int32 on the device"),
+        (lambda array: OnlyInterface(array, writable=False), "the output is read-only"),
+        (lambda array: "gpu", "output is 'gpu'; give host, pinned, device or an array on the GPU"),
     ],
 )
 def test_an_output_that_does_not_fit_is_refused(engine, network, change, message):
