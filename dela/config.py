@@ -81,6 +81,9 @@ class ModelConfig:
 
     ``categories`` are for part segmentation: the category of an object, known beforehand as the
     scan's column ``category`` (0, 1 ..), then conditions the head.
+
+    ``vote_axis`` is what votes turn scans about, the vertical of the training data: ``x``, ``y`` or
+    ``z``; empty where the network was trained on scans that all face the same way.
     """
 
     task: Task
@@ -102,6 +105,7 @@ class ModelConfig:
     head_drop: float = 0.0
     bn_momentum: float = 0.02
     coordinate_loss: bool = True
+    vote_axis: str = "z"
 
     def __post_init__(self) -> None:
         stages = len(self.dims)
@@ -158,6 +162,8 @@ class ModelConfig:
             raise ConfigError("two classes share a label code; give each its own")
         if len({info.name for info in self.classes}) != len(self.classes):
             raise ConfigError("two classes share a name; give each its own")
+        if self.vote_axis not in ("", "x", "y", "z"):
+            raise ConfigError(f"vote_axis is {self.vote_axis!r}; it must be x, y, z or empty")
         if not self.coordinate_scale > 0:
             raise ConfigError(f"coordinate_scale is {self.coordinate_scale}; it must be above 0")
         for name in ("drop_path", "head_drop"):
@@ -338,6 +344,7 @@ PRESETS: dict[str, ModelConfig] = {
         points=(1024, 256, 64),
         drop_path=0.15,
         bn_momentum=0.1,
+        vote_axis="y",
     ),
 }
 

@@ -123,8 +123,8 @@ def take_votes(
     """Has a network look at a scan; returns how often it ran.
 
     Vote 0 is the scan as it is; vote n takes the n-th point of every voxel and sees the scan
-    transformed by :func:`vote_matrix` (objects of a known category stand upright in whatever axis
-    theirs is, and are not turned). All votes use vote 0's tiles. The answer to one vote is that of
+    transformed by :func:`vote_matrix`, or as it is where the network knows one direction only
+    (``config.vote_axis`` is empty). All votes use vote 0's tiles. The answer to one vote is that of
     a point's voxel. Of several, each point listens most to those whose point of its voxel stood
     near it: a vote at distance d from it weighs ``exp(-(d / (NEAR * grid[0])) ** 2) + FAR_WEIGHT``.
 
@@ -144,8 +144,9 @@ def take_votes(
     done = 0
     for vote in range(votes):
         seen = look(vote) if vote else plain
-        turned = vote > 0 and not config.categories
-        scan = seen.turned(vote_matrix(vote, votes), config) if turned else seen
+        scan = seen
+        if vote and config.vote_axis:
+            scan = seen.turned(vote_matrix(vote, votes, config.vote_axis), config)
         for tile in tiles:
             tally.add_tile(forward(scan.pyramid(tile, config)), tile)
             done += int(np.count_nonzero(tile.core))
@@ -201,12 +202,14 @@ def vote_reach(config: ModelConfig) -> float:
     return NEAR * config.grid[0]
 
 
-def vote_matrix(vote: int, votes: int) -> np.ndarray:
-    """[3, 3]: a turn by ``vote / votes`` of a circle about the vertical, odd votes mirrored."""
+def vote_matrix(vote: int, votes: int, axis: str = "z") -> np.ndarray:
+    """[3, 3]: a turn by ``vote / votes`` of a circle about x, y or z, odd votes mirrored before."""
     angle = 2 * math.pi * vote / votes
     cosine, sine = math.cos(angle), math.sin(angle)
     turn = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-    return turn @ np.diag([-1.0 if vote % 2 else 1.0, 1.0, 1.0])
+    matrix = turn @ np.diag([-1.0 if vote % 2 else 1.0, 1.0, 1.0])
+    # The same with x, y, z renamed in turn until z is the axis.
+    return np.roll(matrix, "xyz".index(axis) - 2, axis=(0, 1))
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:

@@ -49,6 +49,7 @@ def _network(config: ModelConfig) -> dict[str, Any]:
         **({"grid": list(config.grid)} if config.grid else {"points": list(config.points)}),
         "spread": list(config.spread),
         "coordinate_scale": config.coordinate_scale,
+        "vote_axis": config.vote_axis,
         "attributes": [
             {"name": info.name, "scale": info.scale, "offset": info.offset, "log": info.log}
             for info in config.input_columns

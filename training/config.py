@@ -237,10 +237,15 @@ def _build(values: dict[str, Any], folder: Path, data_root: str | Path | None) -
         section = section | {"classes": named_classes(section["classes"])}
     data = read_section(DataConfig, section, "data")
     root = Path(data_root).absolute() if data_root is not None else folder / data.root
+    model_section = read_section(ModelSection, values["model"], "model")
+    model = model_config(model_section, data)
+    augment = read_section(AugmentConfig, values.get("augment", {}), "augment")
+    if model_section.vote_axis is None:
+        model = dataclasses.replace(model, vote_axis=augment.turns_about)
     return TrainConfig(
-        model=model_config(read_section(ModelSection, values["model"], "model"), data),
+        model=model,
         data=dataclasses.replace(data, root=str(root)),
-        augment=read_section(AugmentConfig, values.get("augment", {}), "augment"),
+        augment=augment,
         train=read_section(ScheduleConfig, values.get("train", {}), "train"),
     )
 

@@ -42,7 +42,10 @@ ATTRIBUTE_SCALES = {
 
 @dataclass(frozen=True)
 class ModelSection:
-    """``[model]`` as written; None means: from the preset, or derived."""
+    """``[model]`` as written; None means: from the preset, or derived.
+
+    ``vote_axis`` comes from ``[augment]``: the vertical that samples are turned about.
+    """
 
     preset: str | None = None
     task: str | None = None
@@ -63,6 +66,7 @@ class ModelSection:
     head_drop: float | None = None
     bn_momentum: float | None = None
     coordinate_loss: bool | None = None
+    vote_axis: str | None = None
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,7 @@ def test_the_published_recipes():
         ({"attributes": (AttributeInfo("red", log=-0.1),)}, "attribute red: log is -0.1"),
         ({"attributes": (AttributeInfo("red", log=math.nan),)}, "attribute red: log is nan"),
         ({"directions": (AttributeInfo("normal_x", log=0.1),)}, "direction normal_x: log is 0.1"),
+        ({"vote_axis": "up"}, "vote_axis is 'up'"),
         ({"drop_path": -0.1}, "drop_path is -0.1"),
         ({"head_drop": 1.0}, "head_drop is 1.0"),
         ({"bn_momentum": 0.0}, "bn_momentum is 0.0"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -93,6 +95,36 @@ def test_every_vote_turns_by_an_equal_step_and_mirrors_every_second():
             x_goes_to = complex(*(matrix @ [-1.0 if vote % 2 else 1.0, 0, 0])[:2])
             assert x_goes_to == pytest.approx(step)
             assert matrix[2].tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_votes_turn_about_another_axis_as_about_z(axis):
+    names = {"x": "yzx", "y": "zxy"}[axis]  # what stands for x, y, z
+    rows = ["xyz".index(name) for name in names]
+    for vote in range(5):
+        matrix = vote_matrix(vote, 5, axis)
+        np.testing.assert_array_equal(matrix[np.ix_(rows, rows)], vote_matrix(vote, 5))
+        assert matrix["xyz".index(axis)].tolist() == [float(name == axis) for name in "xyz"]
+
+
+@pytest.mark.parametrize("axis", ["", "y", "z"])
+def test_a_network_sees_scans_turned_about_its_own_axis_alone(axis):
+    points, _, look = scan()
+    config = dataclasses.replace(CONFIG, vote_axis=axis)
+    seen = []
+
+    def forward(pyramid):
+        seen.append(np.asarray(pyramid.points, np.float64))
+        return logits_of(pyramid.attributes[:, 0])
+
+    predict_voxels(forward, points, look, config, max_points=10**6, votes=3)
+    for vote in range(3):
+        standing = look(vote).points.astype(np.float64)
+        along = ["xyz".index(axis)] if axis else [0, 1, 2]
+        np.testing.assert_allclose(seen[vote][:, along], standing[:, along], atol=1e-4)
+        if vote and axis:
+            across = [i for i in range(3) if i not in along]
+            assert np.abs(seen[vote][:, across] - standing[:, across]).max() > 0.1
 
 
 def test_a_tile_has_the_voxels_of_the_whole_scene_at_every_stage():

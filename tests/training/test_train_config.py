@@ -148,6 +148,19 @@ def test_sections_become_the_parts_of_the_configuration(write, tmp_path):
     ]
 
 
+def test_votes_turn_as_the_training_does(write):
+    for overrides, axis in (
+        ([], "z"),
+        (["augment.up=y"], "y"),
+        (["augment.rotate_z=0"], ""),
+        (["augment.rotate_z=0", "augment.rotate_all=true", "augment.up=x"], "x"),
+        (["augment.rotate_z=0", "model.vote_axis=z"], "z"),
+    ):
+        assert load_config(write(), overrides).model.vote_axis == axis, overrides
+    for recipe, axis in (("s3dis", "z"), ("scanobjectnn", "y"), ("shapenetpart", "")):
+        assert load_config(CONFIGS / f"{recipe}.toml").model.vote_axis == axis, recipe
+
+
 def test_spread_follows_the_grid_as_in_the_published_recipe(write):
     model = load_config(
         write(),

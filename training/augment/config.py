@@ -100,6 +100,11 @@ class AugmentConfig:
         """Index of the vertical axis."""
         return AXES.index(self.up)
 
+    @property
+    def turns_about(self) -> str:
+        """The vertical where samples are turned about it by any angle, else empty."""
+        return self.up if self.rotate_all or self.rotate_z == 180 else ""
+
     def mix_at(self, progress: float) -> float:
         """Probability of a mixed sample at this share of the training, 0..1."""
         end = self.mix if self.mix_end is None else self.mix_end
