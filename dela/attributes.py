@@ -151,10 +151,8 @@ def height_above_ground(points: np.ndarray) -> np.ndarray:
         cell = max(_CELL, math.sqrt(extent.prod() / _MAX_CELLS), extent.sum() / _MAX_CELLS)
         position *= _CELL / cell
     shape = tuple(position.max(axis=0).astype(np.int64) + 1)
-    index = position.astype(np.int64)
     z = inside[:, 2] - low[2]
-    lowest = np.full(shape[0] * shape[1], np.inf)
-    np.minimum.at(lowest, index[:, 0] * shape[1] + index[:, 1], z)
+    _, lowest = _lowest_in_cells(position, z, shape)
     ground = _ground_surface(lowest.reshape(shape), cell)
     above = z - _bilinear(ground, position - 0.5)
     finer = min(2.0, max(1.0, math.sqrt(_MAX_CELLS / len(lowest))))
@@ -171,6 +169,16 @@ def _without_gaps(position: np.ndarray) -> np.ndarray:
     occupied, row = np.unique(whole, return_inverse=True)
     steps = np.minimum(np.diff(occupied, prepend=occupied[0]), _MAX_WINDOW / _CELL)
     return np.cumsum(steps)[row] + (position - whole)
+
+
+def _lowest_in_cells(
+    position: np.ndarray, height: np.ndarray, shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Each point's cell, and the lowest height in each of the shape's cells (inf: empty)."""
+    cell = position.astype(np.int64) @ np.array([shape[1], 1])
+    lowest = np.full(shape[0] * shape[1], np.inf)
+    np.minimum.at(lowest, cell, height)
+    return cell, lowest
 
 
 def _ground_surface(lowest: np.ndarray, cell: float) -> np.ndarray:
@@ -207,10 +215,8 @@ def _ground_correction(above: np.ndarray, position: np.ndarray) -> np.ndarray:
     if not len(near):
         return np.zeros(len(above))
     shape = tuple(position.max(axis=0).astype(np.int64) + 1)
-    cell = position[near].astype(np.int64) @ np.array([shape[1], 1])
     height = above[near]
-    lowest = np.full(shape[0] * shape[1], np.inf)
-    np.minimum.at(lowest, cell, height)
+    cell, lowest = _lowest_in_cells(position[near], height, shape)
     is_ground = height <= lowest[cell] + _GROUND_BAND
     cell, height = cell[is_ground], height[is_ground]
     count = np.bincount(cell, minlength=len(lowest)).reshape(shape)

@@ -16,7 +16,7 @@ from dela.device_pyramid import DeviceVoxels, PyramidBuilder
 from dela.device_queue import Workspace
 from dela.plugins.cuda.arrays import DeviceArray
 from dela.pyramid import Pyramid
-from dela.tiles import Tile, context_width, cut_tiles
+from dela.tiles import Tile, context_width, cut_tiles, whole_tile
 from dela.votes import FAR_WEIGHT, vote_reach
 
 _i32, _f64 = np.int32, np.float64
@@ -50,9 +50,8 @@ class DeviceScan:
 
     def cut(self, config: ModelConfig, max_points: int, context: float | None = None) -> list[Tile]:
         """As :meth:`dela.scene.Voxels.cut`; points come down where there are several tiles."""
-        size = len(self)
-        if size <= max_points:
-            return [Tile(np.arange(size), np.ones(size, dtype=bool))]
+        if len(self) <= max_points:
+            return [whole_tile(len(self))]
         points = self.voxels.points.to_host(self.builder.stream)
         width = context_width(config) if context is None else context
         return list(cut_tiles(points, max_points, width))

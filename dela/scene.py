@@ -13,7 +13,7 @@ from dela.config import ModelConfig
 from dela.errors import InputError
 from dela.geometry import VoxelGrid, check_finite, voxel_grid
 from dela.pyramid import Pyramid, build_pyramid, classification_pyramid
-from dela.tiles import Tile, context_width, cut_tiles
+from dela.tiles import Tile, context_width, cut_tiles, whole_tile
 
 # The scene's lowest corner, where every stage's voxels are counted from.
 CORNER = np.zeros(3)
@@ -86,8 +86,7 @@ class Voxels:
             context: metres around a core; None for :func:`dela.tiles.context_width`.
         """
         if config.task == "classification":
-            everything = np.arange(len(self.points))
-            return [Tile(everything, np.ones(len(everything), dtype=bool))]
+            return [whole_tile(len(self))]
         width = context_width(config) if context is None else context
         return list(cut_tiles(self.points, max_points, width))
 

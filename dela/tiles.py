@@ -35,6 +35,11 @@ class Tile:
     core: np.ndarray
 
 
+def whole_tile(size: int) -> Tile:
+    """All rows of a scene of ``size`` rows, in one tile."""
+    return Tile(np.arange(size), np.ones(size, dtype=bool))
+
+
 def context_width(config: ModelConfig) -> float:
     """Metres of context around a core."""
     return CONTEXT_CELLS * config.grid[-1]
@@ -59,13 +64,13 @@ def cut_tiles(points: np.ndarray, max_points: int, context: float) -> Iterator[T
         raise InputError(f"max points is {max_points}; a tile holds at least 1")
     if len(points) == 0:
         return
-    everything = np.arange(len(points))
+    whole = whole_tile(len(points))
     if len(points) <= max_points:
-        yield Tile(everything, np.ones(len(points), dtype=bool))
+        yield whole
         return
     smallest_core = max(1, int(CORE_SHARE * max_points))
     # Each entry: rows of a core, and the rows among which its context lies.
-    parts = [(everything, everything)]
+    parts = [(whole.rows, whole.rows)]
     while parts:
         core, around = parts.pop()
         low, high = points[core].min(axis=0), points[core].max(axis=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -289,6 +290,15 @@ def test_without_the_last_wait_the_logits_would_be_missing(
     assert not np.allclose(found, expected)
 
 
+def in_two_threads(work: Callable[[int], None]) -> None:
+    """``work(0)`` and ``work(1)`` at the same time."""
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_threads_take_turns(engine, network):
     backend, reference = load_backend(engine), load_backend(network.onnx)
     pyramids = [scene_pyramid(network.config, count) for count in (500, 1500)]
@@ -298,11 +308,7 @@ def test_threads_take_turns(engine, network):
     def work(index: int) -> None:
         found[index] = [backend.run(pyramids[index]) for _ in range(5)]
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(work)
     for index in range(2):
         assert len(found[index]) == 5
         for logits in found[index]:
@@ -628,11 +634,7 @@ def test_threads_predict_with_pyramids_from_the_gpu(emulated_cuda, engine, netwo
         for _ in range(4):
             found[index].append(predictors[index].predict(clouds[index]).classes)
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_two_threads(work)
     for index in range(2):
         assert len(found[index]) == 4
         for classes in found[index]:

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from train_hooks import silent, stop_at
 
 torch = pytest.importorskip("torch")
 
@@ -26,18 +27,6 @@ from dela.training.loop import TrainingInterrupted, train  # noqa: E402
 from dela.training.run_folder import to_toml  # noqa: E402
 
 RANK = 4
-
-
-def _silent(line):
-    pass
-
-
-def _stop_at(step):
-    def hook(taken, loss):
-        if taken == step:
-            raise KeyboardInterrupt
-
-    return hook
 
 
 @pytest.fixture
@@ -240,11 +229,11 @@ def test_the_command_trains_adapters_and_leaves_ordinary_checkpoints(
 )
 def test_resumed_adapters_end_as_uninterrupted_ones_bit_for_bit(low_rank, tmp_path, stop, changes):
     config = low_rank(**changes)
-    whole = train(config, tmp_path / "whole", log=_silent)
+    whole = train(config, tmp_path / "whole", log=silent)
     with pytest.raises(TrainingInterrupted, match=f"after step {stop} of 6"):
-        train(config, tmp_path / "cut", log=_silent, after_step=_stop_at(stop))
+        train(config, tmp_path / "cut", log=silent, after_step=stop_at(stop))
     (tmp_path / "pre.pt").unlink()
-    resumed = train(config, tmp_path / "cut", resume=True, log=_silent)
+    resumed = train(config, tmp_path / "cut", resume=True, log=silent)
     _same_checkpoints(whole.last_path, resumed.last_path)
     assert whole.metrics == resumed.metrics
 
@@ -270,7 +259,7 @@ def test_killed_while_it_trains_adapters_it_resumes_to_the_same_bits(low_rank, t
 
 
 def test_the_average_is_saved_merged(low_rank, tmp_path):
-    result = train(low_rank(epochs=1, weight_average=0.5), tmp_path / "run", log=_silent)
+    result = train(low_rank(epochs=1, weight_average=0.5), tmp_path / "run", log=silent)
     saved = load_checkpoint(result.last_path)
     average = saved.extra["resume"]["average"]["model"]
     name = "stages.1.block.mlps.0.expand"
@@ -292,14 +281,14 @@ def test_adapters_train_the_same_compiled_and_checkpointed(low_rank, tmp_path, m
         save_checkpoint(config.train.init, create_model(model, seed=7))
         return dataclasses.replace(config, model=model)
 
-    plain = train(one_stage(), tmp_path / "plain", log=_silent)
+    plain = train(one_stage(), tmp_path / "plain", log=silent)
     original = Network.compile_training
     monkeypatch.setattr(
         Network,
         "compile_training",
         lambda self: original(self, backend="aot_eager", fullgraph=True),
     )
-    compiled = train(one_stage(compile=True, checkpoint=True), tmp_path / "compiled", log=_silent)
+    compiled = train(one_stage(compile=True, checkpoint=True), tmp_path / "compiled", log=silent)
     assert compiled.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-4)
     first, second = (
         load_checkpoint(result.last_path).extra["resume"]["model"] for result in (plain, compiled)
@@ -316,7 +305,7 @@ def test_two_processes_train_the_adapters_of_one_with_twice_the_batch(low_rank, 
         )
         return dataclasses.replace(config, model=model)
 
-    train(calm(batch_size=4), tmp_path / "one", log=_silent)
+    train(calm(batch_size=4), tmp_path / "one", log=silent)
     run_group(2, train_quietly, calm(batch_size=2, sync_norm=True), tmp_path / "two")
     one, two = (load_checkpoint(tmp_path / name / "last.pt") for name in ("one", "two"))
     for name in (
@@ -363,11 +352,11 @@ def test_adapters_that_cannot_be_are_refused(with_schedule, low_rank, pretrained
     with pytest.raises(ConfigError, match=r"train\.low_rank_alpha is 0"):
         low_rank(low_rank_alpha=0)
     with pytest.raises(ConfigError, match=r"low_rank is 17, .* is 32 x 16, of rank 16 at most"):
-        train(low_rank(low_rank=17), tmp_path / "run", log=_silent)
+        train(low_rank(low_rank=17), tmp_path / "run", log=silent)
     config = low_rank()
     pretrained(depths=(1, 0))
     with pytest.raises(ConfigError, match=r"stages\.1\.block\.aggregations\.0\.project\.weight is"):
-        train(config, tmp_path / "run", log=_silent)
+        train(config, tmp_path / "run", log=silent)
     assert not (tmp_path / "run").exists()
 
 
@@ -407,10 +396,10 @@ def test_a_hook_puts_its_own_modules_into_a_block(with_schedule, pretrained, pyr
         seen.append(torch.equal(model.head.classify.weight, source["head.classify.weight"]))
         _gains(model)
 
-    whole = train(config, tmp_path / "whole", log=_silent, adapt=adapt)
+    whole = train(config, tmp_path / "whole", log=silent, adapt=adapt)
     with pytest.raises(TrainingInterrupted):
-        train(config, tmp_path / "cut", log=_silent, adapt=adapt, after_step=_stop_at(4))
-    resumed = train(config, tmp_path / "cut", resume=True, log=_silent, adapt=adapt)
+        train(config, tmp_path / "cut", log=silent, adapt=adapt, after_step=stop_at(4))
+    resumed = train(config, tmp_path / "cut", resume=True, log=silent, adapt=adapt)
     assert seen == [True, True, False]
     _same_checkpoints(whole.last_path, resumed.last_path)
 
@@ -426,7 +415,7 @@ def test_a_hook_puts_its_own_modules_into_a_block(with_schedule, pretrained, pyr
         (lambda m: (_gains(m), m.head.requires_grad_(True)), "trained other parameters"),
     ):
         with pytest.raises(CheckpointError, match=said):
-            train(config, tmp_path / "cut", resume=True, log=_silent, adapt=wrong)
+            train(config, tmp_path / "cut", resume=True, log=silent, adapt=wrong)
 
 
 def test_a_hook_and_low_rank_adapters_merge_together(low_rank, pyramid):
@@ -473,5 +462,5 @@ def test_a_hook_whose_network_no_checkpoint_holds_is_refused_at_the_start(tiny_c
         (patched, r"adapt put a \w+ in the place of stages\.1\.block\.mlps\.0"),
     ):
         with pytest.raises(ConfigError, match=said):
-            train(tiny_config, tmp_path / "run", log=_silent, adapt=adapt)
+            train(tiny_config, tmp_path / "run", log=silent, adapt=adapt)
         assert not (tmp_path / "run").exists()

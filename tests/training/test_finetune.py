@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from train_hooks import silent
 
 torch = pytest.importorskip("torch")
 
@@ -17,10 +18,6 @@ from dela.reference_import import import_reference, reference_state_dict  # noqa
 from dela.training.finetune import freeze_parts, parameter_groups, take_weights  # noqa: E402
 from dela.training.loop import train  # noqa: E402
 from dela.training.run_folder import to_toml  # noqa: E402
-
-
-def _silent(line):
-    pass
 
 
 @pytest.fixture
@@ -146,7 +143,7 @@ def test_a_missing_start_is_told_before_any_data_is_read(with_schedule, tmp_path
     config = with_schedule(init=str(tmp_path / "nowhere.pt"))
     data = dataclasses.replace(config.data, train=("nowhere.ply",))
     with pytest.raises(CheckpointError, match=r"train\.init: there is no checkpoint file at"):
-        train(dataclasses.replace(config, data=data), tmp_path / "runs" / "mine", log=_silent)
+        train(dataclasses.replace(config, data=data), tmp_path / "runs" / "mine", log=silent)
     assert not (tmp_path / "runs").exists()
 
 
@@ -191,7 +188,7 @@ def test_layer_decay_reaches_the_steps(with_schedule, tmp_path):
     source = create_model(config.model, seed=2)
     save_checkpoint(tmp_path / "start.pt", source)
     schedule = dataclasses.replace(config.train, init=str(tmp_path / "start.pt"))
-    result = train(dataclasses.replace(config, train=schedule), tmp_path / "run", log=_silent)
+    result = train(dataclasses.replace(config, train=schedule), tmp_path / "run", log=silent)
     after = load_checkpoint(result.last_path).model.state_dict()
     before = source.state_dict()
     for name, expected in (

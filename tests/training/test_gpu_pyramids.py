@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from train_hooks import silent
 
 from dela.config import AttributeInfo, ModelConfig, resolve_config
 from dela.errors import ConfigError, DelaError, InputError
@@ -232,7 +233,7 @@ def test_samples_that_cannot_be_used_are_refused_before_they_go_up(points, attri
 def test_the_option_needs_a_gpu_and_scenes(with_schedule, tmp_path):
     config = with_schedule(gpu_pyramid=True)
     with pytest.raises(ConfigError, match="needs --device cuda, this run computes on cpu"):
-        train(config, tmp_path, log=_silent)
+        train(config, tmp_path, log=silent)
     assert not list(tmp_path.glob("*.pt"))
     objects = dataclasses.replace(config, model=resolve_config("scanobjectnn"))
     with pytest.raises(ConfigError, match=r"train\.gpu_pyramid is for segmentation"):
@@ -302,10 +303,10 @@ def emulated(builder, monkeypatch) -> Emulated:
 
 def test_a_run_trains_the_same(with_schedule, tmp_path, emulated, monkeypatch):
     changes = {"epochs": 2, "accumulate": 2, "norm_batches": 2, "weight_average": 0.9}
-    train(with_schedule(**changes), tmp_path / "cpu", log=_silent)
+    train(with_schedule(**changes), tmp_path / "cpu", log=silent)
     monkeypatch.setattr(loop, "open_delivery", emulated.open)
     config = with_schedule(**changes, gpu_pyramid=True, workers=2)
-    train(config, tmp_path / "gpu", log=_silent)
+    train(config, tmp_path / "gpu", log=silent)
     expected, found = _curve(tmp_path / "cpu"), _curve(tmp_path / "gpu")
     assert found == expected
     assert len(found) == 2
@@ -315,7 +316,7 @@ def test_a_run_trains_the_same(with_schedule, tmp_path, emulated, monkeypatch):
     assert len(emulated.stream.waited) == batches
     assert emulated.recorded == {emulated.stream}
     # It changes no number, so a run may go on with it.
-    train(config, tmp_path / "cpu", resume=True, log=_silent)
+    train(config, tmp_path / "cpu", resume=True, log=silent)
     assert _curve(tmp_path / "cpu") == expected
 
 
@@ -466,14 +467,10 @@ def test_a_gpu_trains_the_same_with_its_own_pyramids(with_schedule, tmp_path, wo
             with_schedule(gpu_pyramid=there, workers=workers, norm_batches=2, accumulate=2),
             tmp_path / str(there),
             device="cuda",
-            log=_silent,
+            log=silent,
             after_step=lambda step, loss, losses=losses: losses.append(loss),
         )
         curves.append(losses)
     assert len(curves[0]) == 6
     assert curves[1][0] == pytest.approx(curves[0][0], rel=1e-5)
     assert curves[1] == pytest.approx(curves[0], rel=1e-2)
-
-
-def _silent(_: str) -> None:
-    pass

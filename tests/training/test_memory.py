@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from train_hooks import silent
 
 torch = pytest.importorskip("torch")
 
@@ -15,10 +16,6 @@ from dela.training.datasets import open_dataset  # noqa: E402
 from dela.training.devices import memory_in_words, peak_memory, smaller_steps  # noqa: E402
 from dela.training.loop import train  # noqa: E402
 from dela.training.prefetch import on_device  # noqa: E402
-
-
-def _silent(line):
-    pass
 
 
 @pytest.fixture
@@ -106,7 +103,7 @@ def test_a_compiled_network_is_trained_and_saved_as_any_other(with_schedule, tmp
         model = dataclasses.replace(config.model, **sizes, spread=(1.6,))
         return dataclasses.replace(config, model=model)
 
-    plain = train(one_stage(), tmp_path / "plain", log=_silent)
+    plain = train(one_stage(), tmp_path / "plain", log=silent)
     original = Network.compile_training
     monkeypatch.setattr(
         Network, "compile_training", lambda self: original(self, backend="aot_eager")
@@ -114,7 +111,7 @@ def test_a_compiled_network_is_trained_and_saved_as_any_other(with_schedule, tmp
     compiled = train(
         one_stage(compile=True, checkpoint=True, weight_average=0.9),
         tmp_path / "compiled",
-        log=_silent,
+        log=silent,
     )
     assert compiled.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-4)
 
@@ -133,7 +130,7 @@ def test_running_out_of_memory_names_the_ways_out(with_schedule, tmp_path, monke
 
     monkeypatch.setattr(Network, "forward", fail)
     with pytest.raises(DelaError) as caught:
-        train(with_schedule(batch_size=4, accumulate=2), tmp_path, log=_silent)
+        train(with_schedule(batch_size=4, accumulate=2), tmp_path, log=silent)
     text = str(caught.value)
     assert "out of memory in a batch of 1,200 points" in text
     assert "train.batch_size = 2 with train.accumulate = 4 (now 4 and 2)" in text
@@ -161,7 +158,7 @@ def test_a_validation_that_runs_out_of_memory_names_its_own_way_out(
     with pytest.raises(
         DelaError, match=r"memory in the validation .*data\.eval_points below 60,000"
     ):
-        train(with_schedule(), tmp_path, log=_silent)
+        train(with_schedule(), tmp_path, log=silent)
 
 
 def test_the_largest_batch_is_computed_before_the_first_step(with_schedule, tmp_path):
@@ -193,7 +190,7 @@ def test_norms_have_seen_the_data_before_the_first_step(with_schedule, tmp_path,
         seen.setdefault("mean", norm.running_mean.clone())
 
     config = with_schedule(epochs=1)
-    train(config, tmp_path, log=_silent, after_step=look)
+    train(config, tmp_path, log=silent, after_step=look)
     data = open_dataset(config.data, config.model, "train", config.augment)
     batch, _ = BatchMaker(data, config.train, 3, 3).largest()
     model = create_model(config.model, seed=0)
@@ -222,12 +219,12 @@ def test_a_gpu_follows_the_curve_of_the_cpu(with_schedule, tmp_path):
     changes = {"accumulate": 2, "checkpoint": True, "norm_batches": 2}
     losses = []
     for device in ("cpu", "cuda"):
-        result = train(with_schedule(**changes), tmp_path / device, device=device, log=_silent)
+        result = train(with_schedule(**changes), tmp_path / device, device=device, log=silent)
         losses.append(result.metrics["loss"])
     assert losses[1] == pytest.approx(losses[0], rel=0.05)
     resumed = train(
-        with_schedule(**changes), tmp_path / "cuda", resume=True, device="cuda", log=_silent
+        with_schedule(**changes), tmp_path / "cuda", resume=True, device="cuda", log=silent
     )
     assert resumed.metrics["loss"] == losses[1]
     half = with_schedule(epochs=1, dtype="bf16", worker_processes=True, compile=True)
-    assert np.isfinite(train(half, tmp_path / "bf16", device="cuda", log=_silent).metrics["loss"])
+    assert np.isfinite(train(half, tmp_path / "bf16", device="cuda", log=silent).metrics["loss"])

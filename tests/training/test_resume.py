@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from train_hooks import silent, stop_at
 
 torch = pytest.importorskip("torch")
 
@@ -20,18 +21,6 @@ from dela.errors import DelaError, InputError  # noqa: E402
 from dela.training.loop import TrainingInterrupted, train  # noqa: E402
 from dela.training.prefetch import prefetch  # noqa: E402
 from dela.training.state import Interruption  # noqa: E402
-
-
-def _silent(line):
-    pass
-
-
-def _stop_at(step):
-    def hook(taken, loss):
-        if taken == step:
-            raise KeyboardInterrupt
-
-    return hook
 
 
 def _log(path):
@@ -61,11 +50,11 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
     with_schedule, tmp_path, stop, average
 ):
     config = with_schedule(weight_average=average, norm_batches=2 if average else 0)
-    whole = train(config, tmp_path / "whole", log=_silent)
+    whole = train(config, tmp_path / "whole", log=silent)
     with pytest.raises(TrainingInterrupted, match=f"interrupted after step {stop} of 6"):
-        train(config, tmp_path / "cut", log=_silent, after_step=_stop_at(stop))
+        train(config, tmp_path / "cut", log=silent, after_step=stop_at(stop))
     assert load_checkpoint(tmp_path / "cut" / "last.pt").extra["step"] == stop
-    resumed = train(config, tmp_path / "cut", resume=True, log=_silent)
+    resumed = train(config, tmp_path / "cut", resume=True, log=silent)
 
     for a, b in ((whole.last_path, resumed.last_path), (whole.best_path, resumed.best_path)):
         first, second = load_checkpoint(a), load_checkpoint(b)
@@ -78,7 +67,7 @@ def test_resumed_run_equals_the_uninterrupted_one_bit_for_bit(
 def test_an_interrupted_validation_is_made_up_for(tiny_config, tmp_path, monkeypatch):
     import dela.training.loop as loop
 
-    whole = train(tiny_config, tmp_path / "whole", log=_silent)
+    whole = train(tiny_config, tmp_path / "whole", log=silent)
 
     def interrupted(*_, **__):
         raise KeyboardInterrupt
@@ -86,8 +75,8 @@ def test_an_interrupted_validation_is_made_up_for(tiny_config, tmp_path, monkeyp
     with monkeypatch.context() as patched:
         patched.setattr(loop, "score_split", interrupted)
         with pytest.raises(TrainingInterrupted, match="after step 3"):
-            train(tiny_config, tmp_path / "cut", log=_silent)
-    resumed = train(tiny_config, tmp_path / "cut", resume=True, log=_silent)
+            train(tiny_config, tmp_path / "cut", log=silent)
+    resumed = train(tiny_config, tmp_path / "cut", resume=True, log=silent)
     assert resumed.metrics == whole.metrics
     assert _log(tmp_path / "whole" / "metrics.csv") == _log(tmp_path / "cut" / "metrics.csv")
 
@@ -97,11 +86,11 @@ def test_ctrl_c_while_an_epoch_is_saved_leaves_what_was_saved(with_schedule, tmp
     import dela.training.loop as loop
 
     config = with_schedule(epochs=1, norm_batches=2)
-    whole = train(config, tmp_path / "whole", log=_silent)
+    whole = train(config, tmp_path / "whole", log=silent)
     monkeypatch.setattr(loop, "write_summary", lambda _: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(TrainingInterrupted, match="after step 3 of 3"):
-        train(config, tmp_path / "cut", log=_silent)
-    resumed = train(config, tmp_path / "cut", resume=True, log=_silent)
+        train(config, tmp_path / "cut", log=silent)
+    resumed = train(config, tmp_path / "cut", resume=True, log=silent)
     assert resumed.metrics == whole.metrics
     first, second = (load_checkpoint(result.last_path).model for result in (whole, resumed))
     _same(dict(first.state_dict()), dict(second.state_dict()))
@@ -110,22 +99,22 @@ def test_ctrl_c_while_an_epoch_is_saved_leaves_what_was_saved(with_schedule, tmp
 def test_a_run_that_died_after_logging_repeats_its_epoch_without_a_double_line(
     tiny_config, tmp_path
 ):
-    whole = train(tiny_config, tmp_path / "whole", log=_silent)
+    whole = train(tiny_config, tmp_path / "whole", log=silent)
     with pytest.raises(TrainingInterrupted):
-        train(tiny_config, tmp_path / "cut", log=_silent, after_step=_stop_at(5))
+        train(tiny_config, tmp_path / "cut", log=silent, after_step=stop_at(5))
     with (tmp_path / "cut" / "metrics.csv").open("a") as file:
         line = (tmp_path / "whole" / "metrics.csv").read_text().splitlines()[-1]
         file.write(line + "\n")
-    resumed = train(tiny_config, tmp_path / "cut", resume=True, log=_silent)
+    resumed = train(tiny_config, tmp_path / "cut", resume=True, log=silent)
     assert resumed.metrics == whole.metrics
     assert [int(row["epoch"]) for row in _log(tmp_path / "cut" / "metrics.csv")] == [1, 2]
 
 
 def test_resuming_a_finished_run_changes_nothing(with_schedule, tmp_path):
     config = with_schedule(epochs=1)
-    first = train(config, tmp_path, log=_silent)
+    first = train(config, tmp_path, log=silent)
     before = (tmp_path / "last.pt").read_bytes()
-    again = train(config, tmp_path, resume=True, log=_silent)
+    again = train(config, tmp_path, resume=True, log=silent)
     assert again.metrics == first.metrics
     assert (tmp_path / "last.pt").read_bytes() == before
 
@@ -169,25 +158,25 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bits(with_schedule, tmp_pat
 
 def test_a_run_killed_before_its_first_checkpoint_starts_again(with_schedule, tmp_path):
     config = with_schedule(epochs=1)
-    whole = train(config, tmp_path / "whole", log=_silent)
+    whole = train(config, tmp_path / "whole", log=silent)
     run = tmp_path / "cut"
-    train(config, run, log=_silent)
+    train(config, run, log=silent)
     (run / "last.pt").unlink()
     (run / ".last.0a1b2c3d.pt").write_bytes(b"torn")
     with (run / "metrics.csv").open("a") as file:
         file.write("2,6,0.1")
-    again = train(config, run, resume=True, log=_silent)
+    again = train(config, run, resume=True, log=silent)
     assert again.metrics == whole.metrics
     assert _log(tmp_path / "whole" / "metrics.csv") == _log(run / "metrics.csv")
     assert not list(run.glob(".*"))
 
 
 def test_what_changes_no_number_may_change_on_resume(with_schedule, tmp_path):
-    whole = train(with_schedule(), tmp_path / "whole", log=_silent)
+    whole = train(with_schedule(), tmp_path / "whole", log=silent)
     with pytest.raises(TrainingInterrupted):
-        train(with_schedule(), tmp_path / "cut", log=_silent, after_step=_stop_at(4))
+        train(with_schedule(), tmp_path / "cut", log=silent, after_step=stop_at(4))
     changed = with_schedule(checkpoint=True, workers=0, save_steps=1, save_minutes=0.0)
-    resumed = train(changed, tmp_path / "cut", resume=True, log=_silent)
+    resumed = train(changed, tmp_path / "cut", resume=True, log=silent)
     first, second = (load_checkpoint(result.last_path).model for result in (whole, resumed))
     _same(dict(first.state_dict()), dict(second.state_dict()))
 
@@ -200,7 +189,7 @@ def test_checkpoints_within_an_epoch_come_by_count_and_by_clock(with_schedule, t
             found.append(load_checkpoint(last).extra["step"] if last.exists() else 0)
 
         schedule = {"save_minutes": 0.0, "epochs": 1, "steps_per_epoch": 5} | changes
-        train(with_schedule(**schedule), tmp_path / name, log=_silent, after_step=look)
+        train(with_schedule(**schedule), tmp_path / name, log=silent, after_step=look)
         assert found == ([0, 0, 2, 2, 4] if name == "count" else [0, 1, 2, 3, 4])
 
 
@@ -209,9 +198,9 @@ def test_a_second_run_in_the_same_folder_is_refused(with_schedule, tmp_path):
 
     def intrude(taken, loss):
         with pytest.raises(InputError, match="another process trains in"):
-            train(config, tmp_path, resume=True, log=_silent)
+            train(config, tmp_path, resume=True, log=silent)
 
-    train(config, tmp_path, log=_silent, after_step=intrude)
+    train(config, tmp_path, log=silent, after_step=intrude)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -221,7 +210,7 @@ def test_a_signal_during_a_step_saves_that_step(with_schedule, tmp_path, number)
             os.kill(os.getpid(), number)
 
     with pytest.raises(TrainingInterrupted, match="after step 2"):
-        train(with_schedule(), tmp_path, log=_silent, after_step=press)
+        train(with_schedule(), tmp_path, log=silent, after_step=press)
     assert load_checkpoint(tmp_path / "last.pt").extra["step"] == 2
 
 
@@ -311,7 +300,7 @@ def test_worker_processes_do_not_outlive_a_killed_run(tmp_path):
 
 def test_worker_processes_change_no_number(with_schedule, tmp_path):
     results = [
-        train(with_schedule(epochs=1, **changes), tmp_path / str(number), log=_silent)
+        train(with_schedule(epochs=1, **changes), tmp_path / str(number), log=silent)
         for number, changes in enumerate(({}, {"worker_processes": True}))
     ]
     first, second = (load_checkpoint(result.last_path).model for result in results)
