@@ -4,7 +4,7 @@ VENV ?= .venv
 PYTHON ?= python3
 NATIVE := $(shell find plugins -name '*.cpp' -o -name '*.h')
 
-.PHONY: demo test lint bench gpu clean
+.PHONY: demo test lint bench kernels gpu clean
 
 $(VENV)/.installed: pyproject.toml CMakeLists.txt constraints.txt $(NATIVE)
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
@@ -20,14 +20,18 @@ test: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	rm -rf build/typed && mkdir -p build/typed/dela
-	ln -s $(CURDIR)/dela/* $(addprefix $(CURDIR)/,plugins training export runtime) build/typed/dela/
-	MYPYPATH=build/typed $(VENV)/bin/mypy -p dela
+	$(VENV)/bin/mypy -p dela
+	MYPYPATH=tools $(VENV)/bin/mypy -p cuda_images
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/operators.py
 	$(VENV)/bin/python benchmarks/preprocessing.py
 	$(VENV)/bin/python benchmarks/network.py --onnx
+
+# Compiles the CUDA kernels that changed and renews their report in docs/kernels.md.
+kernels: $(VENV)/.installed
+	PYTHONPATH=tools $(VENV)/bin/python -m cuda_images.compile
+	PYTHONPATH=tools $(VENV)/bin/python -m cuda_images.report --write
 
 # On a machine with a GPU: every test that needs one, then the README's table.
 gpu: $(VENV)/.installed

@@ -23,18 +23,18 @@ import numpy as np
 import torch
 
 import dela
-from dela.attributes import compute_attributes
-from dela.cloud import PointCloud
+from dela.artifacts.metadata import TOLERANCES
+from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError, MissingDependencyError
 from dela.export.engine import BuildRequest, build_engine
 from dela.export.onnx_export import export_onnx
-from dela.metadata import TOLERANCES
-from dela.pyramid import Pyramid
+from dela.pyramid.cpu import Pyramid
 from dela.runtime import Backend, load_backend
 from dela.runtime.bench import made_up_clouds, measure
-from dela.scene import Voxels
-from dela.training.config import load_config
-from dela.training.loop import train
+from dela.scan.attributes import compute_attributes
+from dela.scan.voxels import Voxels
+from dela.training.run.loop import train
+from dela.training.settings.train import load_config
 
 CONFIG = dela.PRESETS["s3dis"]
 

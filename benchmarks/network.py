@@ -43,7 +43,7 @@ KEEP_MEMORY = {
 
 def room_cloud(count: int, grid: float, seed: int = 0) -> np.ndarray:
     """[count, 3] float32 points, one per voxel: floor, walls and furniture-like boxes."""
-    from dela.geometry import voxel_grid
+    from dela.geometry.cpu import voxel_grid
 
     rng = np.random.default_rng(seed)
     side = max(1.5, 3.2 * (count / 30_000) ** 0.5)  # metres; wide enough for twice `count`
@@ -120,7 +120,7 @@ def run_case(case: str, points: int, repeats: int) -> dict[str, float]:
 
     import dela
     from dela import ops
-    from dela.network import freeze
+    from dela.families.dela import freeze
 
     operators, job = case.split("-")
     folder = tempfile.TemporaryDirectory()
@@ -136,7 +136,7 @@ def run_case(case: str, points: int, repeats: int) -> dict[str, float]:
 
     step: Callable[[], object]
     if operators == "onnx":
-        from dela.runtime.backends import OnnxRuntimeBackend
+        from dela.runtime.backends.base import OnnxRuntimeBackend
 
         backend = OnnxRuntimeBackend(onnx_file, threads=torch.get_num_threads())
 

@@ -113,7 +113,7 @@ def make_inputs(case: str, n: int, k: int, channels: int, train: bool) -> tuple[
     import torch
     from network import room_cloud
 
-    from dela.geometry import knn
+    from dela.geometry.cpu import knn
 
     operator, attributes, directions = CASES[case]
     rng = np.random.default_rng(0)

@@ -25,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from dela.config import PRESETS
-from dela.geometry import farthest_point_sampling, knn, voxel_grid
+from dela.geometry.cpu import farthest_point_sampling, knn, voxel_grid
+from dela.model.contract import PRESETS
 from dela.plugins import native
-from dela.pyramid import build_pyramid
+from dela.pyramid.cpu import build_pyramid
 
 GRID = (0.04, 0.08, 0.16, 0.32)
 NEIGHBORS = (24, 32, 32, 32)

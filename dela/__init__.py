@@ -11,34 +11,34 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from dela.checkpoint import load_checkpoint, save_checkpoint
-    from dela.cloud import PointCloud
-    from dela.config import PRESETS, AttributeInfo, ClassInfo, ModelConfig
+    from dela.artifacts.checkpoint import load_checkpoint, save_checkpoint
+    from dela.cloud.formats import read_cloud, write_cloud
+    from dela.cloud.point_cloud import PointCloud
     from dela.errors import DelaError
-    from dela.formats import read_cloud, write_cloud
-    from dela.network import create_model, measure_neighbor_distances
-    from dela.pyramid import Pyramid, build_pyramid
-    from dela.reference_import import import_reference
-    from dela.scene import prepare_scene
+    from dela.families.dela import create_model, measure_neighbor_distances
+    from dela.families.dela.published import import_reference
+    from dela.model.contract import PRESETS, AttributeInfo, ClassInfo, ModelConfig
+    from dela.pyramid.cpu import Pyramid, build_pyramid
+    from dela.scan.voxels import prepare_scene
 
 # public name -> the module that holds it
 _HOMES = {
-    "AttributeInfo": "dela.config",
-    "ClassInfo": "dela.config",
+    "AttributeInfo": "dela.model.contract",
+    "ClassInfo": "dela.model.contract",
     "DelaError": "dela.errors",
-    "ModelConfig": "dela.config",
-    "PRESETS": "dela.config",
-    "PointCloud": "dela.cloud",
-    "Pyramid": "dela.pyramid",
-    "build_pyramid": "dela.pyramid",
-    "create_model": "dela.network",
-    "import_reference": "dela.reference_import",
-    "load_checkpoint": "dela.checkpoint",
-    "measure_neighbor_distances": "dela.network",
-    "prepare_scene": "dela.scene",
-    "read_cloud": "dela.formats",
-    "save_checkpoint": "dela.checkpoint",
-    "write_cloud": "dela.formats",
+    "ModelConfig": "dela.model.contract",
+    "PRESETS": "dela.model.contract",
+    "PointCloud": "dela.cloud.point_cloud",
+    "Pyramid": "dela.pyramid.cpu",
+    "build_pyramid": "dela.pyramid.cpu",
+    "create_model": "dela.families.dela",
+    "import_reference": "dela.families.dela.published",
+    "load_checkpoint": "dela.artifacts.checkpoint",
+    "measure_neighbor_distances": "dela.families.dela",
+    "prepare_scene": "dela.scan.voxels",
+    "read_cloud": "dela.cloud.formats",
+    "save_checkpoint": "dela.artifacts.checkpoint",
+    "write_cloud": "dela.cloud.formats",
 }
 
 __all__ = [

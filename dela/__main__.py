@@ -14,9 +14,9 @@ def export_main() -> None:
 
 
 def _run(name: str) -> None:
-    """A function of :mod:`dela.cli`, whose import takes long enough to be interrupted."""
+    """A function of :mod:`dela.cli.main`, whose import takes long enough to be interrupted."""
     try:
-        from dela import cli
+        from dela.cli import main as cli
 
         getattr(cli, name)()
     except KeyboardInterrupt:

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dela.artifacts.metadata import OUTPUT, TOLERANCES, ModelMetadata
 from dela.errors import CheckpointError, ParityError
 from dela.export.example import example_pyramid
 from dela.export.onnx_file import signature
-from dela.metadata import OUTPUT, TOLERANCES, ModelMetadata
 from dela.plugins import native
-from dela.pyramid import Pyramid
+from dela.pyramid.cpu import Pyramid
 
 if TYPE_CHECKING:
     import onnx
 
-    from dela.network import Network
+    from dela.families.dela import Network
 
 # Far from the sizes the graph is traced with. The reference evaluator is plain Python: tiny.
 _POINTS, _TINY_POINTS = 700, 24

@@ -13,16 +13,8 @@ from types import ModuleType
 from typing import Any, Protocol
 
 import dela
-from dela.errors import EngineError, InputError, MissingDependencyError
-from dela.export.network import ParsedNetwork, parse_network
-from dela.export.onnx_file import read_onnx
-from dela.export.profiles import default_profile, input_shapes, parse_profile
-from dela.files import atomic_path, check_writable
-from dela.metadata import ModelMetadata
-from dela.plugins.cuda.driver import CudaUnavailable, Device
-from dela.plugins.cuda.kernels import IMAGES, LOWEST_CAPABILITY, digest
-from dela.plugins.tensorrt import bindings, messages
-from dela.sidecar import (
+from dela.artifacts.metadata import ModelMetadata
+from dela.artifacts.sidecar import (
     COMPATIBILITIES,
     FLAVOURS,
     PLUGIN_FORMS,
@@ -31,6 +23,14 @@ from dela.sidecar import (
     digest_of,
     sidecar_path,
 )
+from dela.errors import EngineError, InputError, MissingDependencyError
+from dela.export.onnx_file import read_onnx
+from dela.export.profiles import default_profile, input_shapes, parse_profile
+from dela.export.tensorrt_network import ParsedNetwork, parse_network
+from dela.files import atomic_path, check_writable
+from dela.plugins.cuda.driver import CudaUnavailable, Device
+from dela.plugins.cuda.kernels import IMAGES, LOWEST_CAPABILITY, digest
+from dela.plugins.tensorrt import bindings, messages
 
 _LEVELS = range(6)
 _MEBIBYTE = 1 << 20
@@ -51,7 +51,7 @@ class BuildRequest:
         dtype: refuse a file of another precision; None takes any.
         compute_capabilities: ``tensorrt-rtx``: of the GPUs to build for; empty: all that it and
             our kernels know.
-        compatibility: ``tensorrt``: one of :data:`dela.sidecar.COMPATIBILITIES`.
+        compatibility: ``tensorrt``: one of :data:`dela.artifacts.sidecar.COMPATIBILITIES`.
         tf32: allow float32 products rounded to TF32, which is faster and misses float32 parity.
         workspace: most scratch memory of a layer, MiB; None leaves it to TensorRT.
         level: builder optimisation level 0 to 5, quick to thorough; None leaves it to TensorRT.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dela import geometry
-from dela.config import ModelConfig
-from dela.pyramid import Pyramid, classification_pyramid, pack
+from dela.geometry import cpu as geometry
+from dela.model.contract import ModelConfig
+from dela.pyramid.cpu import Pyramid, classification_pyramid, pack
 
 
 def example_pyramid(config: ModelConfig, size: int, seed: int = 0) -> Pyramid:

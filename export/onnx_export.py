@@ -15,16 +15,16 @@ import torch
 from torch import Tensor, nn
 
 import dela
-from dela.checkpoint import load_checkpoint
-from dela.config import ModelConfig
+from dela.artifacts.checkpoint import load_checkpoint
+from dela.artifacts.metadata import OUTPUT, ModelMetadata
 from dela.errors import ConfigError
 from dela.export import function_bodies
 from dela.export.check import CheckResult, check_export
 from dela.export.example import example_pyramid
+from dela.families.dela import Network
+from dela.families.dela.frozen import FrozenNetwork, freeze
 from dela.files import atomic_path, check_writable
-from dela.metadata import OUTPUT, ModelMetadata
-from dela.network import Network
-from dela.network.frozen import FrozenNetwork, freeze
+from dela.model.contract import ModelConfig
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
+from dela.artifacts.metadata import ModelMetadata
 from dela.errors import CheckpointError, MissingDependencyError
-from dela.metadata import ModelMetadata
 
 if TYPE_CHECKING:
     import onnx

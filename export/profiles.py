@@ -6,10 +6,10 @@ import itertools
 import math
 from collections.abc import Sequence
 
-from dela.config import ModelConfig
+from dela.artifacts.metadata import ModelMetadata
+from dela.artifacts.sidecar import Profile, SizeRange
 from dela.errors import InputError
-from dela.metadata import ModelMetadata
-from dela.sidecar import Profile, SizeRange
+from dela.model.contract import ModelConfig
 
 # Scenes differ from those the ratios were measured on: room above their largest share.
 HEADROOM = 1.5

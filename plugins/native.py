@@ -25,21 +25,13 @@ def library_path() -> Path:
     Raises:
         NativeLibraryError: no such file beside this package.
     """
-    override = os.environ.get("DELA_LIBRARY")
-    if override:
-        candidates = [Path(override)]
-    else:
-        # An editable install keeps the built library in site-packages and the sources in the
-        # checkout; both are on the package's search path.
-        package = sys.modules[__package__]
-        candidates = [Path(folder) / _FILE_NAME for folder in package.__path__]
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    raise NativeLibraryError(
-        f"native library {_FILE_NAME} not found in {', '.join(str(c.parent) for c in candidates)}; "
-        "reinstall dela (pip install --force-reinstall dela)"
-    )
+    path = Path(os.environ.get("DELA_LIBRARY") or Path(__file__).with_name(_FILE_NAME))
+    if not path.is_file():
+        raise NativeLibraryError(
+            f"there is no native library at {path}; install dela (pip install dela), or in a "
+            "checkout: pip install -e ."
+        )
+    return path
 
 
 @functools.cache

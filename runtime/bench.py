@@ -10,16 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from dela.attributes import compute_attributes
-from dela.cloud import PointCloud
-from dela.config import CATEGORY, ModelConfig
+from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.pyramid import Pyramid, pack
-from dela.runtime.backends import Backend
-from dela.runtime.labeller import HostLabeller, Labeller, Labels, labeller_of
-from dela.runtime.predictor import MAX_POINTS
-from dela.scene import Voxels, valid_points
-from dela.votes import softmax
+from dela.model.contract import CATEGORY, ModelConfig
+from dela.pyramid.cpu import Pyramid, pack
+from dela.runtime.backends.base import Backend
+from dela.runtime.predict.labeller import HostLabeller, Labeller, Labels, labeller_of
+from dela.runtime.predict.predictor import MAX_POINTS
+from dela.scan.attributes import compute_attributes
+from dela.scan.votes import softmax
+from dela.scan.voxels import Voxels, valid_points
 
 PHASES = ("preprocess", "network", "postprocess")
 

@@ -62,7 +62,7 @@ def _native_library() -> Iterator[Finding]:
         yield Finding("native library", BROKEN, str(error), "pip install --force-reinstall dela")
         return
     yield Finding("native library", OK, f"{path}, instruction set {isa}")
-    from dela.geometry import knn
+    from dela.geometry.cpu import knn
 
     line = np.zeros((3, 3), dtype=np.float32)
     line[:, 0] = (0.0, 1.0, 3.0)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from dela.config import ModelConfig
+from dela.artifacts.sidecar import SUFFIX, read_sidecar
+from dela.cloud.formats import SUFFIXES, read_cloud
 from dela.errors import InputError
-from dela.formats import SUFFIXES, read_cloud
-from dela.runtime.backends import BACKENDS, OnnxRuntimeBackend
-from dela.sidecar import SUFFIX, read_sidecar
+from dela.model.contract import ModelConfig
+from dela.runtime.backends.base import BACKENDS, OnnxRuntimeBackend
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _network(config: ModelConfig) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    from dela.checkpoint import load_checkpoint
+    from dela.artifacts.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(path)
     extra = checkpoint.extra or {}

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from dela.config import ClassInfo
 from dela.errors import InputError
 from dela.files import atomic_path
+from dela.model.contract import ClassInfo
 
 BACKGROUND = (250, 250, 252)
 INK = (38, 42, 51)
@@ -306,7 +306,7 @@ def _disc(reach: int) -> list[tuple[int, int, int]]:
 
 def _point_spacing(points: np.ndarray) -> np.ndarray:
     """[N] metres to the fourth neighbour, kept between the median and twice the median."""
-    from dela.geometry import knn
+    from dela.geometry.cpu import knn
 
     if len(points) < 8:
         return np.full(len(points), 0.05)

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from dela.attributes import compute_attributes
-from dela.cloud import PointCloud
-from dela.config import ModelConfig
+from dela.artifacts.metadata import TOLERANCES, Tolerance
+from dela.artifacts.sidecar import Sidecar
+from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.metadata import TOLERANCES, Tolerance
-from dela.runtime.backends import Backend
-from dela.scene import Voxels, valid_points
-from dela.sidecar import Sidecar
-from dela.votes import Progress
+from dela.model.contract import ModelConfig
+from dela.runtime.backends.base import Backend
+from dela.scan.attributes import compute_attributes
+from dela.scan.votes import Progress
+from dela.scan.voxels import Voxels, valid_points
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ def prepare(folder: Path) -> None:
     import numpy as np
 
     import dela
-    from dela.checkpoint import save_checkpoint
-    from dela.config import PRESETS, ClassInfo
+    from dela.artifacts.checkpoint import save_checkpoint
     from dela.export import export_onnx
+    from dela.model.contract import PRESETS, ClassInfo
 
     folder.mkdir(parents=True)
     config = dataclasses.replace(

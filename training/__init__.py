@@ -6,17 +6,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dela.training.config import TrainConfig, load_config
-    from dela.training.datasets import open_dataset
-    from dela.training.loop import TrainResult, train
+    from dela.training.data.scans import open_dataset
+    from dela.training.run.loop import TrainResult, train
+    from dela.training.settings.train import TrainConfig, load_config
 
 # public name -> the module that holds it, imported when first used: the loop needs torch
 _HOMES = {
-    "TrainConfig": "dela.training.config",
-    "TrainResult": "dela.training.loop",
-    "load_config": "dela.training.config",
-    "open_dataset": "dela.training.datasets",
-    "train": "dela.training.loop",
+    "TrainConfig": "dela.training.settings.train",
+    "TrainResult": "dela.training.run.loop",
+    "load_config": "dela.training.settings.train",
+    "open_dataset": "dela.training.data.scans",
+    "train": "dela.training.run.loop",
 }
 
 __all__ = ["TrainConfig", "TrainResult", "load_config", "open_dataset", "train"]

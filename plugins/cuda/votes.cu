@@ -1,6 +1,6 @@
 // Looks at a scan: the scene turned, the network's answers added up point by point, the labels.
 //
-// What is computed is defined in dela/votes.py and, for the turn, in dela/scene.py. A thread takes a
+// What is computed is defined in dela/scan/votes.py and, for the turn, in dela/scan/voxels.py. A thread takes a
 // row of all classes: neighboring rows lie side by side, so what one thread leaves of a line of the
 // cache the next ones take.
 #include "cuda/geometry.cuh"

@@ -142,9 +142,9 @@ def test_writer_that_meets_a_full_disk_leaves_nothing(tmp_path: Path, suffix: st
     script = f"""
         import resource, signal
         import numpy as np
-        from dela.cloud import PointCloud
+        from dela.cloud.point_cloud import PointCloud
         from dela.errors import InputError
-        from dela.formats import write_cloud
+        from dela.cloud.formats import write_cloud
 
         cloud = PointCloud(np.random.default_rng(0).normal(size=(20000, 3)))
         write_cloud("warm.{suffix}", cloud.select(np.arange(3)))  # imports before the limit
@@ -170,8 +170,8 @@ def test_writer_that_meets_a_full_disk_leaves_nothing(tmp_path: Path, suffix: st
 
 
 def test_format_that_cannot_hold_the_cloud_leaves_nothing(tmp_path: Path) -> None:
-    from dela.cloud import PointCloud
-    from dela.formats import write_cloud
+    from dela.cloud.formats import write_cloud
+    from dela.cloud.point_cloud import PointCloud
 
     cloud = PointCloud(np.full((3, 3), np.nan))
     with pytest.raises(InputError, match="3 points have NaN"):

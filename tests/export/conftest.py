@@ -6,7 +6,7 @@ import functools
 
 import pytest
 
-from dela.config import AttributeInfo, CategoryInfo, ClassInfo, ModelConfig
+from dela.model.contract import AttributeInfo, CategoryInfo, ClassInfo, ModelConfig
 
 STAGES = {"dims": (8, 12, 16, 20), "neighbors": (6, 7, 4, 5), "spread": (1.6, 3.8, 7.6, 15.2)}
 
@@ -42,7 +42,7 @@ def scrambled_network(kind: str):
     """A network in which every weight matters; a new one leaves whole branches near zero."""
     import torch
 
-    from dela.network import create_model
+    from dela.families.dela import create_model
 
     network = create_model(tiny_config(kind), seed=1)
     generator = torch.Generator().manual_seed(2)

@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dela.cli import main, run_command
-from dela.config import PRESETS
+from dela.artifacts.sidecar import digest_of, read_sidecar, sidecar_path
+from dela.cli.main import main, run_command
 from dela.errors import (
     CheckpointError,
     DelaError,
@@ -26,13 +26,13 @@ from dela.errors import (
     MissingDependencyError,
 )
 from dela.export import engine as engine_module
-from dela.export import network
+from dela.export import tensorrt_network as network
 from dela.export.engine import BuildRequest, build_engine
 from dela.export.onnx_file import read_onnx
+from dela.model.contract import PRESETS
 from dela.plugins.cuda import kernels
 from dela.plugins.cuda.driver import CudaUnavailable
 from dela.plugins.tensorrt import bindings, messages
-from dela.sidecar import digest_of, read_sidecar, sidecar_path
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -77,7 +77,7 @@ def operators_of(path) -> dict[str, int]:
 )
 def test_published_networks_build_at_full_size(preset, dtype, tmp_path, record_property):
     from dela.export import export_onnx
-    from dela.network import create_model
+    from dela.families.dela import create_model
 
     config = PRESETS[preset]
     path = export_onnx(create_model(config, seed=0), tmp_path / "m.onnx", dtype, check=False)
@@ -138,7 +138,7 @@ def test_without_plugins_the_function_bodies_are_built(small, kind, dtype, tmp_p
 
 def test_shapes_of_the_network_follow_the_inputs(trt, small):
     """Output shapes of the plugins: rows vary, channels are known."""
-    from dela.export.network import parse_network
+    from dela.export.tensorrt_network import parse_network
     from dela.plugins.tensorrt import launched
 
     launched.register(trt)

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from dela.checkpoint import save_checkpoint
-from dela.cli import main, run_command
+from dela.artifacts.checkpoint import save_checkpoint
+from dela.cli.main import main, run_command
 from dela.errors import InputError
 
 

@@ -7,6 +7,9 @@ import onnx
 import onnx.parser
 import pytest
 from onnx.reference import ReferenceEvaluator
+
+from dela.export import function_bodies
+from dela.plugins import native
 from onnx_operators import (
     session,
     spamp_case,
@@ -16,9 +19,6 @@ from onnx_operators import (
     spse_model,
     spse_reference,
 )
-
-from dela.export import function_bodies
-from dela.plugins import native
 
 SIZES = [(60, 7), (40, 1), (1, 3), (0, 4)]
 

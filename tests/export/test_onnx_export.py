@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from onnx_operators import session
 
-from dela.checkpoint import save_checkpoint
+from dela.artifacts.checkpoint import save_checkpoint
+from dela.artifacts.metadata import ModelMetadata
 from dela.errors import CheckpointError, ConfigError, InputError, ParityError
 from dela.export import check_export, export_onnx, onnx_export
 from dela.export.example import example_pyramid
-from dela.metadata import ModelMetadata
 from dela.plugins import native
+from onnx_operators import session
 
 KINDS = ["one_stage", "four_stages", "directions", "parts", "parts_alone", "classification"]
 CHECKS = [

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dela.config import PRESETS
+from dela.artifacts.metadata import ModelMetadata
+from dela.artifacts.sidecar import SizeRange
 from dela.errors import InputError
 from dela.export.profiles import default_profile, input_shapes, parse_profile
-from dela.metadata import ModelMetadata
-from dela.sidecar import SizeRange
+from dela.model.contract import PRESETS
 
 RATIOS = (
     {"min": 1.0, "mean": 1.0, "max": 1.0},

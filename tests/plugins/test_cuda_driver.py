@@ -59,7 +59,7 @@ class Lender:
 
 def test_importing_loads_no_cuda_package():
     code = (
-        "import sys, dela.plugins.cuda.kernels, dela.device_pyramid;"
+        "import sys, dela.plugins.cuda.kernels, dela.pyramid.gpu;"
         "print([name for name in sys.modules if name.split('.')[0] in ('cuda', 'torch')])"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,8 +7,9 @@ import shutil
 
 import pytest
 
-from dela.plugins.cuda import compile as images
-from dela.plugins.cuda import launch, report
+from cuda_images import compile as images
+from cuda_images import report
+from dela.plugins.cuda import launch
 
 SHAPES = {(0, 0), (1, 0), (2, 0), (3, 0), (4, 0), (4, 3), (5, 0), (2, 2)}
 REGISTERS_PER_PROCESSOR = 65536

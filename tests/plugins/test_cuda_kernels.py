@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from onnx_operators import (
     central_differences,
     epsilon_for,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dela.votes import softmax, vote_matrix
+from dela.scan.votes import softmax, vote_matrix
 
 CLASSES = [1, 2, 13, 300, 2500]
 

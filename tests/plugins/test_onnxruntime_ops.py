@@ -7,6 +7,8 @@ import ctypes
 
 import numpy as np
 import pytest
+
+from dela.plugins import native
 from onnx_operators import (
     session,
     spamp_case,
@@ -16,8 +18,6 @@ from onnx_operators import (
     spse_model,
     spse_reference,
 )
-
-from dela.plugins import native
 
 pytest.importorskip("onnxruntime")
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from dela.plugins import native
 from onnx_operators import (
     central_differences,
     epsilon_for,
@@ -16,8 +18,6 @@ from onnx_operators import (
     spse_case,
     spse_reference,
 )
-
-from dela.plugins import native
 
 torch = pytest.importorskip("torch")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import ml_dtypes
 import numpy as np
-import onnx_operators
 import pytest
-import quick_plugin_host
 
+import onnx_operators
+import quick_plugin_host
 from dela.plugins.cuda import launch
 from dela.plugins.tensorrt import ahead_of_time, bindings, launched, library_alias, operators
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from small_networks import CLASSIFICATION, CONFIG, Trained, make_cloud, write_network
 
-from dela.cloud import PointCloud
+from dela.cloud.point_cloud import PointCloud
+from small_networks import CLASSIFICATION, CONFIG, Trained, make_cloud, write_network
 
 
 @pytest.fixture(scope="session")

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_networks import CLASSIFICATION, CONFIG, make_cloud
 
-from dela import cli
-from dela.attributes import compute_attributes
-from dela.config import AttributeInfo, CategoryInfo
+from dela.cli import main as cli
+from dela.cloud.formats import write_cloud
 from dela.errors import DelaError, InputError
-from dela.formats import write_cloud
+from dela.model.contract import AttributeInfo, CategoryInfo
 from dela.runtime import load_backend
 from dela.runtime.bench import PHASES, Latency, made_up_clouds, measure
-from dela.scene import Voxels
+from dela.scan.attributes import compute_attributes
+from dela.scan.voxels import Voxels
+from small_networks import CLASSIFICATION, CONFIG, make_cloud
 
 
 class Slow:

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_networks import Trained, cloud_pyramid, make_cloud, scene_pyramid
 
-from dela import cli
+from dela.artifacts.metadata import TOLERANCES
+from dela.cli import main as cli
+from dela.cloud.formats import write_cloud
 from dela.errors import MissingDependencyError
-from dela.formats import write_cloud
-from dela.metadata import TOLERANCES
 from dela.plugins.cuda.driver import CudaUnavailable, Device
 from dela.plugins.tensorrt import bindings
-from dela.pyramid import Pyramid, build_pyramid
+from dela.pyramid.cpu import Pyramid, build_pyramid
 from dela.runtime import Backend, Predictor, load_backend
+from small_networks import Trained, cloud_pyramid, make_cloud, scene_pyramid
 
 pytestmark = pytest.mark.gpu
 
@@ -172,8 +172,8 @@ def test_torchs_tensors_are_taken_and_given_on_the_gpu(build, network, flavour, 
 
 @pytest.mark.parametrize("flavour", bindings.MODULES)
 def test_a_pyramid_built_on_the_gpu_stays_there(build, network, flavour):
-    from dela.device_pyramid import PyramidBuilder
     from dela.plugins.cuda.arrays import DeviceArray
+    from dela.pyramid.gpu import PyramidBuilder
 
     backend = load_backend(build(flavour, "python", "fp32"))
     host = scene_pyramid(network.config, 20_000, side=5.0)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dela.config import ClassInfo
 from dela.errors import InputError
+from dela.model.contract import ClassInfo
 from dela.runtime.picture import (
     BACKGROUND,
     RIGHT_COLOR,

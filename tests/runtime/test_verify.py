@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from small_networks import CONFIG, make_cloud, write_network
 
+from dela.artifacts.metadata import TOLERANCES, Tolerance
 from dela.errors import InputError
-from dela.metadata import TOLERANCES, Tolerance
 from dela.runtime import load_backend
 from dela.runtime.verify import compare_logits, verify
+from small_networks import CONFIG, make_cloud, write_network
 
 
 def test_measures_of_known_logits():

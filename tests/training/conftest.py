@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dela.cloud import PointCloud
-from dela.config import AttributeInfo, ModelConfig
-from dela.training.config import (
+from dela.cloud.point_cloud import PointCloud
+from dela.model.contract import AttributeInfo, ModelConfig
+from dela.training.settings.train import (
     AugmentConfig,
     ClassMap,
     DataConfig,
@@ -41,7 +41,7 @@ def tiny_scan(seed: int, points: int = 4000) -> PointCloud:
 @pytest.fixture(scope="session")
 def tiny_scans(tmp_path_factory) -> Path:
     """Folder with ``train.ply`` and ``val.ply``."""
-    from dela.formats import write_cloud
+    from dela.cloud.formats import write_cloud
 
     folder = tmp_path_factory.mktemp("scans")
     for seed, name in enumerate(("train", "val")):

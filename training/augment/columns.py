@@ -1,7 +1,7 @@
 """Random changes to the network's input columns: colour, heights, intensity.
 
-Attributes [N, F] float32 are already scaled (:meth:`~dela.config.AttributeInfo.scaled`), so each
-function is told which columns are what (:class:`Columns`); nothing is changed in place.
+Attributes [N, F] float32 are already scaled (:meth:`~dela.model.contract.AttributeInfo.scaled`), so
+each function is told which columns are what (:class:`Columns`); nothing is changed in place.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dela.config import AttributeInfo, ModelConfig
-from dela.formats.columns import COLORS
+from dela.cloud.formats.columns import COLORS
+from dela.model.contract import AttributeInfo, ModelConfig
 from dela.training.augment.config import AugmentConfig
 
 HEIGHT_NAMES = ("height", "height_above_ground")

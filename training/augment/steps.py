@@ -1,7 +1,7 @@
 """The random changes of a training sample, in their order.
 
 A piece of a scan is moved (turned, mirrored, scaled, distorted) with the columns that depend on
-place; once the sample is whole (:mod:`dela.training.samples`), its other columns are changed.
+place; once the sample is whole (:mod:`dela.training.data.samples`), its other columns are changed.
 The changes themselves are in :mod:`~dela.training.augment.geometry` and
 :mod:`~dela.training.augment.columns`.
 """

@@ -31,4 +31,4 @@ def dataset_module(name: str) -> ModuleType:
     """
     if name not in DATASETS:
         raise InputError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
-    return importlib.import_module(f"{__name__}.{name}")
+    return importlib.import_module(f"{__name__}.sources.{name}")

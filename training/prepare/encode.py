@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from dela.errors import InputError
-from dela.geometry import voxel_grid
-from dela.metrics import IGNORED
+from dela.geometry.cpu import voxel_grid
+from dela.scores.confusion import IGNORED
 from dela.training.prepare.store import Record
 
 # The voxel index of a scene: the row that stands for each voxel, and every point's voxel.

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dela.config import ClassInfo
 from dela.errors import InputError
+from dela.model.contract import ClassInfo
 
 SPLITS = ("train", "val", "test")
 

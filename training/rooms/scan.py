@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from dela.cloud import PointCloud
-from dela.config import S3DIS_CLASSES
+from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
+from dela.model.contract import S3DIS_CLASSES
 from dela.training.rooms.furnish import furnish
 from dela.training.rooms.materials import color_surfaces
 from dela.training.rooms.plan import Plan, draw_plan

@@ -1,0 +1,1 @@
+"""What describes a network in files: checkpoints, metadata of exported files, sidecars."""

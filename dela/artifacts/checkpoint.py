@@ -1,0 +1,218 @@
+"""Checkpoints: a network's configuration and weights in one file, loaded without running code."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dela.errors import CheckpointError, ConfigError
+from dela.families.dela import Network
+from dela.files import atomic_path
+from dela.model.contract import ModelConfig
+
+FORMAT = "dela-checkpoint"
+VERSION = 1
+
+_MAX_LISTED = 8
+_PLAIN = (type(None), bool, int, float, str)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        model: the network, in evaluation mode.
+        config: the same as ``model.config``.
+        extra: what the writer put beside the model (training state, scores ...).
+        sha256: of the file's bytes, hexadecimal.
+    """
+
+    model: Network
+    config: ModelConfig
+    extra: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+
+
+def save_checkpoint(
+    path: str | os.PathLike[str],
+    model: Network,
+    extra: dict[str, Any] | None = None,
+    overwrite: bool = True,
+) -> None:
+    """Writes a checkpoint, whole or not at all.
+
+    Args:
+        path: usually ``*.pt``.
+        model: its configuration, parameters and running statistics are kept.
+        extra: tensors, numbers, strings, None, and lists, tuples and dictionaries of these: what
+            loads again without running code.
+        overwrite: whether an existing file is replaced.
+
+    Raises:
+        CheckpointError: ``extra`` holds another type; the message says where.
+        InputError: the file cannot be written.
+    """
+    extra = extra or {}
+    _check_plain(extra, "extra")
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": model.config.to_dict(),
+        "model": model.state_dict(),
+        "extra": extra,
+    }
+    with atomic_path(path, overwrite) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch finds its archive broken; the failed write behind it says why.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
+
+
+def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "cpu") -> Checkpoint:
+    """Reads a checkpoint written by :func:`save_checkpoint`; no code in the file is run.
+
+    Raises:
+        CheckpointError: missing or truncated file, not a dela checkpoint, another version, or
+            weights that do not fit the configuration (with the list of what does not).
+    """
+    path = Path(path)
+    content = read_torch_file(path)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        hint = ""
+        if isinstance(content, dict) and is_state_dict(content.get("model", content)):
+            hint = "; a published DeLA v2 checkpoint is read by `dela import-checkpoint`"
+        raise CheckpointError(f"{path} is not a dela checkpoint{hint}")
+    version = content.get("version")
+    if version != VERSION:
+        raise CheckpointError(
+            f"{path}: checkpoint version {version}, this dela reads {VERSION}; "
+            "install the dela that wrote it"
+        )
+    try:
+        config = ModelConfig.from_dict(content["config"])
+    except (ConfigError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not is_state_dict(content.get("model")):
+        raise CheckpointError(f"{path} holds no weights; it is damaged or was not written by dela")
+    with torch.device("meta"):
+        model = Network(config)
+    load_weights(model, content["model"], str(path))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return Checkpoint(model.to(device).eval(), config, dict(content.get("extra") or {}), digest)
+
+
+def read_torch_file(path: str | os.PathLike[str]) -> Any:
+    """``torch.load`` of tensors and plain values only, its failures in words.
+
+    Raises:
+        CheckpointError: the file is missing, truncated, no torch file, or wants to run code.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint file at {path}")
+    try:
+        with path.open("rb"):
+            pass
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights only" in str(error).lower():
+            raise CheckpointError(
+                f"{path} is not a usable checkpoint: it is no torch file, or it holds more than "
+                "tensors and plain values, which is refused because loading it could run code"
+            ) from error
+        raise CheckpointError(f"{path} is not a torch checkpoint, or it is damaged") from error
+    except Exception as error:
+        # torch answers a cut or foreign file with RuntimeError, EOFError, OSError and others.
+        raise CheckpointError(
+            f"{path} is not a torch checkpoint, or it is truncated ({path.stat().st_size} bytes); "
+            "copy or download it again"
+        ) from error
+
+
+def is_state_dict(value: Any) -> bool:
+    """Whether ``value`` is a non-empty dictionary of names and tensors."""
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    )
+
+
+def load_weights(model: torch.nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Puts ``weights`` into ``model``, which takes over the tensors themselves.
+
+    Raises:
+        CheckpointError: a name is missing, unexpected or of another shape or kind of number.
+    """
+    own = refuse_misfitting(model, weights, source)
+    converted = {name: weights[name].to(own[name].dtype).contiguous() for name in own}
+    model.load_state_dict(converted, assign=True)
+
+
+def refuse_misfitting(
+    model: torch.nn.Module, weights: dict[str, Tensor], source: str
+) -> dict[str, Tensor]:
+    """The tensors of ``model``, after checking that ``weights`` could take their places.
+
+    Raises:
+        CheckpointError: as :func:`load_weights`.
+    """
+    own = model.state_dict()
+    misfits = []
+    for name in own.keys() & weights.keys():
+        found, expected = weights[name], own[name]
+        if found.shape != expected.shape:
+            misfits.append(f"{name} is {list(found.shape)}, not {list(expected.shape)}")
+        elif found.is_floating_point() != expected.is_floating_point():
+            misfits.append(f"{name} is {found.dtype}, not {expected.dtype}")
+    refuse_misfits(source, own.keys() - weights.keys(), weights.keys() - own.keys(), misfits)
+    return own
+
+
+def refuse_misfits(source: str, missing: Any, unexpected: Any, misshaped: Any) -> None:
+    """Raises CheckpointError listing names that do not fit, at most eight of each kind."""
+    parts = []
+    for what, names in (
+        ("missing", missing),
+        ("unexpected", unexpected),
+        ("wrong shape", misshaped),
+    ):
+        names = sorted(names)
+        if names:
+            more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+            parts.append(f"{what}: {', '.join(names[:_MAX_LISTED])}{more}")
+    if parts:
+        raise CheckpointError(f"{source} does not fit the network; " + "; ".join(parts))
+
+
+def _check_plain(value: Any, where: str) -> None:
+    # Exact types: a numpy float is a Python float to isinstance, but not to a safe loader.
+    if type(value) in _PLAIN or isinstance(value, Tensor):
+        return
+    if type(value) in (dict, OrderedDict):
+        for key, entry in value.items():
+            _check_plain(key, f"{where} (a key)")
+            _check_plain(entry, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, entry in enumerate(value):
+            _check_plain(entry, f"{where}[{index}]")
+    else:
+        raise CheckpointError(
+            f"{where} is a {type(value).__module__}.{type(value).__qualname__}, which a checkpoint "
+            "cannot hold safely; convert it to tensors and plain Python values"
+        )

@@ -1,0 +1,268 @@
+"""NumPy files: NPY (one array) and NPZ (named arrays)."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dela.cloud.formats.columns import (
+    AXES,
+    COLORS,
+    NORMALS,
+    axis_names,
+    colors_from_255,
+    colors_to_255,
+    column_names,
+    integers_where_whole,
+    lossless,
+    native,
+    positional_names,
+    unique_name,
+)
+from dela.cloud.point_cloud import PointCloud
+from dela.errors import InputError
+
+_POINT_NAMES = ("points", "xyz", "coords", "coord", "positions", "pos")
+
+
+@dataclass
+class NpySource:
+    """How an NPY held the cloud.
+
+    Attributes:
+        names: column (or x, y, z) -> name in the file, in the file's order.
+        types: name -> dtype.
+        table: whether it was a plain array [N, C], with columns by position.
+    """
+
+    names: dict[str, str]
+    types: dict[str, np.dtype]
+    table: bool
+    color_factor: float
+
+
+@dataclass
+class NpzSource:
+    """How an NPZ held the cloud.
+
+    Attributes:
+        names: column -> (array, element), element None for arrays [N].
+        types: array -> dtype.
+        points: the array of coordinates, or None where x, y and z were apart.
+        others: arrays that are not one value a point, kept as they are.
+        count: number of points.
+        compressed: whether the members were deflated.
+    """
+
+    names: dict[str, tuple[str, int | None]] = field(default_factory=dict)
+    types: dict[str, np.dtype] = field(default_factory=dict)
+    points: str | None = "points"
+    others: dict[str, np.ndarray] = field(default_factory=dict)
+    count: int = 0
+    compressed: bool = False
+    color_factor: float = 1.0
+
+
+def read_npy(path: Path) -> PointCloud:
+    """Reads an NPY: an array [N, C >= 3] or a structured array with x, y, z.
+
+    Columns of a plain array are named by their number, as
+    :func:`~dela.cloud.formats.columns.positional_names` says.
+
+    Raises:
+        InputError: another shape, pickled objects, a file cut short.
+    """
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise InputError(f"{path} is an NPZ archive under another name; rename it to .npz")
+    if array.dtype.names:
+        if array.ndim != 1:
+            raise InputError(f"{path}: its structured array has shape {array.shape}; expected [N]")
+        raw = {name: array[name] for name in array.dtype.names}
+        for name, column in raw.items():
+            if column.ndim != 1 or not _is_numeric(column):
+                raise InputError(f"{path}: field {name!r} is not one number a point")
+    else:
+        if array.ndim != 2 or array.shape[1] < 3 or not _is_numeric(array):
+            raise InputError(
+                f"{path} holds {array.dtype} of shape {array.shape}; "
+                "expected numbers [N, 3 or more] or a structured array with x, y, z"
+            )
+        raw = {name: array[:, i] for i, name in enumerate(positional_names(array))}
+    axes = axis_names(list(raw), path, "field")
+    points = np.stack([raw[name].astype(np.float64) for name in axes], axis=1)
+    mapped = dict(zip(axes, AXES, strict=True))
+    mapped |= column_names(name for name in raw if name not in axes)
+    columns = {mapped[name]: native(raw[name]) for name in raw if name not in axes}
+    if not array.dtype.names:
+        integers_where_whole(columns)
+    factor = colors_to_255(columns)
+    names = {mapped[name]: name for name in raw}
+    types = {name: column.dtype for name, column in raw.items()}
+    source = NpySource(names, types, not array.dtype.names, factor)
+    return PointCloud(points, columns, source)
+
+
+def write_npy(path: Path, cloud: PointCloud) -> None:
+    """Writes an NPY: the input's own layout while it has no new columns, else a structured array.
+
+    Coordinates are float64 unless the input held them in another type that fits.
+    """
+    source = cloud.source if isinstance(cloud.source, NpySource) else None
+    columns = {axis: cloud.points[:, index] for index, axis in enumerate(AXES)}
+    for name, column in cloud.columns.items():
+        columns[unique_name(name, columns)] = column
+    names = source.names if source else {}
+    order = [name for name in names if name in columns]
+    order += [name for name in columns if name not in names]
+    arrays: dict[str, np.ndarray] = {}
+    for name in order:
+        own = names.get(name)
+        stored = columns[name]
+        if source and own is not None:
+            stored = _stored(name, stored, source.types[own], source.color_factor)
+        arrays[unique_name(own or name, arrays)] = stored
+    if source and source.table and list(order) == list(names):
+        dtype = np.result_type(*arrays.values())
+        result = np.stack([array.astype(dtype) for array in arrays.values()], axis=1)
+    else:
+        result = np.empty(len(cloud), [(name, array.dtype) for name, array in arrays.items()])
+        for name, array in arrays.items():
+            result[name] = array
+    with path.open("wb") as stream:
+        # Not write_array: its tofile reports a full disk without the system's reason.
+        np.lib.format.write_array_header_2_0(
+            stream, np.lib.format.header_data_from_array_1_0(result)
+        )
+        stream.write(result.data)
+
+
+def read_npz(path: Path) -> PointCloud:
+    """Reads an NPZ: ``points`` (or ``xyz``, ``coord`` ...) [N, 3+], or ``x``, ``y``, ``z`` [N].
+
+    Arrays [N] are columns; ``colors``/``rgb`` and ``normals`` [N, 3] are split into theirs, other
+    [N, k] into ``name_0`` ...; the rest is kept for writing.
+
+    Raises:
+        InputError: no coordinates, pickled objects, a damaged archive.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    with zipfile.ZipFile(path) as archive:
+        compressed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+    with np.load(path, allow_pickle=False) as data:
+        for name in data.files:
+            array = data[name]
+            if isinstance(array, np.ndarray):
+                arrays[name] = array
+    source = NpzSource(compressed=compressed)
+    lower = {name.lower(): name for name in reversed(list(arrays))}
+    own = next((lower[name] for name in _POINT_NAMES if name in lower), None)
+    source.points = own
+    raw: dict[str, np.ndarray] = {}
+    if own is not None:
+        table = arrays.pop(own)
+        if table.ndim != 2 or table.shape[1] < 3 or not _is_numeric(table):
+            raise InputError(
+                f"{path}: array {own!r} holds {table.dtype} of shape {table.shape}; "
+                "expected numbers [N, 3 or more]"
+            )
+        points = table[:, :3].astype(np.float64)
+        source.types[own] = table.dtype
+        for index, name in enumerate(positional_names(table)[3:], 3):
+            raw[name] = table[:, index]
+            source.names[name] = (own, index)
+    elif {"x", "y", "z"} <= set(lower):
+        axes = [arrays.pop(lower[axis]) for axis in AXES]
+        if any(a.ndim != 1 or len(a) != len(axes[0]) or not _is_numeric(a) for a in axes):
+            shapes = ", ".join(str(axis.shape) for axis in axes)
+            raise InputError(f"{path}: x, y and z have shapes {shapes}; expected three times [N]")
+        points = np.stack([axis.astype(np.float64) for axis in axes], axis=1)
+        for axis, values in zip(AXES, axes, strict=True):
+            source.types[axis] = values.dtype
+    else:
+        present = ", ".join(arrays) or "none"
+        raise InputError(
+            f"{path} has no points [N, 3] (nor xyz, nor x, y and z); its arrays: {present}"
+        )
+    source.count = len(points)
+    for name, array in arrays.items():
+        if array.ndim == 1 and len(array) == len(points) and _is_numeric(array):
+            raw[unique_name(name, raw)] = array
+            source.names[name] = (name, None)
+        elif array.ndim == 2 and len(array) == len(points) and _is_numeric(array):
+            for index, part in enumerate(_part_names(name, array.shape[1])):
+                part = unique_name(part, [*raw, *arrays])
+                raw[part] = array[:, index]
+                source.names[part] = (name, index)
+        else:
+            source.others[name] = array
+            continue
+        source.types[name] = array.dtype
+    mapped = column_names(raw)
+    columns = {mapped[name]: native(column) for name, column in raw.items()}
+    source.names = {mapped[name]: place for name, place in source.names.items()}
+    source.color_factor = colors_to_255(columns)
+    return PointCloud(points, columns, source)
+
+
+def write_npz(path: Path, cloud: PointCloud) -> None:
+    """Writes an NPZ: ``points`` [N, 3] and one array a column, or the input's own arrays.
+
+    Uncompressed unless the input was compressed.
+    """
+    source = cloud.source if isinstance(cloud.source, NpzSource) else NpzSource()
+    arrays: dict[str, np.ndarray] = {}
+    if source.points is None:
+        for index, axis in enumerate(AXES):
+            arrays[axis] = _stored(axis, cloud.points[:, index], source.types[axis], 1.0)
+    else:
+        dtype = source.types.get(source.points, np.dtype(np.float64))
+        exact = lossless(cloud.points, dtype)
+        arrays[source.points] = cloud.points if exact is None else exact
+    parts: dict[str, dict[int, np.ndarray]] = {}
+    for name, column in cloud.columns.items():
+        if name not in source.names:
+            arrays[unique_name(name, [*arrays, *source.types, *source.others])] = column
+            continue
+        array, element = source.names[name]
+        column = _stored(name, column, source.types[array], source.color_factor)
+        if element is None:
+            arrays[array] = column
+        else:
+            parts.setdefault(array, {})[element] = column
+    for array, columns in parts.items():
+        ordered = [columns[element] for element in sorted(columns)]
+        if array == source.points:
+            ordered = [*arrays[array].T, *ordered]
+        arrays[array] = np.stack(ordered, axis=1)
+    if source.count == len(cloud):
+        arrays |= source.others
+    kind = zipfile.ZIP_DEFLATED if source.compressed else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", kind, allowZip64=True) as archive:
+        for name, values in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, np.ascontiguousarray(values), allow_pickle=False)
+
+
+def _part_names(name: str, width: int) -> list[str]:
+    plain = name.lower()
+    if plain in ("colors", "color", "colours", "colour", "rgb") and width == 3:
+        return list(COLORS)
+    if plain in ("normals", "normal") and width == 3:
+        return list(NORMALS)
+    return [f"{name}_{index}" for index in range(width)]
+
+
+def _stored(name: str, column: np.ndarray, dtype: np.dtype, factor: float) -> np.ndarray:
+    """The column in the file's own type where the values fit it."""
+    if name in COLORS and factor != 1.0:
+        return colors_from_255(column, factor, dtype)
+    exact = lossless(column, dtype)
+    return column if exact is None else exact
+
+
+def _is_numeric(array: np.ndarray) -> bool:
+    return array.dtype.kind in "uifb" and array.dtype.itemsize <= 8

@@ -1,0 +1,175 @@
+"""The layers that encoder and decoder are made of: normalisation, MLP, local aggregation.
+
+Rows are points of all clouds of a batch, one after the other; features are [N, dim]. The layers
+follow DeLA v2 (Chen et al., "Decoupled Local Aggregation for Point Cloud Learning", 2023).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dela import ops
+from dela.families.dela.recompute import recomputed, recomputing
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def module_list(modules: Iterable[M]) -> Sequence[M]:
+    """``nn.ModuleList`` whose members keep their type for the type checker."""
+    return cast("Sequence[M]", nn.ModuleList(modules))
+
+
+class BatchNorm(nn.BatchNorm1d):
+    """Batch normalisation over points.
+
+    A single row has no variance: in training it is normalised by the running statistics, which
+    stay as they are, so that a tiny cloud at a coarse stage does not stop a run. They also stay
+    when a checkpointed block is computed again.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and x.shape[0] < 2:
+            return F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+        if self.training and not torch.compiler.is_compiling() and recomputing():
+            assert self.running_mean is not None and self.running_var is not None
+            statistics = self.running_mean.clone(), self.running_var.clone()
+            return F.batch_norm(x, *statistics, self.weight, self.bias, True, 0.0, self.eps)
+        return super().forward(x)
+
+
+def drop_rows(branch: Tensor, rate: float, lengths: Sequence[int] | Tensor | None = None) -> Tensor:
+    """Drops whole rows with probability ``rate`` and scales the others by ``1 / (1 - rate)``.
+
+    Args:
+        branch: [N, dim].
+        lengths: rows of each cloud, which then live or die together (stochastic depth); None: every
+            row for itself.
+    """
+    if rate == 0.0:
+        return branch
+    keep = 1.0 - rate
+    count = branch.shape[0] if lengths is None else len(lengths)
+    scale = branch.new_empty(count, 1).bernoulli_(keep).div_(keep)
+    if lengths is not None and count > 1:
+        repeats = torch.as_tensor(lengths, device=branch.device)
+        scale = scale.repeat_interleave(repeats, dim=0, output_size=branch.shape[0])
+    return branch * scale
+
+
+class Mlp(nn.Module):
+    """Linear to ``hidden``, GELU, Linear back without bias, normalisation."""
+
+    def __init__(self, dim: int, hidden: int, momentum: float) -> None:
+        super().__init__()
+        self.expand = nn.Linear(dim, hidden)
+        self.reduce = nn.Linear(hidden, dim, bias=False)
+        self.norm = BatchNorm(dim, momentum=momentum)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.reduce(F.gelu(self.expand(x))))
+
+
+class LocalAggregation(nn.Module):
+    """Linear without bias, SPAMP over the neighbours, normalisation.
+
+    ``centers`` (flat [3 dim / 4], x y z of each group of four channels) and ``falloff`` ([dim / 4],
+    its square is SPAMP's s) are kept flat because weight decay spares one-dimensional parameters.
+    """
+
+    def __init__(self, dim_in: int, dim: int, momentum: float) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim_in, dim, bias=False)
+        self.centers = nn.Parameter(torch.zeros(3 * (dim // 4)))
+        self.falloff = nn.Parameter(torch.full((dim // 4,), 0.1))
+        self.norm = BatchNorm(dim, momentum=momentum)
+
+    def weight(self) -> Tensor:
+        """SPAMP's weight [4, dim / 4]: three rows of centres, one of s."""
+        return torch.cat([self.centers.view(-1, 3).t(), self.falloff.square()[None]])
+
+    def forward(
+        self, x: Tensor, points: Tensor, neighbors: Tensor, rows: Tensor | None = None
+    ) -> Tensor:
+        """Features [N, dim_in] to [M, dim]; row m of ``neighbors`` [M, k] is about ``rows[m]``."""
+        return self.norm(ops.spamp(self.project(x), points, neighbors, self.weight(), rows))
+
+
+class Block(nn.Module):
+    """Residual block: an MLP, then ``depth`` aggregations with one more MLP after every second."""
+
+    def __init__(self, dim: int, depth: int, hidden: int, momentum: float) -> None:
+        super().__init__()
+        self.mlps = module_list(Mlp(dim, hidden, momentum) for _ in range(1 + depth // 2))
+        self.aggregations = module_list(LocalAggregation(dim, dim, momentum) for _ in range(depth))
+
+    def forward(
+        self,
+        x: Tensor,
+        points: Tensor,
+        neighbors: Tensor,
+        drop_rates: Sequence[float],
+        lengths: Sequence[int] | Tensor | None,
+        recompute: bool = False,
+    ) -> Tensor:
+        """Features [N, dim] to [N, dim].
+
+        Args:
+            points: [N, 3] in units of the stage's spread.
+            neighbors: [N, k] int32.
+            drop_rates: one stochastic depth rate per aggregation, its MLP has the same; the first
+                also holds for the leading MLP. Used only in training.
+            lengths: rows of each cloud; None: all rows are one cloud.
+            recompute: keep ``x`` alone between the layers and compute each a second time for its
+                gradients.
+        """
+        clouds = (x.shape[0],) if lengths is None else lengths
+        rates = drop_rates if self.training else [0.0] * len(drop_rates)
+        run = recomputed if recompute else _run
+        first, *others = self.mlps
+        x = run(_residual, first, x, rates[0] if rates else 0.0, clouds)
+        for i, aggregation in enumerate(self.aggregations):
+            x = run(_residual, aggregation, x, rates[i], clouds, points, neighbors)
+            if i % 2:
+                x = run(_residual, others[i // 2], x, rates[i], clouds)
+        return x
+
+
+def _run(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    return function(*arguments)
+
+
+def _residual(
+    layer: nn.Module, x: Tensor, rate: float, clouds: Sequence[int] | Tensor, *arguments: Tensor
+) -> Tensor:
+    """``x`` plus what a layer makes of it, dropped for some clouds."""
+    return x + drop_rows(layer(x, *arguments), rate, clouds)
+
+
+class Downsample(nn.Module):
+    """From stage d - 1 to stage d: a projection of the kept rows plus an aggregation around them.
+
+    The aggregation is evaluated around the kept rows alone, so its normalisation sees those rows,
+    while the projection's sees every row of stage d - 1 in training. (The reference computes and
+    normalises all rows in both and then picks; evaluation agrees exactly.)
+    """
+
+    def __init__(self, dim_in: int, dim: int, momentum: float) -> None:
+        super().__init__()
+        self.project = nn.Linear(dim_in, dim, bias=False)
+        self.norm = BatchNorm(dim, momentum=momentum)
+        self.aggregation = LocalAggregation(dim_in, dim, momentum)
+
+    def forward(self, x: Tensor, points: Tensor, neighbors: Tensor, kept: Tensor) -> Tensor:
+        """Features [N, dim_in] to [M, dim]; points, neighbours and ``kept`` [M] of stage d - 1."""
+        if self.training:
+            skip = self.norm(self.project(x)).index_select(0, kept)
+        else:
+            skip = self.norm(self.project(x.index_select(0, kept)))
+        return skip + self.aggregation(x, points, neighbors.index_select(0, kept), kept)

@@ -1,0 +1,1 @@
+"""Voxel grid, nearest neighbors and sampling, on the CPU and on the GPU."""

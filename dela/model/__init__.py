@@ -1,0 +1,1 @@
+"""What every network shares: task, classes, input columns; the class names of public datasets."""

@@ -1,0 +1,1 @@
+"""The pyramid, the input of networks that search neighbors once per stage: CPU and GPU."""

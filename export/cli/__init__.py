@@ -1,0 +1,1 @@
+"""The commands ``dela export`` and ``dela build``."""

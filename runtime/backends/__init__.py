@@ -1,0 +1,1 @@
+"""What runs a network on its input: PyTorch, ONNX Runtime, TensorRT."""

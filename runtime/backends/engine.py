@@ -1,0 +1,311 @@
+"""The backends ``tensorrt`` and ``tensorrt-rtx``: engines on a GPU.
+
+Inputs go up in one copy, or are read where they lie on the device; the network runs on one stream,
+as a CUDA graph where its sizes come back; logits come down in one copy, or stay.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from dela.artifacts.metadata import OUTPUT, ModelMetadata
+from dela.artifacts.sidecar import Sidecar, read_sidecar
+from dela.errors import DelaError, EngineError, InputError, MissingDependencyError
+from dela.model.contract import ModelConfig
+from dela.plugins.tensorrt import bindings, messages
+from dela.pyramid.cpu import Pyramid
+from dela.runtime.backends.gpu_buffers import (
+    ALIGNMENT,
+    InputBlock,
+    OutputBuffer,
+    cuda_in_words,
+    device_inputs,
+    device_output,
+    on_device,
+)
+from dela.runtime.backends.graphs import Executions
+from dela.runtime.backends.profiles import choose_profile, padded_counts
+
+Where = Literal["host", "pinned", "device"]
+
+
+class EngineBackend:
+    """A TensorRT engine with its sidecar.
+
+    Args:
+        path: the engine; ``<path>.json`` stands beside it.
+        name: ``tensorrt`` or ``tensorrt-rtx``; None for the one that built it.
+        device: number of the GPU.
+        graphs: pad inputs to bucket sizes and run sizes that come back as CUDA graphs. Without,
+            each size runs as it is, and arrays on the device are read where they lie.
+
+    Attributes:
+        sidecar: how the engine was built.
+        device: the GPU (:class:`dela.plugins.cuda.driver.Device`).
+        stream: that the network and its copies run on, one thread at a time; work of your own goes
+            on a stream of its own.
+
+    Raises:
+        MissingDependencyError: no TensorRT, no CUDA package, no driver or no GPU.
+        EngineError: the engine does not fit what is installed; the message says what differs.
+        CheckpointError: the network's own description is damaged or of a newer dela.
+    """
+
+    def __init__(
+        self, path: Path, name: str | None = None, *, device: int = 0, graphs: bool = True
+    ) -> None:
+        if path.suffix.lower() in (".onnx", ".pt", ".pth"):
+            raise EngineError(
+                f"{path} is no engine; build one from an exported network: `dela build "
+                f"{path.with_suffix('.onnx')} --backend {name or 'tensorrt'}`"
+            )
+        flavour = read_sidecar(path, check_digest=False).flavour
+        if name not in (None, flavour):
+            raise EngineError(
+                f"{path} is an engine of {flavour}, not {name}; choose --backend {flavour}"
+            )
+        name, trt = flavour, _bindings(flavour)
+        with cuda_in_words():
+            from dela.plugins.cuda.driver import Device, Stream
+
+            self.device = Device(device)
+        sidecar = read_sidecar(path)
+        sidecar.check_runtime(name, trt.__version__, self.device.compute_capability, str(path))
+        _check_kernels(sidecar, path)
+        with cuda_in_words(), self.device.current():
+            self.stream = Stream(self.device)
+            engine = _deserialize(trt, path, sidecar)
+        self.path = path
+        self.name = name
+        self.sidecar = sidecar
+        metadata = sidecar.metadata(str(path))
+        _check_engine(trt, engine, metadata, sidecar, path)
+        self.metadata: ModelMetadata | None = metadata
+        self.config: ModelConfig = metadata.config
+        self.sha256: str = metadata.checkpoint_sha256
+        self.max_points: int | None = None
+        if self.config.task == "segmentation":
+            self.max_points = max(profile.stages[0].max for profile in sidecar.profiles)
+        self._inputs = metadata.expected_inputs()
+        self._dtypes = {input_name: dtype for input_name, (dtype, _) in self._inputs.items()}
+        with cuda_in_words(), self.device.current():
+            self._block = InputBlock(self.stream)
+            self._output = OutputBuffer(self.stream)
+            self._executions = Executions(
+                _context_maker(trt, engine, name),
+                self.stream,
+                graphs=graphs,
+                reason=lambda: messages.first_error(trt),
+            )
+        self._log = messages.logger(trt)
+        self._lock = threading.Lock()
+
+    @property
+    def graphs(self) -> int:
+        """CUDA graphs captured so far."""
+        return self._executions.captured
+
+    def run(self, pyramid: Pyramid, output: Where | Any = "host") -> Any:
+        """Logits of a pyramid: [N_0, classes] float32, or [B, classes] (classification).
+
+        Args:
+            pyramid: numpy arrays, or arrays on the GPU of any library, all of them float32 and
+                int32 as documented there. Those on the device are not looked into: indices are
+                trusted.
+            output: ``host``: a numpy array of your own. ``pinned``: one in page-locked memory, and
+                ``device``: a :class:`dela.plugins.cuda.arrays.DeviceArray`; both are the
+                backend's, complete, and overwritten by the next run. Or an array of yours, of any
+                library, on the same GPU: they are copied there, complete on return.
+
+        Raises:
+            InputError: a shape, dtype or index that does not fit, or an output that is no place
+                for logits.
+            EngineError: more points than the engine takes.
+            DelaError: the GPU has too little memory, or the engine fails.
+        """
+        if isinstance(output, str) and output not in get_args(Where):
+            raise InputError(
+                f"output is {output!r}; give {', '.join(get_args(Where))} or an array on the GPU"
+            )
+        arrays = self._arrays(pyramid)
+        with self._lock, cuda_in_words(), self.device.current():
+            self._log.clear()
+            counts = self._counts(arrays)
+            answers = (self._answers(counts), self.config.num_classes)
+            given = None if isinstance(output, str) else device_output(output, answers, self.stream)
+            per_cloud = self.config.points
+            profiles = self.sidecar.profiles
+            profile = choose_profile(profiles, counts, per_cloud, str(self.path))
+            rows = padded_counts(
+                counts, profiles[profile], per_cloud, buckets=self._executions.graphs
+            )
+            inputs = self._on_device(arrays, rows, direct=rows == counts)
+            logits = self._output.reserve((self._answers(rows), self.config.num_classes))
+            self._executions.run(profile, inputs, {OUTPUT: logits})
+            asked = logits.view(answers)
+            if given is not None:
+                given.copy_from(asked, self.stream)
+            if given is not None or output == "device":
+                self.stream.synchronize()
+                return asked if given is None else output
+            host = self._output.download(asked)
+            return host if output == "pinned" else host.copy()
+
+    def _arrays(self, pyramid: Pyramid) -> dict[str, Any]:
+        """The inputs this network takes; host arrays are checked to their last value."""
+        given = dict(pyramid.inputs())
+        missing = [name for name in self._inputs if name not in given]
+        if missing:
+            raise InputError(
+                f"the pyramid lacks {', '.join(missing)}, which {self.path} takes; "
+                "build it with this engine's configuration"
+            )
+        arrays = {name: given[name] for name in self._inputs}
+        if not any(map(on_device, arrays.values())):
+            pyramid.validate()
+        return arrays
+
+    def _counts(self, arrays: Mapping[str, Any]) -> tuple[int, ...]:
+        """Points per stage.
+
+        Raises:
+            InputError: an array of another shape than the network and the other arrays ask for.
+        """
+        stages = self.config.stages
+        counts = tuple(int(arrays[f"neighbors_{stage}"].shape[0]) for stage in range(stages))
+        for name, wanted in self._shapes(counts).items():
+            found = tuple(int(size) for size in arrays[name].shape)
+            if found != wanted:
+                raise InputError(f"{name} has shape {list(found)}; expected {list(wanted)}")
+        if self.config.points:
+            clouds = -(-counts[0] // self.config.points[0])
+            if counts != tuple(clouds * size for size in self.config.points):
+                raise InputError(
+                    f"the stages have {list(counts)} points; clouds of {list(self.config.points)} "
+                    "are expected"
+                )
+        return counts
+
+    def _shapes(self, counts: Sequence[int]) -> dict[str, tuple[int, ...]]:
+        """Shape of every input at some points per stage."""
+        shapes = {}
+        for name, (_, (_, *rest)) in self._inputs.items():
+            kind, _, number = name.partition("_")
+            stage = int(number) if kind in ("neighbors", "kept") else 0
+            shapes[name] = (counts[stage], *(size for size in rest if size is not None))
+        return shapes
+
+    def _answers(self, counts: Sequence[int]) -> int:
+        """Rows of logits: points, or clouds."""
+        return counts[0] // self.config.points[0] if self.config.points else counts[0]
+
+    def _on_device(
+        self, arrays: Mapping[str, Any], rows: Sequence[int], direct: bool
+    ) -> dict[str, Any]:
+        """The inputs as device arrays of ``rows`` rows per stage."""
+        shapes = self._shapes(rows)
+        if not any(map(on_device, arrays.values())):
+            return self._block.upload(arrays, shapes, self._dtypes)
+        found = device_inputs(arrays, self._dtypes, self.stream)
+        # A graph keeps the addresses it was captured with, so it reads from memory of its own; and
+        # TensorRT takes no address in the middle of an allocation.
+        aligned = all(array.pointer % ALIGNMENT == 0 for array in found.values())
+        if direct and aligned and not self._executions.graphs:
+            return found
+        return self._block.gather(found, shapes)
+
+
+def _bindings(name: str) -> ModuleType:
+    try:
+        return bindings.load(name)
+    except bindings.TensorRTUnavailable as error:
+        raise MissingDependencyError(str(error)) from error
+
+
+def _check_kernels(sidecar: Sidecar, path: Path) -> None:
+    """Kernels launched from Python must be those the engine was built with."""
+    if sidecar.plugins != "python":
+        return
+    from dela.plugins.cuda import kernels
+
+    installed = kernels.digest()
+    if installed != sidecar.kernels_sha256:
+        raise EngineError(
+            f"{path} was built with the kernels of dela {sidecar.dela_version} "
+            f"({sidecar.kernels_sha256[:12]}), installed are others ({installed[:12] or 'none'}); "
+            "build it again with `dela build`"
+        )
+
+
+def _deserialize(trt: ModuleType, path: Path, sidecar: Sidecar) -> Any:
+    if sidecar.plugins == "python":
+        from dela.plugins.tensorrt import launched
+
+        launched.register(trt)
+    log = messages.logger(trt)
+    log.clear()
+    try:
+        engine = trt.Runtime(log).deserialize_cuda_engine(path.read_bytes())
+    except OSError as error:
+        raise EngineError(f"cannot read {path}: {error.strerror or error}") from error
+    if engine is None:
+        raise EngineError(
+            f"{path} does not load: {messages.first_error(trt)}; build it again on this machine "
+            "with `dela build`"
+        )
+    return engine
+
+
+def _check_engine(
+    trt: ModuleType, engine: Any, metadata: ModelMetadata, sidecar: Sidecar, path: Path
+) -> None:
+    """Whether inputs, output and profiles are those the sidecar speaks of."""
+    inputs: dict[str, tuple[str, list[int | None]]] = {}
+    outputs: dict[str, list[int | None]] = {}
+    for index in range(engine.num_io_tensors):
+        name = engine.get_tensor_name(index)
+        shape = [None if size < 0 else int(size) for size in engine.get_tensor_shape(name)]
+        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
+            inputs[name] = np.dtype(trt.nptype(engine.get_tensor_dtype(name))).name, shape
+        else:
+            outputs[name] = shape
+    metadata.check_graph(inputs, outputs, str(path))
+    found = engine.num_optimization_profiles
+    if found != len(sidecar.profiles):
+        raise EngineError(
+            f"{path} has {found} profiles, {path.name}.json speaks of {len(sidecar.profiles)}; "
+            "build it again with `dela build`"
+        )
+
+
+def _context_maker(trt: ModuleType, engine: Any, name: str) -> Callable[[bool], Any]:
+    """A function that makes execution contexts whose activations the caller provides; its argument
+    tells whether graphs will be captured from it."""
+    user_managed: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    settings = {False: user_managed, True: user_managed}
+    if name == "tensorrt-rtx":
+        # It compiles kernels for each shape it meets, behind stand-ins that are ready at once. A
+        # graph would keep the stand-ins, so there it waits. What is compiled serves all contexts.
+        cache = None
+        kinds = trt.DynamicShapesKernelSpecializationStrategy
+        for for_graphs, kind in ((False, kinds.LAZY), (True, kinds.EAGER)):
+            config = engine.create_runtime_config()
+            cache = cache or config.create_runtime_cache()
+            config.set_execution_context_allocation_strategy(user_managed)
+            config.set_runtime_cache(cache)
+            config.dynamic_shapes_kernel_specialization_strategy = kind
+            settings[for_graphs] = config
+
+    def create(for_graphs: bool) -> Any:
+        context = engine.create_execution_context(settings[for_graphs])
+        if context is None:
+            raise DelaError(f"TensorRT makes no execution context: {messages.first_error(trt)}")
+        return context
+
+    return create

@@ -1,0 +1,1 @@
+"""The commands that run networks: predict, verify, bench, info, view, doctor."""

@@ -1,0 +1,147 @@
+"""The command ``dela bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dela.artifacts.sidecar import SUFFIX
+from dela.cloud.point_cloud import PointCloud
+from dela.errors import InputError
+from dela.runtime.backends.base import BACKENDS, Backend, backend_of, load_backend
+from dela.runtime.cli import report
+from dela.runtime.cli.options import (
+    BackendName,
+    Device,
+    GpuPyramid,
+    Json,
+    MaxPoints,
+    NoGraphs,
+    Threads,
+)
+from dela.runtime.predict.predictor import MAX_POINTS
+
+_POINTS, _CLOUDS = 30_000, 8
+
+
+def bench(
+    models: Annotated[
+        list[Path], typer.Argument(help="Checkpoints (.pt), exported networks, engines.")
+    ],
+    backend: Annotated[
+        list[BackendName] | None,
+        typer.Option(
+            help="Time this backend, on the model file it takes, or on the one of the same name "
+            "beside it; repeatable. Every model on its own backend when left out."
+        ),
+    ] = None,
+    points: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Voxels of a made-up scan (clouds, for classification); repeatable. "
+            f"{_POINTS} voxels or {_CLOUDS} clouds when neither this nor --input is given.",
+        ),
+    ] = None,
+    scans: Annotated[
+        list[Path] | None, typer.Option("-i", "--input", help="A scan to time; repeatable.")
+    ] = None,
+    repeats: Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")] = 20,
+    warmups: Annotated[int, typer.Option("--warmup", min=0, help="Repetitions before them.")] = 3,
+    max_points: MaxPoints = MAX_POINTS,
+    no_kernels: Annotated[
+        bool, typer.Option("--no-kernels", help="ONNX Runtime: the file's own function bodies.")
+    ] = False,
+    threads: Threads = None,
+    device: Device = None,
+    no_cuda_graphs: NoGraphs = False,
+    gpu_pyramid: GpuPyramid = False,
+    json: Json = False,
+) -> list[dict[str, Any]]:
+    """Measure the latency of models on backends, side by side.
+
+    Times are those of a whole scan, from its points to their labels: voxels and neighbours
+    (preprocess), the network with all transfers (median, 90th percentile and points a second
+    are its own), and the labels of all points (postprocess).
+    """
+    from dela.cloud.formats import read_cloud
+    from dela.runtime.bench import made_up_clouds, measure
+
+    jobs = _jobs(models, [choice.value for choice in backend or ()])
+    read = {str(scan): [read_cloud(scan)] for scan in scans or ()}
+    results = []
+    for name, model in jobs:
+        loaded = load_backend(
+            model,
+            name,
+            kernels=not no_kernels,
+            threads=threads,
+            device=device,
+            graphs=not no_cuda_graphs,
+        )
+        label = name if device is None else f"{name} on {device}"
+        label += ", bodies" if name == "onnxruntime" and no_kernels else ""
+        for title, clouds in _inputs(loaded, points, read, made_up_clouds).items():
+            with report.progress_bar(f"{loaded.name} {title}") as update:
+                results.append(
+                    measure(
+                        loaded,
+                        clouds,
+                        name=title,
+                        label=label,
+                        repeats=repeats,
+                        warmups=warmups,
+                        max_points=max_points,
+                        gpu_pyramid=gpu_pyramid,
+                        progress=update,
+                    )
+                )
+    values = [result.to_dict() for result in results]
+    if json:
+        report.print_json(values)
+    else:
+        report.console().print(report.latency_table(values))
+    return values
+
+
+def _jobs(models: Sequence[Path], backends: Sequence[str]) -> list[tuple[str, Path]]:
+    """Backends with the file each runs.
+
+    Raises:
+        InputError: a file of an unknown suffix, or no file that a backend takes.
+    """
+    if not backends:
+        return [(backend_of(model), model) for model in models]
+    jobs = []
+    for name in backends:
+        suffixes = BACKENDS[name]
+        given = [model for model in models if model.suffix.lower() in suffixes]
+        beside = [model.with_suffix(suffix) for model in models for suffix in suffixes]
+        files = given or [path for path in dict.fromkeys(beside) if path.is_file()]
+        if not files:
+            build = f"; `dela build MODEL.onnx --backend {name}` makes one"
+            raise InputError(
+                f"no file for --backend {name}: it runs {' or '.join(suffixes)}, and there is no "
+                f"{' or '.join(str(path) for path in dict.fromkeys(beside))}"
+                f"{build if suffixes == (SUFFIX,) else ''}"
+            )
+        jobs += [(name, path) for path in files]
+    return jobs
+
+
+def _inputs(
+    backend: Backend,
+    sizes: Sequence[int] | None,
+    scans: dict[str, list[PointCloud]],
+    make: Any,
+) -> dict[str, list[PointCloud]]:
+    """Name -> clouds of every input to time."""
+    classification = backend.config.task == "classification"
+    if not sizes and not scans:
+        sizes = [_CLOUDS if classification else _POINTS]
+    what = "clouds" if classification else "voxels"
+    made = {f"{size:,} {what}": make(backend.config, size) for size in sizes or ()}
+    return {**made, **scans}

@@ -1,0 +1,98 @@
+"""Scans labelled on the GPU that runs the network.
+
+A scan's points and attributes go up once, its labels come down once. Voxels, neighbours and
+downsampling are those of the CPU, value for value; labels are those of the same definition.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dela.cloud.point_cloud import PointCloud
+from dela.errors import InputError
+from dela.geometry.gpu_queue import Workspace
+from dela.pyramid.cpu import Pyramid
+from dela.pyramid.gpu import PyramidBuilder
+from dela.runtime.backends.gpu_buffers import cuda_in_words
+from dela.runtime.predict.labeller import Labels
+from dela.scan.gpu_votes import DeviceScan, DeviceTally
+from dela.scan.votes import Progress, take_votes
+
+if TYPE_CHECKING:
+    from dela.runtime.backends.base import Backend
+    from dela.runtime.backends.engine import EngineBackend
+
+
+class DeviceLabeller:
+    """:class:`dela.runtime.predict.labeller.Labeller` on the GPU of an engine.
+
+    It has a stream of its own: the backend's belongs to whichever thread is running the network,
+    and what another one queued there would become part of a graph that is being captured. The
+    backend waits for the pyramids it is given, and its logits are copied before it takes the next.
+    Threads take turns; with a labeller each, over one backend, only in the network.
+
+    Args:
+        backend: that takes and leaves arrays on its device.
+
+    Raises:
+        InputError: a backend that takes arrays on the host, or a classification network.
+    """
+
+    def __init__(self, backend: Backend | EngineBackend) -> None:
+        device = getattr(backend, "device", None)
+        if device is None:
+            raise InputError(
+                f"{backend.name} takes its input from the host; pyramids on the GPU are for "
+                "engines (--backend tensorrt or tensorrt-rtx)"
+            )
+        self._backend: Any = backend
+        self._device = device
+        # Pyramids and labels are valid until the next ones are made.
+        self._turn = threading.Lock()
+        with cuda_in_words(), device.current():
+            from dela.plugins.cuda.driver import Stream
+
+            self._stream = Stream(device)
+            self._builder = PyramidBuilder(backend.config, self._stream)
+            self._memory = Workspace(self._stream)
+
+    def wait(self) -> None:
+        """Waits until the pyramid made last is there."""
+        self._stream.synchronize()
+
+    def run(self, pyramid: Pyramid) -> Any:
+        """Logits on the device."""
+        shape = (len(pyramid.points), self._backend.config.num_classes)
+        return self._backend.run(pyramid, self._memory.array("logits", shape, np.float32))
+
+    def label(
+        self,
+        forward: Callable[[Pyramid], Any],
+        cloud: PointCloud,
+        attributes: np.ndarray,
+        *,
+        points: int,
+        max_points: int,
+        votes: int = 1,
+        probabilities: bool = False,
+        progress: Progress | None = None,
+    ) -> Labels:
+        """As :meth:`dela.runtime.predict.labeller.Labeller.label`."""
+        with self._turn, cuda_in_words(), self._device.current():
+            scan = DeviceScan.of(self._builder, cloud.points, attributes)
+            tally = DeviceTally(scan, self._memory, points, votes)
+            runs = take_votes(
+                forward,
+                scan,
+                scan.look,
+                self._backend.config,
+                tally,
+                max_points=max_points,
+                votes=votes,
+                progress=progress,
+            )
+            return Labels(*tally.labels(probabilities), len(scan), runs)

@@ -1,0 +1,131 @@
+"""From a prepared scan to the label of every point, on the host; and what a GPU's way gives too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from dela.cloud.point_cloud import PointCloud
+from dela.pyramid.cpu import Pyramid
+from dela.scan.votes import Progress, predict_voxels
+from dela.scan.voxels import Voxels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from dela.runtime.backends.base import Backend
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What a network says of the first points of a scan.
+
+    Attributes:
+        classes: [N] int32, index into the model's classes.
+        confidence: [N] float32, the probability of that class.
+        probabilities: [N, classes] float32 when asked for, else None.
+        voxels: points the network saw.
+        runs: of the network.
+    """
+
+    classes: np.ndarray
+    confidence: np.ndarray
+    probabilities: np.ndarray | None
+    voxels: int
+    runs: int
+
+
+class Labeller(Protocol):
+    """A backend, and where voxels, neighbours and labels are made for it."""
+
+    def wait(self) -> None:
+        """Waits until the pyramid made last is there."""
+
+    def run(self, pyramid: Pyramid) -> Any:
+        """The network's logits, where :meth:`label` takes them."""
+
+    def label(
+        self,
+        forward: Callable[[Pyramid], Any],
+        cloud: PointCloud,
+        attributes: np.ndarray,
+        *,
+        points: int,
+        max_points: int,
+        votes: int = 1,
+        probabilities: bool = False,
+        progress: Progress | None = None,
+    ) -> Labels:
+        """Labels of a finite scan.
+
+        Args:
+            forward: :meth:`run`, and whatever the caller wants to know of it.
+            cloud: the scan.
+            attributes: [N, F] float32, scaled, of every point.
+            points: how many of the scan's points, from the first one on, get labels.
+            max_points, votes, probabilities, progress: as for :meth:`Predictor.predict`.
+
+        Raises:
+            InputError: several points that all fall into one voxel.
+        """
+
+
+class HostLabeller:
+    """:class:`Labeller` on the CPU, for every backend and task."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
+
+    def run(self, pyramid: Pyramid) -> np.ndarray:
+        """Logits on the host."""
+        return self._backend.run(pyramid)
+
+    def label(
+        self,
+        forward: Callable[[Pyramid], Any],
+        cloud: PointCloud,
+        attributes: np.ndarray,
+        *,
+        points: int,
+        max_points: int,
+        votes: int = 1,
+        probabilities: bool = False,
+        progress: Progress | None = None,
+    ) -> Labels:
+        """As :meth:`Labeller.label`."""
+        config = self._backend.config
+        answer = predict_voxels(
+            forward,
+            cloud.points - cloud.points.min(axis=0),
+            lambda pick: Voxels.of(cloud, attributes, config, pick),
+            config,
+            max_points=max_points,
+            votes=votes,
+            progress=progress,
+        )
+        rows = answer.row_of_point[:points]
+        return Labels(
+            answer.probabilities.argmax(axis=1).astype(np.int32)[rows],
+            answer.probabilities.max(axis=1)[rows],
+            answer.probabilities[rows] if probabilities else None,
+            len(answer.voxels),
+            answer.runs,
+        )
+
+
+def labeller_of(backend: Backend, gpu_pyramid: bool) -> Labeller:
+    """What labels scans with a backend: on the CPU, or on the GPU of an engine.
+
+    Raises:
+        InputError: ``gpu_pyramid`` with another backend, or for classification.
+    """
+    if not gpu_pyramid:
+        return HostLabeller(backend)
+    from dela.runtime.predict.gpu_labeller import DeviceLabeller
+
+    return DeviceLabeller(backend)

@@ -1,0 +1,158 @@
+"""What the GPU backends say on a machine that lacks something, and what stays unimported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from dela.cli import main as cli
+from dela.cloud.formats import write_cloud
+from dela.errors import InputError, MissingDependencyError
+from dela.plugins.tensorrt import bindings
+from dela.runtime import load_backend
+from dela.runtime.backends import base as backends
+from dela.runtime.info import describe
+from small_networks import Trained, make_cloud
+from standin_tensorrt import write_engine
+
+HIDDEN = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.fixture(scope="module")
+def engines(network: Trained, tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("engines")
+    found = {}
+    for flavour in ("tensorrt", "tensorrt-rtx"):
+        (folder / flavour).mkdir()
+        found[flavour] = write_engine(folder / flavour, network.onnx, "1:500:5000", flavour=flavour)
+    return found
+
+
+@pytest.fixture(scope="module")
+def scan(tmp_path_factory) -> Path:
+    return write_cloud(tmp_path_factory.mktemp("scan") / "scan.ply", make_cloud(300))
+
+
+def run_dela(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dela", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, env=HIDDEN, timeout=120)
+
+
+@pytest.mark.parametrize("flavour", ["tensorrt", "tensorrt-rtx"])
+@pytest.mark.parametrize("command", ["predict", "verify", "bench"])
+def test_without_the_package_one_line_says_what_to_install(
+    network, engines, scan, monkeypatch, capsys, flavour, command
+):
+    monkeypatch.setitem(bindings.MODULES, flavour, ("no_such_module",))
+    bindings.load.cache_clear()
+    words = {
+        "predict": ["predict", scan, "-m", engines[flavour], "--backend", flavour],
+        "verify": ["verify", engines[flavour], "--checkpoint", network.checkpoint, "-i", scan],
+        "bench": ["bench", engines[flavour]],
+    }[command]
+    with pytest.raises(SystemExit) as ended:
+        cli.main(list(map(str, words)))
+    bindings.load.cache_clear()
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"error: {flavour} is not installed; pip install 'dela[{flavour}]'"
+
+
+def test_without_a_driver_one_line_says_so(engines, scan):
+    pytest.importorskip("cuda.bindings")
+    pytest.importorskip("tensorrt_rtx_bindings")
+    done = run_dela("predict", scan, "-m", engines["tensorrt-rtx"])
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and "NVIDIA driver" in line and "Traceback" not in line
+
+
+def test_torch_without_a_gpu(network):
+    torch = pytest.importorskip("torch")
+    number = torch.cuda.device_count()
+    with pytest.raises(MissingDependencyError, match=f"finds {number} GPUs, not one numbered"):
+        load_backend(network.checkpoint, device=f"cuda:{number}")
+
+
+def test_onnxruntime_without_cuda(network, monkeypatch):
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(MissingDependencyError, match=r"built without CUDA; .*onnxruntime-gpu"):
+        load_backend(network.onnx, device="cuda")
+
+
+def test_onnxruntime_that_falls_back_to_the_cpu_in_silence(network, monkeypatch):
+    """The session itself is real: it runs on the CPU although a GPU was asked for."""
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime may use a GPU")
+    names = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: names)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(MissingDependencyError, match="GPU 0 and fell back to the CPU"),
+    ):
+        load_backend(network.onnx, device="cuda")
+
+
+def test_onnxruntime_on_a_gpu_runs_the_function_bodies(network, monkeypatch):
+    """Kernels of the CPU would pull every feature off the GPU and back."""
+    loaded = []
+
+    def session(path, options, gpu):
+        loaded.append(gpu)
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(backends, "cuda_session", session)
+    monkeypatch.setattr(
+        onnxruntime.SessionOptions,
+        "register_custom_ops_library",
+        lambda options, path: pytest.fail("registered CPU kernels"),
+    )
+    assert not load_backend(network.onnx, device="cuda:1").kernels
+    assert loaded == [1]
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1"])
+def test_an_unknown_device_is_named(network, device):
+    with pytest.raises(InputError, match=f"device '{device}' is unknown; choose cpu, cuda"):
+        load_backend(network.onnx, device=device)
+
+
+def test_the_cpu_may_be_asked_for(network):
+    cloud = make_cloud(200)
+    from dela.runtime import Predictor
+
+    one = Predictor(load_backend(network.onnx, device="cpu")).predict(cloud)
+    other = Predictor(load_backend(network.onnx)).predict(cloud)
+    assert np.array_equal(one.classes, other.classes)
+
+
+def test_info_describes_an_engine_without_tensorrt(engines, network, monkeypatch):
+    monkeypatch.setattr(bindings, "load", lambda flavour: pytest.fail("loaded TensorRT"))
+    values = describe(engines["tensorrt"])
+    assert values["kind"] == "engine" and values["flavour"] == "tensorrt"
+    assert values["profiles"][0].startswith("1:500:5000,1:")
+    assert values["dims"] == list(network.config.dims)
+
+
+def test_nothing_of_cuda_tensorrt_or_torch_is_imported_unasked(network, scan, engines):
+    program = f"""
+import sys
+from dela.runtime import Predictor, load_backend
+from dela.cloud.formats import read_cloud
+from dela.runtime.info import describe
+Predictor(load_backend({str(network.onnx)!r})).predict(read_cloud({str(scan)!r}))
+describe({str(engines["tensorrt"])!r})
+unasked = {{"torch", "cuda", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}}
+print(sorted(unasked & {{name.partition(".")[0] for name in sys.modules}}))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.strip() == "[]", done.stderr

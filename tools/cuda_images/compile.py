@@ -1,0 +1,242 @@
+"""Compiles the CUDA kernels into the images that the package ships.
+
+    make kernels                                          compiles what changed, renews the report
+    PYTHONPATH=tools python -m cuda_images.compile         compiles into plugins/cuda/images/
+    PYTHONPATH=tools python -m cuda_images.compile --check only says whether they are up to date
+
+The compiler is NVRTC from the wheel ``nvidia-cuda-nvrtc-cu12``, with the headers of
+``nvidia-cuda-runtime-cu12``: neither a CUDA toolkit nor a driver is needed. The same sources and
+the same compiler give the same bytes, so a stale image shows. Users of the package need none of
+this: they load the images.
+
+One image set per subject (:data:`SUBJECTS`), each the PTX for :data:`PTX_ARCHITECTURE` and a binary
+("cubin") for each of :data:`BINARY_ARCHITECTURES`; ``manifest.json`` beside them names the compiler
+and holds the hash of every source and image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parents[2] / "plugins" / "cuda"
+IMAGES = FOLDER / "images"
+
+NVRTC_VERSION = "12.8.93"
+RUNTIME_VERSION = "12.8.90"
+_NVRTC_WHEEL, _RUNTIME_WHEEL = "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"
+INSTALL = f"pip install {_NVRTC_WHEEL}=={NVRTC_VERSION} {_RUNTIME_WHEEL}=={RUNTIME_VERSION}"
+
+# Sources of one image set each; files of plugins/cuda/ that hold kernels.
+SUBJECTS = {
+    "operators": ("spse.cu", "spamp.cu", "spse_backward.cu", "spamp_backward.cu", "reverse.cu"),
+    "geometry": ("sort.cu", "voxel.cu", "knn.cu", "votes.cu"),
+}
+PTX_ARCHITECTURE = 80
+BINARY_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+OPTIONS = ("--std=c++17",)
+
+_INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
+
+
+class CompileError(RuntimeError):
+    """The compiler is not there, is another version, or refuses a source."""
+
+
+def source_files(subject: str) -> list[Path]:
+    """The kernels of a subject and every header they include, directly or not.
+
+    Raises:
+        CompileError: a file is missing, as all of them are from an installed package.
+    """
+    found: list[Path] = []
+    waiting = [FOLDER / name for name in SUBJECTS[subject]]
+    while waiting:
+        path = waiting.pop(0)
+        if path in found:
+            continue
+        if not path.exists():
+            raise CompileError(f"{path} is missing; kernels are compiled in a checkout of dela")
+        found.append(path)
+        waiting += [FOLDER.parent / name for name in _INCLUDE.findall(path.read_text())]
+    return found
+
+
+def source_hash(subject: str) -> str:
+    """SHA-256 of a subject's sources, the compiler's version and its options."""
+    digest = hashlib.sha256(
+        json.dumps([NVRTC_VERSION, RUNTIME_VERSION, OPTIONS, PTX_ARCHITECTURE]).encode()
+    )
+    for path in source_files(subject):
+        digest.update(f"\0{path.name}\0".encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def image_names(subject: str) -> dict[str, str]:
+    """File name of every image of a subject, with its architecture as the compiler calls it."""
+    names = {f"{subject}.compute_{PTX_ARCHITECTURE}.ptx": f"compute_{PTX_ARCHITECTURE}"}
+    for number in BINARY_ARCHITECTURES:
+        names[f"{subject}.sm_{number}.cubin"] = f"sm_{number}"
+    return names
+
+
+class Compiler:
+    """NVRTC of the pinned wheel.
+
+    Raises:
+        CompileError: a wheel is missing or has another version.
+    """
+
+    def __init__(self) -> None:
+        for wheel, wanted in ((_NVRTC_WHEEL, NVRTC_VERSION), (_RUNTIME_WHEEL, RUNTIME_VERSION)):
+            try:
+                found = importlib.metadata.version(wheel)
+            except importlib.metadata.PackageNotFoundError:
+                found = "none"
+            if found != wanted:
+                raise CompileError(f"{wheel} {wanted} is needed, found {found}: {INSTALL}")
+        self._library = ctypes.CDLL(str(_wheel_folder("cuda_nvrtc") / "lib/libnvrtc.so.12"))
+        self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
+        self._include = _wheel_folder("cuda_runtime") / "include"
+
+    def compile(self, subject: str, architecture: str) -> bytes:
+        """One image: PTX text for ``compute_80`` and its like, a binary for ``sm_90`` and its like.
+
+        Raises:
+            CompileError: with the compiler's messages.
+        """
+        source = "".join(f'#include "cuda/{name}"\n' for name in SUBJECTS[subject])
+        options = [
+            f"--gpu-architecture={architecture}",
+            f"--include-path={FOLDER.parent}",
+            f"--include-path={self._include}",
+            *OPTIONS,
+        ]
+        program = ctypes.c_void_p()
+        self._call(
+            "CreateProgram", ctypes.byref(program), source.encode(), f"{subject}.cu".encode(),
+            0, None, None,
+        )  # fmt: skip
+        try:
+            array = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
+            status = self._library.nvrtcCompileProgram(program, len(options), array)
+            if status != 0:
+                log = self._result("ProgramLog", program).rstrip(b"\0").decode().strip()
+                raise CompileError(f"{subject} for {architecture} does not compile:\n{log}")
+            if architecture.startswith("sm_"):
+                return self._result("CUBIN", program)
+            return self._result("PTX", program).rstrip(b"\0")
+        finally:
+            self._library.nvrtcDestroyProgram(ctypes.byref(program))
+
+    def _result(self, what: str, program: ctypes.c_void_p) -> bytes:
+        size = ctypes.c_size_t()
+        self._call(f"Get{what}Size", program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._call(f"Get{what}", program, buffer)
+        return buffer.raw
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        status = getattr(self._library, f"nvrtc{name}")(*arguments)
+        if status != 0:
+            reason = self._library.nvrtcGetErrorString(status).decode()
+            raise CompileError(f"nvrtc{name} failed: {reason}")
+
+
+def _wheel_folder(package: str) -> Path:
+    spec = importlib.util.find_spec(f"nvidia.{package}")
+    if spec is None or not spec.submodule_search_locations:
+        raise CompileError(f"the folder nvidia/{package} of the wheels is missing: {INSTALL}")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def read_manifest() -> dict[str, Any]:
+    """``images/manifest.json``, or an empty one."""
+    path = IMAGES / "manifest.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def stale_subjects() -> list[str]:
+    """Subjects whose images were not made from the sources as they are, or are damaged."""
+    known = read_manifest().get("subjects", {})
+    stale = []
+    for subject in SUBJECTS:
+        entry = known.get(subject, {})
+        fresh = entry.get("sources") == source_hash(subject)
+        for name in image_names(subject):
+            path = IMAGES / name
+            fresh = fresh and path.exists() and entry["images"].get(name) == _hash(path)
+        if not fresh:
+            stale.append(subject)
+    return stale
+
+
+def write_images() -> list[str]:
+    """Compiles the subjects that are stale and replaces their images; answers which.
+
+    Raises:
+        CompileError: no compiler, or a source that does not compile; nothing then changes.
+    """
+    stale = stale_subjects()
+    if not stale:
+        return []
+    compiler = Compiler()
+    made = {
+        subject: {
+            name: compiler.compile(subject, architecture)
+            for name, architecture in image_names(subject).items()
+        }
+        for subject in stale
+    }
+    IMAGES.mkdir(exist_ok=True)
+    entries = read_manifest().get("subjects", {})
+    for subject, images in made.items():
+        for name, data in images.items():
+            (IMAGES / name).write_bytes(data)
+        hashes = {name: _hash(IMAGES / name) for name in images}
+        entries[subject] = {"sources": source_hash(subject), "images": hashes}
+    kept = {subject: entries[subject] for subject in SUBJECTS}
+    for path in IMAGES.iterdir():
+        if not any(path.name in entry["images"] for entry in kept.values()):
+            path.unlink()
+    manifest = {"compiler": f"NVRTC {NVRTC_VERSION}", "subjects": kept}
+    (IMAGES / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    return stale
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def main() -> int:
+    """The command: 0 done or up to date, 1 stale or failed."""
+    parser = argparse.ArgumentParser(description="Compile dela's CUDA kernels into images.")
+    parser.add_argument("--check", action="store_true", help="only say whether they are current")
+    check = parser.parse_args().check
+    try:
+        subjects = stale_subjects() if check else write_images()
+    except CompileError as error:
+        print(error, file=sys.stderr)
+        return 1
+    for subject in subjects:
+        if check:
+            print(
+                f"{subject} is stale; run make kernels",
+                file=sys.stderr,
+            )
+        else:
+            print(f"{subject} compiled")
+    return 1 if check and subjects else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

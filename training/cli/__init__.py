@@ -1,0 +1,1 @@
+"""The commands ``dela train``, ``dela summary``, ``dela data`` and ``dela room``."""

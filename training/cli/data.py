@@ -1,0 +1,132 @@
+"""The commands ``dela data prepare`` and ``dela data info``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dela.errors import InputError
+
+
+class DatasetName(StrEnum):
+    """Choices of NAME: the keys of :data:`~dela.training.prepare.DATASETS`."""
+
+    s3dis = "s3dis"
+    scannet = "scannet"
+    scanobjectnn = "scanobjectnn"
+    modelnet40 = "modelnet40"
+    shapenetpart = "shapenetpart"
+    semantickitti = "semantickitti"
+    folder = "folder"
+
+
+data = typer.Typer(help="Prepare datasets for training, and look at prepared ones.")
+_LISTS = ("train", "val", "test")
+_OBJECTS = ("scanobjectnn", "modelnet40", "shapenetpart")
+
+
+@data.command()
+def prepare(
+    name: Annotated[DatasetName, typer.Argument(help="Which dataset.", metavar="NAME")],
+    raw: Annotated[Path, typer.Argument(help="Folder of the raw data.")],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Folder to make, or to go on with.")
+    ],
+    config: Annotated[
+        str | None,
+        typer.Option(help="Training configuration with classes, splits and columns (folder)."),
+    ] = None,
+    train_list: Annotated[
+        Path | None, typer.Option(help="Scenes to train on, one a line (scannet).")
+    ] = None,
+    val_list: Annotated[
+        Path | None, typer.Option(help="Scenes to validate on, one a line (scannet).")
+    ] = None,
+    test_list: Annotated[
+        Path | None, typer.Option(help="Scenes of the test split, one a line (scannet).")
+    ] = None,
+    grid: Annotated[
+        float | None,
+        typer.Option(help="Voxel size to index, metres; the published one when left out."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; one per core when left out.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make every scene anew, whatever is there.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> Any:
+    """Convert a raw dataset to memory-mapped columns.
+
+    NAME is s3dis, scannet, scanobjectnn, modelnet40, shapenetpart, semantickitti or folder. Scenes
+    that are there already and whole are kept, so an interrupted preparation goes on where it
+    stopped. Malformed files are reported with their place and cost their own scene only.
+    """
+    from dela.training.cli.train import find_config
+    from dela.training.prepare.plan import Options
+    from dela.training.prepare.report import PrepareProgress, summary_text
+    from dela.training.prepare.runner import prepare as run
+
+    given = dict(zip(_LISTS, (train_list, val_list, test_list), strict=True))
+    lists = {split: path for split, path in given.items() if path is not None}
+    if lists and name != "scannet":
+        raise typer.BadParameter(f"scene lists are for scannet; {name} has its own splits")
+    if config is not None and name != "folder":
+        raise typer.BadParameter(f"--config is for a folder of scans; {name} needs none")
+    if grid is not None and name in _OBJECTS:
+        raise typer.BadParameter(f"--grid is for scenes; the small clouds of {name} have no index")
+    if grid is not None and not grid > 0:
+        raise typer.BadParameter(f"--grid is {grid}; give metres above 0")
+    with PrepareProgress() as progress:
+        summary = run(
+            name.value,
+            raw,
+            output,
+            options=Options(grid, lists, None if config is None else find_config(config)),
+            workers=workers,
+            overwrite=overwrite,
+            log=progress.line,
+            progress=progress,
+        )
+    print(json.dumps(summary.to_dict()) if json_ else summary_text(summary))
+    if summary.failed:
+        more = len(summary.failed) > 5
+        raise InputError(
+            f"{summary.malformed} malformed files, see above; mend them and repeat the command "
+            f"(concerned: {', '.join(sorted(summary.failed)[:5])}{' ...' if more else ''})"
+        )
+    return summary
+
+
+@data.command()
+def info(
+    folder: Annotated[Path, typer.Argument(help="Folder made by `dela data prepare`.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Read everything and compare the checksums.")
+    ] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+) -> Any:
+    """Describe prepared data: splits, columns, classes and their counts."""
+    from dela.training.prepare.report import manifest_text
+    from dela.training.prepare.store import SCENES, damage, read_manifest
+
+    manifest = read_manifest(folder)
+    print(json.dumps(manifest) if json_ else manifest_text(folder, manifest))
+    if check:
+        found = [damage(folder / SCENES / name) for name in manifest["scenes"]]
+        damaged = [message for message in found if message is not None]
+        for message in damaged:
+            print(message, file=sys.stderr)
+        if damaged:
+            raise InputError(
+                f"{len(damaged)} of {len(found)} scenes are damaged; repeat `dela data prepare`, "
+                "which makes them anew"
+            )
+        print(f"checksums of {len(found)} scenes stand", file=sys.stderr)
+    return manifest

@@ -1,0 +1,141 @@
+"""The commands ``dela train`` and ``dela summary``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dela.errors import ConfigError, InputError
+
+EXIT_INTERRUPTED = 130
+
+
+def train(
+    config: Annotated[
+        str,
+        typer.Argument(help="TOML file, or one of the package's own by name: demo, rooms ..."),
+    ],
+    data: Annotated[
+        Path | None, typer.Option(help="Folder that the data paths start from.", show_default=False)
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Run folder; runs/NAME when left out.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run stopped.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier run.")] = False,
+    init: Annotated[
+        Path | None,
+        typer.Option(help="Checkpoint (.pt) to start from; what does not fit starts anew."),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Instead of train.epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Instead of train.seed.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Override one key; repeatable."),
+    ] = None,
+    json_: Annotated[
+        bool, typer.Option("--json", help="Print the final scores as JSON; the log goes to stderr.")
+    ] = False,
+) -> Any:
+    """Train a network: `dela train rooms -o runs/rooms`.
+
+    The run folder receives config.toml, best.pt, last.pt, metrics.csv, metrics.json and
+    summary.html. Several GPUs: `torchrun --nproc-per-node 4 -m dela train rooms --device cuda`.
+    """
+    from dela.training.run.loop import TrainingInterrupted
+    from dela.training.run.loop import train as run
+    from dela.training.settings.train import load_config, override_parts
+
+    if resume and overwrite:
+        raise typer.BadParameter("--resume goes on with a run, --overwrite removes it; give one")
+    overrides = list(set_ or [])
+    for override in overrides:
+        try:
+            override_parts(override)
+        except ConfigError as error:
+            raise typer.BadParameter(f"--set: {error}") from None
+    path = find_config(config)
+    overrides += [
+        f"train.{key}={value}"
+        for key, value in (("epochs", epochs), ("seed", seed))
+        if value is not None
+    ]
+    if init is not None:
+        overrides.append(f"train.init={json.dumps(str(init.absolute()))}")
+    folder = output or Path("runs") / path.stem
+    log = _log_to(sys.stderr if json_ else sys.stdout)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
+    try:
+        result = run(
+            load_config(path, overrides, data),
+            folder,
+            resume=resume,
+            overwrite=overwrite,
+            device=device,
+            log=log,
+        )
+    except TrainingInterrupted as interruption:
+        if first:
+            print(interruption, file=sys.stderr)
+        raise SystemExit(EXIT_INTERRUPTED) from None
+    if not first:
+        return result
+    if json_:
+        print(json.dumps(result.metrics))
+        return result
+    scores = result.metrics["validation"]
+    if scores is not None:
+        log(_scores_table(scores))
+    log(f"network: {result.best_path}")
+    return result
+
+
+def summary(
+    run: Annotated[Path, typer.Argument(help="Run folder of `dela train`.")],
+) -> Path:
+    """Draw the curves, the confusion matrix and the classes of a run into its summary.html."""
+    from dela.training.run.folder import RunFolder
+    from dela.training.run.summary import write_summary
+
+    page = write_summary(RunFolder(run))
+    print(page)
+    return page
+
+
+def find_config(name: str) -> Path:
+    """A configuration file, or one of the package's own by its name.
+
+    Raises:
+        InputError: neither; the message lists the package's own.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    folder = Path(__file__).parents[1] / "configs"
+    shipped = {file.stem: file for file in sorted(folder.glob("*.toml"))}
+    if name in shipped:  # also where a run left a folder of that name
+        return shipped[name]
+    if path.exists():
+        return path
+    raise InputError(
+        f"there is no configuration file {name}; give a TOML file or one of: "
+        f"{', '.join(sorted(shipped))}"
+    )
+
+
+def _log_to(stream: Any) -> Callable[[str], None]:
+    return lambda text: print(text, file=stream, flush=True)
+
+
+def _scores_table(scores: dict[str, Any]) -> str:
+    from dela.scores.confusion import Confusion
+
+    names = [row["name"] for row in scores["classes"]]
+    return Confusion(len(names), scores["confusion"]).table(names)

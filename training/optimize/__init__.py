@@ -1,0 +1,1 @@
+"""What turns losses into better weights: losses, schedules, averages, adapters."""

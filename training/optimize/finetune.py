@@ -1,0 +1,243 @@
+"""Starting from another network's weights, and training parts of a network more gently or not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dela.artifacts.checkpoint import Checkpoint, load_checkpoint
+from dela.errors import ConfigError
+from dela.families.dela import Network
+from dela.model.contract import AttributeInfo, ModelConfig
+from dela.training.optimize.adapters import LowRank
+from dela.training.settings.train import ScheduleConfig
+
+_LISTED = 6
+
+
+@dataclass(frozen=True)
+class TakenWeights:
+    """What became of a network's tensors.
+
+    Attributes:
+        source: the checkpoint file; its hash ``sha256``.
+        taken: names of tensors that stem from it, whole or in part.
+        fresh: names that kept their starting values.
+        share: parameters taken over all parameters of the network.
+        remarks: what differs between the two networks, one line each.
+    """
+
+    source: str
+    sha256: str
+    taken: tuple[str, ...]
+    fresh: tuple[str, ...]
+    share: float
+    remarks: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """The report for the log."""
+        total = len(self.taken) + len(self.fresh)
+        lines = [
+            f"{self.source}: {len(self.taken)} of {total} tensors taken "
+            f"({100 * self.share:.1f} % of the parameters)"
+        ]
+        if self.fresh:
+            lines.append(f"new: {_listed(self.fresh)}")
+        return lines + list(self.remarks)
+
+
+def take_weights(model: Network, path: str) -> TakenWeights:
+    """Put into ``model`` what fits of a checkpoint; the rest keeps its starting values.
+
+    Tensors go by name and shape. The classifier is new unless both networks tell the same classes
+    apart; ellipsoids are taken column by column of the input, by the columns' names.
+
+    Args:
+        path: a dela checkpoint; one of the published code comes from ``dela import-checkpoint``.
+
+    Raises:
+        CheckpointError: no readable checkpoint.
+        ConfigError: another task, or a network of which no stage fits.
+    """
+    source = load_checkpoint(path)
+    if source.config.task != model.config.task:
+        raise ConfigError(
+            f"{path} is for {source.config.task}, model.task is {model.config.task}; "
+            "start from a network for the same task"
+        )
+    offered = source.model.state_dict()
+    same_classes = _names(source.config) == _names(model.config)
+    taken: list[str] = []
+    fresh: list[str] = []
+    count = 0
+    with torch.no_grad():
+        for name, own in model.state_dict().items():
+            found = _fitting(name, own, offered, source.config, model.config, same_classes)
+            if found is None:
+                fresh.append(name)
+                continue
+            own.copy_(found)
+            taken.append(name)
+            count += own.numel()
+    if not any(".block." in name and name.endswith(".weight") for name in taken):
+        raise ConfigError(
+            f"no stage of {path} fits: its model.dims is {list(source.config.dims)}, depths "
+            f"{list(source.config.depths)}; here {list(model.config.dims)} and "
+            f"{list(model.config.depths)}"
+        )
+    total = sum(value.numel() for value in model.state_dict().values())
+    return TakenWeights(
+        str(path),
+        source.sha256,
+        tuple(taken),
+        tuple(fresh),
+        count / total,
+        tuple(_remarks(source, model.config)),
+    )
+
+
+def _fitting(
+    name: str,
+    own: Tensor,
+    offered: dict[str, Tensor],
+    theirs: ModelConfig,
+    ours: ModelConfig,
+    same_classes: bool,
+) -> Tensor | None:
+    """What a tensor of ours becomes; None: it stays as it is."""
+    if name not in offered or (name.startswith("head.classify.") and not same_classes):
+        return None
+    found = offered[name]
+    if name == "ellipsoids.0.attributes":
+        return _by_column(own, found, ours.attributes, theirs.attributes)
+    if name == "ellipsoids.0.directions":
+        return _by_column(own, found, ours.directions, theirs.directions)
+    return found if found.shape == own.shape else None
+
+
+def _by_column(
+    own: Tensor,
+    found: Tensor,
+    ours: Sequence[AttributeInfo],
+    theirs: Sequence[AttributeInfo],
+) -> Tensor | None:
+    """Reference values [E C] with the rows of columns that both networks have taken over."""
+    rows, others = own.view(len(ours), -1).clone(), found.view(len(theirs), -1)
+    position = {info.name: row for row, info in enumerate(theirs)}
+    shared = [row for row, info in enumerate(ours) if info.name in position]
+    if not shared or rows.shape[1] != others.shape[1]:
+        return None
+    for row in shared:
+        rows[row] = others[position[ours[row].name]]
+    return rows.flatten()
+
+
+def _remarks(source: Checkpoint, ours: ModelConfig) -> Iterator[str]:
+    theirs = source.config
+    for name in ("grid", "points", "neighbors", "coordinate_scale", "spread"):
+        before, now = getattr(theirs, name), getattr(ours, name)
+        if before != now:
+            yield f"model.{name} was {_plain(before)} there, is {_plain(now)} here"
+    for kind in ("attributes", "directions"):
+        before, now = getattr(theirs, kind), getattr(ours, kind)
+        if before != now:
+            yield f"model.{kind} were {_columns(before)} there, are {_columns(now)} here"
+
+
+def freeze_parts(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
+    """Keep the parameters of some parts as they are.
+
+    Args:
+        prefixes: names of modules or parameters, such as ``stages.0``; whole words of a name.
+
+    Returns:
+        Names of the modules inside, which must stay in evaluation mode.
+
+    Raises:
+        ConfigError: a prefix that nothing is called by, or nothing left to train, be it of all
+            parameters or of the adapters of ``train.low_rank``.
+    """
+    for prefix in prefixes:
+        if not any(_under(name, prefix) for name, _ in model.named_parameters()):
+            offered = dict.fromkeys(
+                ".".join(name.split(".")[: 2 if name.split(".")[1].isdigit() else 1])
+                for name, _ in model.named_parameters()
+            )
+            raise ConfigError(
+                f"train.freeze is {list(prefixes)}; no part is called {prefix!r}, parts are "
+                f"{', '.join(offered)}"
+            )
+    for name, parameter in model.named_parameters():
+        if any(_under(name, prefix) for prefix in prefixes):
+            parameter.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ConfigError(f"train.freeze is {list(prefixes)}; nothing is left to train")
+    adapters = [module.up for module in model.modules() if isinstance(module, LowRank)]
+    if adapters and not any(up.requires_grad for up in adapters):
+        raise ConfigError(
+            f"train.freeze is {list(prefixes)}; no adapter of train.low_rank is left to train"
+        )
+    return [
+        name
+        for name, _ in model.named_modules()
+        if any(_under(name, prefix) for prefix in prefixes)
+    ]
+
+
+def _under(name: str, prefix: str) -> bool:
+    """Whether a name is a part's; of a parametrized tensor, the tensor's own name tells it."""
+    name = name.replace(".parametrizations.", ".")
+    return name == prefix or name.startswith(f"{prefix}.")
+
+
+def parameter_groups(model: Network, schedule: ScheduleConfig) -> list[dict[str, object]]:
+    """Groups for AdamW: matrices decay, biases, norms and ellipsoids (one-dimensional) do not.
+
+    With ``train.layer_decay`` a group for each stage's part of the learning rate, ``scale``.
+    """
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            scale = schedule.layer_decay ** _depth_below_head(name, model.config.stages)
+            groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": schedule.weight_decay if decays else 0.0,
+            "scale": scale,
+        }
+        for (scale, decays), parameters in sorted(groups.items(), key=lambda g: g[0], reverse=True)
+    ]
+
+
+def _depth_below_head(name: str, stages: int) -> int:
+    """0 for heads, 1 for the last stage, more for earlier ones; ellipsoids count as the first."""
+    part, _, rest = name.partition(".")
+    if part == "stages":
+        return stages - int(rest.partition(".")[0])
+    return stages if part == "ellipsoids" else 0
+
+
+def _names(config: ModelConfig) -> list[str]:
+    return [info.name for info in config.classes]
+
+
+def _plain(value: object) -> str:
+    return str(list(value)) if isinstance(value, tuple) else str(value)
+
+
+def _columns(columns: Sequence[AttributeInfo]) -> str:
+    return ", ".join(map(_column, columns)) or "none"
+
+
+def _column(info: AttributeInfo) -> str:
+    rest = [f"{key} {getattr(info, key):g}" for key in ("offset", "log") if getattr(info, key)]
+    return f"{info.name} / {info.scale:g}" + (f" ({', '.join(rest)})" if rest else "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

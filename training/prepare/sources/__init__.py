@@ -1,0 +1,1 @@
+"""The raw layouts of the public datasets, one module each."""

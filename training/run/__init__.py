@@ -1,0 +1,1 @@
+"""One training run: the loop, its state, its folder, what it reports."""

@@ -1,0 +1,78 @@
+"""What a resumed run takes from the interrupted one, and what a checkpoint says of the data."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dela.artifacts.checkpoint import load_checkpoint
+from dela.errors import CheckpointError, ConfigError, InputError
+from dela.pyramid.cpu import Pyramid
+from dela.training.run.folder import RunFolder
+from dela.training.settings.train import TrainConfig
+
+# What may differ between a run and its continuation: it changes no number.
+FREE_ON_RESUME = {
+    ("data", "root"),
+    ("train", "workers"),
+    ("train", "worker_processes"),
+    ("train", "gpu_pyramid"),
+    ("train", "checkpoint"),
+    ("train", "save_minutes"),
+    ("train", "save_steps"),
+    ("train", "tensorboard"),
+}
+
+
+def state_to_resume(
+    folder: RunFolder, config: TrainConfig, processes: int = 1
+) -> dict[str, Any] | None:
+    """The ``extra`` of ``last.pt``, after checking that it is this configuration's.
+
+    Args:
+        processes: that train together; a step's samples depend on their number.
+
+    Returns:
+        None for a run that ended before its first checkpoint: it starts again.
+
+    Raises:
+        InputError: no run. CheckpointError: no training run's checkpoint. ConfigError: another
+            configuration.
+    """
+    if not folder.last.exists():
+        if folder.config.exists():
+            return None
+        raise InputError(f"nothing to resume: {folder.last} does not exist; leave out --resume")
+    extra = load_checkpoint(folder.last).extra or {}
+    if not {"resume", "processes"} <= extra.keys():
+        raise CheckpointError(
+            f"{folder.last} holds no training state of this version of dela; it cannot be resumed"
+        )
+    if extra["processes"] != processes:
+        raise ConfigError(
+            f"the run in {folder.path} was trained by {extra['processes']} processes, not "
+            f"{processes}; resume with as many, or start another run with --init {folder.last}"
+        )
+    earlier = TrainConfig.from_dict(extra["training"]).to_dict()
+    for section, values in config.to_dict().items():
+        for key, value in values.items():
+            if (section, key) not in FREE_ON_RESUME and value != earlier[section][key]:
+                raise ConfigError(
+                    f"{section}.{key} is {value!r}, but the run in {folder.path} has "
+                    f"{earlier[section][key]!r}; resume with the same configuration "
+                    f"({folder.config}) or start another run"
+                )
+    return extra
+
+
+def stage_ratios(pyramids: list[Pyramid]) -> list[dict[str, float]]:
+    """Points of each stage over points of stage 0: ``min``, ``mean``, ``max`` per stage.
+
+    Exported files carry them, so that engines can be built for a range of stage 0 alone.
+    """
+    sizes = np.array([[sum(lengths) for lengths in pyramid.lengths] for pyramid in pyramids])
+    ratios = sizes / sizes[:, :1]
+    return [
+        {"min": float(r.min()), "mean": float(r.mean()), "max": float(r.max())} for r in ratios.T
+    ]

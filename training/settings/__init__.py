@@ -1,0 +1,1 @@
+"""The training configuration: one TOML file, read into frozen dataclasses."""
