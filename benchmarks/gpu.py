@@ -23,11 +23,11 @@ import numpy as np
 import torch
 
 import dela
-from dela.artifacts.metadata import TOLERANCES
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError, MissingDependencyError
 from dela.export.engine import BuildRequest, build_engine
 from dela.export.onnx_export import export_onnx
+from dela.model.parity import TOLERANCES
 from dela.pyramid.cpu import Pyramid
 from dela.runtime import Backend, load_backend
 from dela.runtime.bench import made_up_clouds, measure
@@ -129,7 +129,7 @@ def pyramid_of(scan: PointCloud) -> Pyramid:
     attributes = compute_attributes(scan, CONFIG.input_columns)
     voxels = Voxels.of(scan, attributes, CONFIG)
     (tile,) = voxels.cut(CONFIG, len(voxels.points))
-    return voxels.pyramid(tile, CONFIG)
+    return voxels.inputs(tile, CONFIG)
 
 
 def write_network(folder: Path, pyramids: list[Pyramid]) -> dict[str, Path]:

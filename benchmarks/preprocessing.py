@@ -25,8 +25,8 @@ from typing import Any
 
 import numpy as np
 
+from dela.families.dela.config import PRESETS
 from dela.geometry.cpu import farthest_point_sampling, knn, voxel_grid
-from dela.model.contract import PRESETS
 from dela.plugins import native
 from dela.pyramid.cpu import build_pyramid
 

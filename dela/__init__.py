@@ -15,27 +15,29 @@ if TYPE_CHECKING:
     from dela.cloud.formats import read_cloud, write_cloud
     from dela.cloud.point_cloud import PointCloud
     from dela.errors import DelaError
-    from dela.families.dela import create_model, measure_neighbor_distances
+    from dela.families import create_model
+    from dela.families.dela import measure_neighbor_distances
+    from dela.families.dela.config import PRESETS
     from dela.families.dela.published import import_reference
-    from dela.model.contract import PRESETS, AttributeInfo, ClassInfo, ModelConfig
+    from dela.model.contract import AttributeInfo, ClassInfo, Contract
     from dela.pyramid.cpu import Pyramid, build_pyramid
-    from dela.scan.voxels import prepare_scene
 
 # public name -> the module that holds it
 _HOMES = {
     "AttributeInfo": "dela.model.contract",
     "ClassInfo": "dela.model.contract",
     "DelaError": "dela.errors",
-    "ModelConfig": "dela.model.contract",
-    "PRESETS": "dela.model.contract",
+    "ModelConfig": "dela.families.dela.config",
+    "DelaConfig": "dela.families.dela.config",
+    "Contract": "dela.model.contract",
+    "PRESETS": "dela.families.dela.config",
     "PointCloud": "dela.cloud.point_cloud",
     "Pyramid": "dela.pyramid.cpu",
     "build_pyramid": "dela.pyramid.cpu",
-    "create_model": "dela.families.dela",
+    "create_model": "dela.families",
     "import_reference": "dela.families.dela.published",
     "load_checkpoint": "dela.artifacts.checkpoint",
     "measure_neighbor_distances": "dela.families.dela",
-    "prepare_scene": "dela.scan.voxels",
     "read_cloud": "dela.cloud.formats",
     "save_checkpoint": "dela.artifacts.checkpoint",
     "write_cloud": "dela.cloud.formats",
@@ -45,6 +47,8 @@ __all__ = [
     "PRESETS",
     "AttributeInfo",
     "ClassInfo",
+    "Contract",
+    "DelaConfig",
     "DelaError",
     "ModelConfig",
     "PointCloud",
@@ -55,7 +59,6 @@ __all__ = [
     "import_reference",
     "load_checkpoint",
     "measure_neighbor_distances",
-    "prepare_scene",
     "read_cloud",
     "save_checkpoint",
     "write_cloud",

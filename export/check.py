@@ -9,17 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dela.artifacts.metadata import OUTPUT, TOLERANCES, ModelMetadata
+from dela.artifacts.metadata import OUTPUT, ModelMetadata
 from dela.errors import CheckpointError, ParityError
-from dela.export.example import example_pyramid
 from dela.export.onnx_file import signature
+from dela.families import family_of
+from dela.model.inputs import Inputs
 from dela.plugins import native
-from dela.pyramid.cpu import Pyramid
 
 if TYPE_CHECKING:
     import onnx
-
-    from dela.families.dela import Network
+    from torch import nn
 
 # Far from the sizes the graph is traced with. The reference evaluator is plain Python: tiny.
 _POINTS, _TINY_POINTS = 700, 24
@@ -43,7 +42,7 @@ class CheckResult:
     skipped: str | None = None
 
 
-def check_export(path: str | os.PathLike[str], model: Network) -> Iterator[CheckResult]:
+def check_export(path: str | os.PathLike[str], model: nn.Module) -> Iterator[CheckResult]:
     """Checks a file against the network it was exported from, one step after the other.
 
     ONNX's checker with full shape inference; ONNX Runtime with our kernels, then with the function
@@ -67,16 +66,18 @@ def check_export(path: str | os.PathLike[str], model: Network) -> Iterator[Check
     metadata = _check_structure(proto, os.fspath(path))
     yield CheckResult("onnx checker")
 
-    classification = model.config.task == "classification"
-    large = example_pyramid(model.config, _CLOUDS if classification else _POINTS, seed=1)
-    tiny = example_pyramid(model.config, _TINY_CLOUDS if classification else _TINY_POINTS, seed=2)
-    expected = {id(pyramid): _torch_logits(model, pyramid) for pyramid in (large, tiny)}
-    checks: list[tuple[str, Pyramid, Callable[[], np.ndarray]]] = [
+    config: Any = model.config
+    family, clouds = family_of(config), config.task == "classification"
+    tolerance = family.parity(metadata.dtype).error
+    large = family.example(config, _CLOUDS if clouds else _POINTS, seed=1)
+    tiny = family.example(config, _TINY_CLOUDS if clouds else _TINY_POINTS, seed=2)
+    expected = {id(inputs): _torch_logits(model, inputs) for inputs in (large, tiny)}
+    checks: list[tuple[str, Inputs, Callable[[], np.ndarray]]] = [
         ("onnxruntime, our kernels", large, lambda: _run_onnxruntime(proto, large, True)),
         ("onnxruntime, function bodies", large, lambda: _run_onnxruntime(proto, large, False)),
         ("onnx reference evaluator", tiny, lambda: _run_reference(proto, tiny)),
     ]
-    for name, pyramid, run in checks:
+    for name, inputs, run in checks:
         try:
             found = run()
         except _LeftOutError as reason:
@@ -85,7 +86,7 @@ def check_export(path: str | os.PathLike[str], model: Network) -> Iterator[Check
         except Exception as error:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise ParityError(f"{name}: the exported file does not run: {line}") from error
-        yield _compare(name, expected[id(pyramid)], found, TOLERANCES[metadata.dtype].error)
+        yield _compare(name, expected[id(inputs)], found, tolerance)
 
 
 class _LeftOutError(Exception):
@@ -108,19 +109,19 @@ def _check_structure(proto: onnx.ModelProto, path: str) -> ModelMetadata:
     return metadata
 
 
-def _torch_logits(model: Network, pyramid: Pyramid) -> np.ndarray:
+def _torch_logits(model: nn.Module, inputs: Inputs) -> np.ndarray:
     import torch
 
     training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            return model(pyramid).float().cpu().numpy()
+            return model(inputs).float().cpu().numpy()
     finally:
         model.train(training)
 
 
-def _run_onnxruntime(proto: onnx.ModelProto, pyramid: Pyramid, kernels: bool) -> np.ndarray:
+def _run_onnxruntime(proto: onnx.ModelProto, inputs: Inputs, kernels: bool) -> np.ndarray:
     try:
         import onnxruntime
     except ImportError:
@@ -141,13 +142,13 @@ def _run_onnxruntime(proto: onnx.ModelProto, pyramid: Pyramid, kernels: bool) ->
                 f"onnxruntime {onnxruntime.__version__} has no CPU kernels for these layers"
             ) from error
         raise
-    return session.run([OUTPUT], dict(pyramid.inputs()))[0]
+    return session.run([OUTPUT], dict(inputs.inputs()))[0]
 
 
-def _run_reference(proto: onnx.ModelProto, pyramid: Pyramid) -> np.ndarray:
+def _run_reference(proto: onnx.ModelProto, inputs: Inputs) -> np.ndarray:
     from onnx.reference import ReferenceEvaluator
 
-    logits: Any = ReferenceEvaluator(proto).run([OUTPUT], dict(pyramid.inputs()))
+    logits: Any = ReferenceEvaluator(proto).run([OUTPUT], dict(inputs.inputs()))
     return logits[0]
 
 

@@ -20,11 +20,10 @@ from dela.artifacts.metadata import OUTPUT, ModelMetadata
 from dela.errors import ConfigError
 from dela.export import function_bodies
 from dela.export.check import CheckResult, check_export
-from dela.export.example import example_pyramid
-from dela.families.dela import Network
-from dela.families.dela.frozen import FrozenNetwork, freeze
+from dela.families import family_of
 from dela.files import atomic_path, check_writable
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
+from dela.model.inputs import RowSize
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -34,7 +33,7 @@ _TRACED_CLOUDS = 2
 
 
 def export_onnx(
-    source: str | os.PathLike[str] | Network,
+    source: str | os.PathLike[str] | nn.Module,
     output: str | os.PathLike[str],
     dtype: str = "fp32",
     overwrite: bool = False,
@@ -86,12 +85,14 @@ def export_onnx(
     return Path(output)
 
 
-def build_onnx(model: Network, metadata: ModelMetadata) -> onnx.ModelProto:
+def build_onnx(model: nn.Module, metadata: ModelMetadata) -> onnx.ModelProto:
     """The ONNX model of a network in memory: operators as nodes with bodies, metadata attached."""
-    traced = _trace(freeze(model, TORCH_DTYPES[metadata.dtype]), model.config)
+    config: Any = model.config
+    frozen = family_of(config).freeze(model, TORCH_DTYPES[metadata.dtype])
+    traced = _trace(frozen, config)
     _index_with_int32(traced.graph)
     _strip_traces(traced)
-    _name_sizes(traced.graph, model.config)
+    _name_sizes(traced.graph, config)
     function_bodies.attach(traced)
     traced.producer_name, traced.producer_version = "dela", metadata.dela_version
     traced.graph.name = "dela"
@@ -100,60 +101,50 @@ def build_onnx(model: Network, metadata: ModelMetadata) -> onnx.ModelProto:
 
 
 class _FlatInputs(nn.Module):
-    """The network over the flat inputs of the graph."""
+    """A network's inference form over the inputs of the graph, one argument each."""
 
-    def __init__(self, network: FrozenNetwork) -> None:
+    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.network = network
+        self.names = tuple(names)
 
-    def forward(
-        self,
-        points: Tensor,
-        attributes: Tensor | None,
-        neighbors: list[Tensor],
-        kept: list[Tensor],
-        nearest: list[Tensor],
-    ) -> Tensor:
-        return self.network.forward_inputs(points, attributes, neighbors, kept, nearest)
+    def forward(self, *tensors: Tensor) -> Tensor:
+        from_tensors: Any = self.network.from_tensors
+        return from_tensors(dict(zip(self.names, tensors, strict=True)))
 
 
-def _trace(network: FrozenNetwork, config: ModelConfig) -> onnx.ModelProto:
-    classification = config.task == "classification"
-    example = example_pyramid(config, _TRACED_CLOUDS if classification else _TRACED_POINTS)
-    tensors = example.to_tensors()
-    if classification:
-        clouds = torch.export.Dim("clouds")
-        sizes = [count * clouds if count > 1 else clouds for count in config.points]
-    else:
-        sizes = [torch.export.Dim(f"n{stage}") for stage in range(config.stages)]
-    has_attributes = bool(config.input_columns)
-    arguments = (
-        tensors.points,
-        tensors.attributes if has_attributes else None,
-        list(tensors.neighbors),
-        list(tensors.kept),
-        list(tensors.nearest),
-    )
-    dynamic = {
-        "points": {0: sizes[0]},
-        "attributes": {0: sizes[0]} if has_attributes else None,
-        "neighbors": [{0: size} for size in sizes],
-        "kept": [{0: size} for size in sizes[1:]],
-        "nearest": [{0: sizes[0]} for _ in tensors.nearest],
-    }
+def _trace(network: nn.Module, config: Contract) -> onnx.ModelProto:
+    family = family_of(config)
+    clouds = config.task == "classification"
+    example = family.example(config, _TRACED_CLOUDS if clouds else _TRACED_POINTS)
+    specs = family.inputs(config)
+    sizes = _dimensions(family.sizes(config))
+    tensors = dict(example.to_tensors().inputs())
     with _quiet(), torch.no_grad():
         program = torch.onnx.export(
-            _FlatInputs(network).eval(),
-            arguments,
+            _FlatInputs(network, [spec.name for spec in specs]).eval(),
+            tuple(tensors[spec.name] for spec in specs),
             dynamo=True,
             opset_version=function_bodies.OPSET,
-            dynamic_shapes=dynamic,
-            input_names=[name for name, _ in example.inputs()],
+            dynamic_shapes={"tensors": tuple({0: sizes[spec.rows]} for spec in specs)},
+            input_names=[spec.name for spec in specs],
             output_names=[OUTPUT],
             verbose=False,
         )
     assert program is not None
     return program.model_proto
+
+
+def _dimensions(sizes: Sequence[RowSize]) -> dict[str, Any]:
+    """Sizes as torch's exporter wants them: free ones, and multiples of the number of clouds."""
+    clouds = torch.export.Dim("clouds")
+    dimensions: dict[str, Any] = {"clouds": clouds}
+    for size in sizes:
+        if not size.per_cloud:
+            dimensions[size.name] = torch.export.Dim(size.name)
+        else:
+            dimensions[size.name] = size.per_cloud * clouds if size.per_cloud > 1 else clouds
+    return dimensions
 
 
 @contextlib.contextmanager
@@ -215,12 +206,13 @@ def _strip_traces(model: onnx.ModelProto) -> None:
         del value.metadata_props[:]
 
 
-def _name_sizes(graph: onnx.GraphProto, config: ModelConfig) -> None:
+def _name_sizes(graph: onnx.GraphProto, config: Contract) -> None:
     """Names the dynamic sizes of inputs and output: n0, n1 ... per stage, or ``clouds``."""
+    family = family_of(config)
+    rows = {spec.name: spec.rows for spec in family.inputs(config)}
     for value in graph.input:
-        kind, _, stage = value.name.partition("_")
-        of_stage_0 = kind in ("points", "attributes", "nearest")
-        value.type.tensor_type.shape.dim[0].dim_param = "n0" if of_stage_0 else f"n{stage}"
-    rows = "n0" if config.task == "segmentation" else "clouds"
+        value.type.tensor_type.shape.dim[0].dim_param = rows[value.name]
     (output,) = graph.output
-    output.type.tensor_type.shape.dim[0].dim_param = rows
+    output.type.tensor_type.shape.dim[0].dim_param = (
+        family.sizes(config)[0].name if config.task == "segmentation" else "clouds"
+    )

@@ -9,17 +9,13 @@ from collections.abc import Sequence
 from dela.artifacts.metadata import ModelMetadata
 from dela.artifacts.sidecar import Profile, SizeRange
 from dela.errors import InputError
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
 
 # Scenes differ from those the ratios were measured on: room above their largest share.
 HEADROOM = 1.5
 # Used when nothing else is asked for: up to a tile of the predictor, or clouds a batch.
 DEFAULT_POINTS = "1:60000:200000"
 DEFAULT_CLOUDS = "1:8:32"
-
-# Points left on a grid coarser by f: f^-2 where the scan is a closed surface, f^-1 where it is so
-# thin that only scan lines are dense. Where nothing was measured: between both, up to the latter.
-_MEAN_POWER, _MAX_POWER = 1.5, 1.0
 
 
 def parse_profile(text: str, metadata: ModelMetadata, headroom: float = HEADROOM) -> Profile:
@@ -41,23 +37,25 @@ def parse_profile(text: str, metadata: ModelMetadata, headroom: float = HEADROOM
     if not headroom >= 1:
         raise InputError(f"headroom is {headroom}; it is a factor of at least 1")
     given = [_parse_range(part, text) for part in text.split(",")]
-    config = metadata.config
-    if len(given) > config.stages:
+    sizes = metadata.family.sizes(metadata.config)
+    if len(given) > len(sizes):
         raise InputError(
-            f"{text}: {len(given)} sizes are given; the network has {config.stages} stages"
+            f"{text}: {len(given)} sizes are given; the network has {len(sizes)} stages"
         )
-    if config.task == "classification":
+    if sizes[0].per_cloud:
         if len(given) > 1:
             raise InputError(f"{text}: give clouds as MIN:OPT:MAX; the points of a cloud are fixed")
         (clouds,) = given
         return Profile(
             tuple(
-                SizeRange(clouds.min * points, clouds.opt * points, clouds.max * points)
-                for points in config.points
+                SizeRange(
+                    *(count * size.per_cloud for count in (clouds.min, clouds.opt, clouds.max))
+                )
+                for size in sizes
             )
         )
     stages = list(given)
-    for stage in range(len(given), config.stages):
+    for stage in range(len(given), len(sizes)):
         mean, largest = _shares(metadata, stage, headroom)
         first, before = given[0], stages[-1]
         most = max(1, min(math.ceil(first.max * largest), before.max))
@@ -65,6 +63,10 @@ def parse_profile(text: str, metadata: ModelMetadata, headroom: float = HEADROOM
         stages.append(SizeRange(1, best, most))
     _check_stages(stages, text)
     return Profile(tuple(stages))
+
+
+def _times(clouds: SizeRange, points: int) -> SizeRange:
+    return SizeRange(clouds.min * points, clouds.opt * points, clouds.max * points)
 
 
 def _parse_range(part: str, text: str) -> SizeRange:
@@ -84,8 +86,8 @@ def _shares(metadata: ModelMetadata, stage: int, headroom: float) -> tuple[float
     if metadata.stage_ratios:
         ratio = metadata.stage_ratios[stage]
         return ratio["mean"], min(1.0, ratio["max"] * headroom)
-    factor = metadata.config.grid[stage] / metadata.config.grid[0]
-    return factor**-_MEAN_POWER, min(1.0, factor**-_MAX_POWER * headroom)
+    size = metadata.family.sizes(metadata.config)[stage]
+    return size.mean_share, min(1.0, size.max_share * headroom)
 
 
 def _check_stages(stages: Sequence[SizeRange], text: str) -> None:
@@ -98,7 +100,7 @@ def _check_stages(stages: Sequence[SizeRange], text: str) -> None:
                 )
 
 
-def default_profile(config: ModelConfig) -> str:
+def default_profile(config: Contract) -> str:
     """What :func:`parse_profile` is given when nothing is asked for."""
     return DEFAULT_CLOUDS if config.task == "classification" else DEFAULT_POINTS
 
@@ -107,11 +109,13 @@ def input_shapes(
     metadata: ModelMetadata, profile: Profile
 ) -> dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]:
     """Smallest, best and largest shape of every graph input under a profile."""
+    index = {size.name: i for i, size in enumerate(metadata.family.sizes(metadata.config))}
     shapes = {}
-    for name, (_, shape) in metadata.expected_inputs().items():
-        kind, _, number = name.partition("_")
-        stage = int(number) if kind in ("neighbors", "kept") else 0
-        sizes = profile.stages[stage]
-        fixed = tuple(size for size in shape[1:] if size is not None)
-        shapes[name] = ((sizes.min, *fixed), (sizes.opt, *fixed), (sizes.max, *fixed))
+    for spec in metadata.family.inputs(metadata.config):
+        sizes = profile.stages[index[spec.rows]]
+        shapes[spec.name] = (
+            (sizes.min, *spec.columns),
+            (sizes.opt, *spec.columns),
+            (sizes.max, *spec.columns),
+        )
     return shapes

@@ -12,8 +12,9 @@ import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.model.contract import CATEGORY, ModelConfig
-from dela.pyramid.cpu import Pyramid, pack
+from dela.families import family_of
+from dela.model.contract import CATEGORY, Contract
+from dela.model.inputs import Inputs, rows_of
 from dela.runtime.backends.base import Backend
 from dela.runtime.predict.labeller import HostLabeller, Labeller, Labels, labeller_of
 from dela.runtime.predict.predictor import MAX_POINTS
@@ -162,19 +163,19 @@ class _Clock:
         self.seconds[phase] += now - self._last
         self._last = now
 
-    def run(self, labeller: Labeller, pyramid: Pyramid) -> Any:
+    def run(self, labeller: Labeller, pyramid: Inputs) -> Any:
         """Logits of a pyramid, whose preparation ends here."""
         labeller.wait()
         self.end("preprocess")
         logits = labeller.run(pyramid)
         self.end("network")
-        self.points += len(pyramid.points)
+        self.points += rows_of(pyramid)
         self.runs += 1
         return logits
 
 
 def _label_scan(
-    labeller: Labeller, config: ModelConfig, cloud: PointCloud, max_points: int, clock: _Clock
+    labeller: Labeller, config: Contract, cloud: PointCloud, max_points: int, clock: _Clock
 ) -> Labels:
     """Class and confidence of every point."""
     found = labeller.label(
@@ -198,14 +199,14 @@ def _name_clouds(
     for cloud in clouds:
         voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
         (tile,) = voxels.cut(config, len(cloud))
-        pyramids.append(voxels.pyramid(tile, config))
-    probabilities = softmax(clock.run(HostLabeller(backend), pack(pyramids)))
+        pyramids.append(voxels.inputs(tile, config))
+    probabilities = softmax(clock.run(HostLabeller(backend), family_of(config).pack(pyramids)))
     found = probabilities.argmax(axis=1), probabilities.max(axis=1)
     clock.end("postprocess")
     return found
 
 
-def made_up_clouds(config: ModelConfig, size: int, seed: int = 0) -> list[PointCloud]:
+def made_up_clouds(config: Contract, size: int, seed: int = 0) -> list[PointCloud]:
     """Input of about a given size: a hilly surface of so many voxels, or so many random clouds.
 
     Args:
@@ -226,7 +227,7 @@ def made_up_clouds(config: ModelConfig, size: int, seed: int = 0) -> list[PointC
     return [_surface(config, side, generator)]
 
 
-def _surface(config: ModelConfig, side: float, generator: np.random.Generator) -> PointCloud:
+def _surface(config: Contract, side: float, generator: np.random.Generator) -> PointCloud:
     grid = config.grid[0]
     count = max(2, round(_POINTS_PER_VOXEL * (side / grid) ** 2))
     x, y = generator.uniform(0, side, (2, count))

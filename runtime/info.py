@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import numpy as np
 from dela.artifacts.sidecar import SUFFIX, read_sidecar
 from dela.cloud.formats import SUFFIXES, read_cloud
 from dela.errors import InputError
-from dela.model.contract import ModelConfig
+from dela.families import family_of
+from dela.model.contract import Contract
 from dela.runtime.backends.base import BACKENDS, OnnxRuntimeBackend
 
 
@@ -39,16 +41,22 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     raise InputError(f"{path}: unknown suffix {suffix!r}; dela info reads {', '.join(known)}")
 
 
-def _network(config: ModelConfig) -> dict[str, Any]:
+# What every network has, told under these names; fields of its family stand between.
+_SHARED = ("task", "classes", "attributes", "directions", "categories", "grid", "points")
+
+
+def _network(config: Contract) -> dict[str, Any]:
+    own = {
+        field.name: _listed(getattr(config, field.name))
+        for field in dataclasses.fields(config)
+        if field.name not in (*_SHARED, "vote_axis")
+    }
     return {
         "task": config.task,
-        "stages": config.stages,
-        "dims": list(config.dims),
-        "depths": list(config.depths),
-        "neighbors": list(config.neighbors),
+        "family": config.family,
+        "stages": len(family_of(config).sizes(config)),
         **({"grid": list(config.grid)} if config.grid else {"points": list(config.points)}),
-        "spread": list(config.spread),
-        "coordinate_scale": config.coordinate_scale,
+        **own,
         "vote_axis": config.vote_axis,
         "attributes": [
             {"name": info.name, "scale": info.scale, "offset": info.offset, "log": info.log}
@@ -59,6 +67,10 @@ def _network(config: ModelConfig) -> dict[str, Any]:
             for info in config.classes
         ],
     }
+
+
+def _listed(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from dela.artifacts.metadata import TOLERANCES, Tolerance
 from dela.artifacts.sidecar import Sidecar
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.model.contract import ModelConfig
+from dela.families import family_of
+from dela.model.contract import Contract
+from dela.model.parity import Tolerance
 from dela.runtime.backends.base import Backend
 from dela.scan.attributes import compute_attributes
 from dela.scan.votes import Progress
@@ -169,9 +170,9 @@ def verify(
     limits = [backend.max_points for backend in (reference, *candidates.values())]
     for part in voxels.tiles(config, min(max_points, *(limit or max_points for limit in limits))):
         rows = part.tile.core if config.task == "segmentation" else slice(None)
-        answers[""].append(reference.run(part.pyramid)[rows])
+        answers[""].append(reference.run(part.inputs)[rows])
         for name, candidate in candidates.items():
-            answers[name].append(candidate.run(part.pyramid)[rows])
+            answers[name].append(candidate.run(part.inputs)[rows])
         done += int(np.count_nonzero(part.tile.core))
         if progress is not None:
             progress(done, len(voxels.points))
@@ -198,10 +199,10 @@ def tolerance_of(backend: Backend) -> Tolerance:
     sidecar: Sidecar | None = getattr(backend, "sidecar", None)
     if dtype == "fp32" and sidecar is not None and sidecar.tf32:
         dtype = "fp16"
-    return TOLERANCES[dtype]
+    return family_of(backend.config).parity(dtype)
 
 
-def _check_same_network(config: ModelConfig, name: str, other: ModelConfig) -> None:
+def _check_same_network(config: Contract, name: str, other: Contract) -> None:
     ours, theirs = config.to_dict(), other.to_dict()
     differing = [key for key in ours if ours[key] != theirs.get(key)]
     if differing:

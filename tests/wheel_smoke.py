@@ -21,7 +21,8 @@ def prepare(folder: Path) -> None:
     import dela
     from dela.artifacts.checkpoint import save_checkpoint
     from dela.export import export_onnx
-    from dela.model.contract import PRESETS, ClassInfo
+    from dela.families.dela.config import PRESETS
+    from dela.model.contract import ClassInfo
 
     folder.mkdir(parents=True)
     config = dataclasses.replace(

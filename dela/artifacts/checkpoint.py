@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from dela.errors import CheckpointError, ConfigError
-from dela.families.dela import Network
+from dela.families import FIRST, config_from_dict, config_to_dict, family_of
 from dela.files import atomic_path
-from dela.model.contract import ModelConfig
 
 FORMAT = "dela-checkpoint"
-VERSION = 1
+# Checkpoints of the first family keep the version that they always had.
+VERSION = 2
+_FIRST_FAMILY_VERSION = 1
 
 _MAX_LISTED = 8
 _PLAIN = (type(None), bool, int, float, str)
@@ -36,15 +37,15 @@ class Checkpoint:
         sha256: of the file's bytes, hexadecimal.
     """
 
-    model: Network
-    config: ModelConfig
+    model: Any
+    config: Any
     extra: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
 
 
 def save_checkpoint(
     path: str | os.PathLike[str],
-    model: Network,
+    model: torch.nn.Module,
     extra: dict[str, Any] | None = None,
     overwrite: bool = True,
 ) -> None:
@@ -62,11 +63,12 @@ def save_checkpoint(
         InputError: the file cannot be written.
     """
     extra = extra or {}
+    config: Any = model.config
     _check_plain(extra, "extra")
     content = {
         "format": FORMAT,
-        "version": VERSION,
-        "config": model.config.to_dict(),
+        "version": _FIRST_FAMILY_VERSION if config.family == FIRST else VERSION,
+        "config": config_to_dict(config),
         "model": model.state_dict(),
         "extra": extra,
     }
@@ -95,19 +97,22 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
             hint = "; a published DeLA v2 checkpoint is read by `dela import-checkpoint`"
         raise CheckpointError(f"{path} is not a dela checkpoint{hint}")
     version = content.get("version")
-    if version != VERSION:
+    config_values = content.get("config")
+    named = isinstance(config_values, dict) and "family" in config_values
+    known = VERSION if named else _FIRST_FAMILY_VERSION
+    if version != known:
         raise CheckpointError(
-            f"{path}: checkpoint version {version}, this dela reads {VERSION}; "
+            f"{path}: checkpoint version {version}, this dela reads {known}; "
             "install the dela that wrote it"
         )
     try:
-        config = ModelConfig.from_dict(content["config"])
+        config = config_from_dict(content["config"])
     except (ConfigError, KeyError, TypeError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not is_state_dict(content.get("model")):
         raise CheckpointError(f"{path} holds no weights; it is damaged or was not written by dela")
     with torch.device("meta"):
-        model = Network(config)
+        model = family_of(config).build(config)
     load_weights(model, content["model"], str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Checkpoint(model.to(device).eval(), config, dict(content.get("extra") or {}), digest)

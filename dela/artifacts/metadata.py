@@ -9,38 +9,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dela.errors import CheckpointError, ConfigError
-from dela.model.contract import ModelConfig
+from dela.families import FIRST, config_from_dict, config_to_dict, family_of
+from dela.families.base import Family
+from dela.model.contract import Contract
+from dela.model.parity import DTYPES
 
 FORMAT = "dela-onnx"
-FORMAT_VERSION = 1
-DTYPES = ("fp32", "fp16", "bf16")
+# Files of the first family keep the version that they always had; others need a newer dela.
+FORMAT_VERSION = 2
+_FIRST_FAMILY_VERSION = 1
 OUTPUT = "logits"
-
-
-@dataclass(frozen=True)
-class Tolerance:
-    """What still counts as PyTorch's answer.
-
-    Attributes:
-        error: largest absolute logit error, as a share of the largest logit.
-        agreement: least share of points whose label is the same.
-    """
-
-    error: float
-    agreement: float
-
-
-# fp32 differs by the order of sums alone; 16-bit layers round at every layer. Measured once, on a
-# trained lidar network (four stages, 13 SPAMP layers, 1.8 M parameters, 20,000 points): fp32 7e-7
-# and the same labels, fp16 2e-4 and 99.995 %, bf16 (PyTorch's autocast) 9e-3 and 99.96 %. The
-# limits leave room for other networks; nothing larger has been measured.
-TOLERANCES = {
-    "fp32": Tolerance(error=1e-4, agreement=0.9999),
-    "fp16": Tolerance(error=2e-2, agreement=0.99),
-    "bf16": Tolerance(error=1e-1, agreement=0.95),
-}
 
 
 @dataclass(frozen=True)
@@ -53,17 +34,26 @@ class ModelMetadata:
             Inputs and outputs are float32 in every case.
         checkpoint_sha256: of the checkpoint file the weights come from, "" for a model in memory.
         dela_version: of the package that wrote the file.
-        format_version: of this description.
+        format_version: of this description; 0 for what the family of ``config`` needs.
         stage_ratios: per stage its points over those of stage 0 on the training data, ``min``,
             ``mean`` and ``max``; guides shape profiles. Empty when nothing was measured.
     """
 
-    config: ModelConfig
+    config: Any
     dtype: str
     checkpoint_sha256: str = ""
     dela_version: str = ""
-    format_version: int = FORMAT_VERSION
+    format_version: int = 0
     stage_ratios: tuple[dict[str, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.format_version:
+            object.__setattr__(self, "format_version", newest_version(self.config.family != FIRST))
+
+    @property
+    def family(self) -> Family:
+        """The family of the network."""
+        return family_of(self.config)
 
     def to_properties(self) -> dict[str, str]:
         """Text properties, most of them readable in any viewer of ONNX files."""
@@ -75,7 +65,7 @@ class ModelMetadata:
             "dela_version": self.dela_version,
             "checkpoint_sha256": self.checkpoint_sha256,
             "stage_ratios": json.dumps(list(self.stage_ratios)),
-            "config": json.dumps(self.config.to_dict()),
+            "config": json.dumps(config_to_dict(self.config)),
         }
 
     @classmethod
@@ -100,13 +90,14 @@ class ModelMetadata:
         version = properties.get("format_version", "")
         if not version.isdigit() or int(version) < 1:
             raise CheckpointError(f"{source}: format version {version!r} is not a number above 0")
-        if int(version) > FORMAT_VERSION:
+        newest = newest_version('"family"' in properties.get("config", ""))
+        if int(version) > newest:
             raise CheckpointError(
-                f"{source} has format version {version}, this dela reads up to {FORMAT_VERSION}; "
+                f"{source} has format version {version}, this dela reads up to {newest}; "
                 f"install dela {properties.get('dela_version', '?')} or newer, which wrote it"
             )
         try:
-            config = ModelConfig.from_dict(json.loads(properties["config"]))
+            config = config_from_dict(json.loads(properties["config"]))
             ratios = tuple(
                 {key: float(ratio[key]) for key in ("min", "mean", "max")}
                 for ratio in json.loads(properties["stage_ratios"])
@@ -120,10 +111,10 @@ class ModelMetadata:
             raise CheckpointError(f"{source}: its metadata is damaged: {error}") from error
         if dtype not in DTYPES:
             raise CheckpointError(f"{source}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-        if ratios and len(ratios) != config.stages:
+        stages = len(family_of(config).sizes(config))
+        if ratios and len(ratios) != stages:
             raise CheckpointError(
-                f"{source}: stage_ratios has {len(ratios)} entries; {config.stages} stages need "
-                "one each"
+                f"{source}: stage_ratios has {len(ratios)} entries; {stages} stages need one each"
             )
         return cls(
             config,
@@ -136,18 +127,10 @@ class ModelMetadata:
 
     def expected_inputs(self) -> dict[str, tuple[str, tuple[int | None, ...]]]:
         """Graph inputs by name, in order: dtype and shape, None for a size that varies."""
-        config = self.config
-        inputs: dict[str, tuple[str, tuple[int | None, ...]]] = {"points": ("float32", (None, 3))}
-        if config.input_columns:
-            inputs["attributes"] = ("float32", (None, len(config.input_columns)))
-        for stage, k in enumerate(config.neighbors):
-            inputs[f"neighbors_{stage}"] = ("int32", (None, k))
-        for stage in range(1, config.stages):
-            inputs[f"kept_{stage}"] = ("int32", (None,))
-        if config.task == "segmentation":
-            for stage in range(1, config.stages):
-                inputs[f"nearest_{stage}"] = ("int32", (None,))
-        return inputs
+        return {
+            spec.name: (spec.dtype, (None, *spec.columns))
+            for spec in self.family.inputs(self.config)
+        }
 
     def check_graph(
         self,
@@ -191,6 +174,11 @@ class ModelMetadata:
                 f"{source}: its output is {found}; {self.config.num_classes} classes need "
                 f"{OUTPUT} {_text(wanted)}"
             )
+
+
+def newest_version(names_family: bool) -> int:
+    """The newest version that is read of files which name a family, and of those which do not."""
+    return FORMAT_VERSION if names_family else _FIRST_FAMILY_VERSION
 
 
 def _fits(found: Sequence[int | str | None], wanted: Sequence[int | None]) -> bool:

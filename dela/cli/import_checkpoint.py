@@ -34,10 +34,12 @@ def import_checkpoint(
     what they cannot tell: neighbors, grid or points, coordinate scale, spread.
     """
     from dela.artifacts.checkpoint import save_checkpoint
-    from dela.families.dela.published import import_reference, read_reference
+    from dela.families import family_of, resolve_config
+    from dela.families.dela.published import read_reference
 
     check_writable(output, overwrite, inputs=(source,))
-    model = import_reference(read_reference(source), preset, **_overrides(set_))
+    family = family_of(resolve_config(preset))
+    model = family.import_published(read_reference(source), preset, **_overrides(set_))
     save_checkpoint(output, model, {"imported_from": source.name}, overwrite)
     count = sum(weight.numel() for weight in model.parameters())
     config = model.config

@@ -3,8 +3,14 @@ files write for each."""
 
 from __future__ import annotations
 
-from dela.model.contract import S3DIS_CLASSES, SCANNET_CLASSES, SCANOBJECTNN_CLASSES
-
+S3DIS_CLASSES = "ceiling floor wall beam column window door table chair sofa bookcase board clutter"
+SCANNET_CLASSES = (
+    "wall floor cabinet bed chair sofa table door window bookshelf picture counter desk curtain "
+    "refrigerator shower_curtain toilet sink bathtub otherfurniture"
+)
+SCANOBJECTNN_CLASSES = (
+    "bag bin box cabinet chair desk display door shelf table bed pillow sink sofa toilet"
+)
 MODELNET40_CLASSES = (
     "airplane bathtub bed bench bookshelf bottle bowl car chair cone cup curtain desk door dresser "
     "flower_pot glass_box guitar keyboard lamp laptop mantel monitor night_stand person piano "

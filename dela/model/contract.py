@@ -1,25 +1,24 @@
-"""The model's configuration: one frozen dataclass, three published presets, no torch.
+"""The contract every network shares: its task, classes, input columns and sampling. No torch.
 
-The same dictionary form (:meth:`ModelConfig.to_dict`) stands in checkpoints and in the metadata of
-exported ONNX files, so a deployment knows how to prepare its input without the training code.
+Each family of networks extends :class:`Contract` by fields of its own. The same dictionary form
+(:meth:`Contract.to_dict`) stands in checkpoints and in the metadata of exported ONNX files, so a
+deployment knows how to prepare its input without the training code.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 
 from dela.errors import ConfigError
 
 Task = Literal["segmentation", "classification"]
-
-# SPSE adds this under its square root; with directions, whose term can reach -1, more.
-EPSILON = 1e-8
-EPSILON_WITH_DIRECTIONS = 1.0 + 1e-4
 
 # Column of a scan that tells each point's category, and what the input columns made of it start by.
 CATEGORY = "category"
@@ -72,81 +71,61 @@ class CategoryInfo:
     classes: tuple[int, ...]
 
 
-@dataclass(frozen=True)
-class ModelConfig:
-    """Everything that shapes a DeLA v2 network and the input it expects.
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """What the rest of the package knows of a network; families add fields of their own.
 
-    Per-stage tuples have one entry per stage. ``grid`` (metres) is for segmentation, ``points``
-    (points kept per cloud) for classification; the other is empty.
+    ``grid`` holds voxel sizes in metres, finest first, where points are labelled; ``points`` the
+    points kept of a cloud, most first, where clouds are.
 
     ``categories`` are for part segmentation: the category of an object, known beforehand as the
     scan's column ``category`` (0, 1 ..), then conditions the head.
 
     ``vote_axis`` is what votes turn scans about, the vertical of the training data: ``x``, ``y`` or
     ``z``; empty where the network was trained on scans that all face the same way.
+
+    Attributes:
+        family: name of the family, one of :data:`dela.families.FAMILIES`.
     """
+
+    family: ClassVar[str] = ""
 
     task: Task
     classes: tuple[ClassInfo, ...]
-    dims: tuple[int, ...]
-    depths: tuple[int, ...]
-    neighbors: tuple[int, ...]
-    spread: tuple[float, ...]
-    coordinate_scale: float
     grid: tuple[float, ...] = ()
     points: tuple[int, ...] = ()
-    head_dim: int = 0
     attributes: tuple[AttributeInfo, ...] = ()
     directions: tuple[AttributeInfo, ...] = ()
     categories: tuple[CategoryInfo, ...] = ()
-    epsilon: float | None = None
-    mlp_ratio: float = 2.0
-    drop_path: float = 0.1
-    head_drop: float = 0.0
-    bn_momentum: float = 0.02
-    coordinate_loss: bool = True
     vote_axis: str = "z"
 
     def __post_init__(self) -> None:
-        stages = len(self.dims)
         if self.task not in ("segmentation", "classification"):
             raise ConfigError(f"task is {self.task!r}; it must be segmentation or classification")
-        if stages < 1:
-            raise ConfigError("dims is empty; a network has at least one stage")
-        lists: dict[str, tuple[Any, ...]] = {
-            "depths": self.depths,
-            "neighbors": self.neighbors,
-            "spread": self.spread,
-        }
-        lists["grid" if self.task == "segmentation" else "points"] = (
-            self.grid if self.task == "segmentation" else self.points
+        self._check_sampling()
+        self._check_classes()
+        self._check_columns()
+        if self.vote_axis not in ("", "x", "y", "z"):
+            raise ConfigError(f"vote_axis is {self.vote_axis!r}; it must be x, y, z or empty")
+
+    def _check_sampling(self) -> None:
+        name, sizes = (
+            ("grid", self.grid) if self.task == "segmentation" else ("points", self.points)
         )
-        for name, values in lists.items():
-            if len(values) != stages:
-                raise ConfigError(
-                    f"{name} has {len(values)} entries, dims has {stages}; give one per stage"
-                )
-            if name != "depths" and any(not value > 0 for value in values):
-                raise ConfigError(f"{name} is {list(values)}; every entry must be above 0")
-        if any(depth < 0 for depth in self.depths):
-            raise ConfigError(f"depths is {list(self.depths)}; no entry may be negative")
-        for dim in self.dims:
-            if dim < 4 or dim % 4:
-                raise ConfigError(f"dims holds {dim}; every dimension must be a multiple of 4")
-        if any(a >= b for a, b in zip(self.grid, self.grid[1:], strict=False)):
+        if not sizes:
+            raise ConfigError(f"{name} is empty; {self.task} needs at least one size")
+        if any(not size > 0 for size in sizes):
+            raise ConfigError(f"{name} is {list(sizes)}; every entry must be above 0")
+        if any(a >= b for a, b in itertools.pairwise(self.grid)):
             raise ConfigError(
                 f"grid is {list(self.grid)}; each stage must be coarser than the last"
             )
-        if any(a < b for a, b in zip(self.points, self.points[1:], strict=False)):
+        if any(a < b for a, b in itertools.pairwise(self.points)):
             raise ConfigError(
                 f"points is {list(self.points)}; a stage keeps at most the last one's"
             )
-        if self.task == "segmentation" and self.head_dim < 1:
-            raise ConfigError(f"head_dim is {self.head_dim}; segmentation needs at least 1")
-        if self.task == "classification" and (self.attributes or self.directions):
-            raise ConfigError(
-                "classification takes coordinates alone; remove attributes/directions"
-            )
+
+    def _check_classes(self) -> None:
         if not self.classes:
             raise ConfigError("classes is empty; name at least one")
         if self.categories and self.task != "segmentation":
@@ -162,19 +141,8 @@ class ModelConfig:
             raise ConfigError("two classes share a label code; give each its own")
         if len({info.name for info in self.classes}) != len(self.classes):
             raise ConfigError("two classes share a name; give each its own")
-        if self.vote_axis not in ("", "x", "y", "z"):
-            raise ConfigError(f"vote_axis is {self.vote_axis!r}; it must be x, y, z or empty")
-        if not self.coordinate_scale > 0:
-            raise ConfigError(f"coordinate_scale is {self.coordinate_scale}; it must be above 0")
-        for name in ("drop_path", "head_drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
-        if not 0 < self.bn_momentum <= 1:
-            raise ConfigError(f"bn_momentum is {self.bn_momentum}; it must be in (0, 1]")
-        if not self.mlp_ratio > 0:
-            raise ConfigError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0")
-        if self.epsilon is not None and not self.epsilon >= 0:
-            raise ConfigError(f"epsilon is {self.epsilon}; it must not be negative")
+
+    def _check_columns(self) -> None:
         for info in (*self.attributes, *self.directions):
             if not math.isfinite(info.scale) or info.scale == 0:
                 raise ConfigError(f"attribute {info.name}: scale {info.scale} is not usable")
@@ -191,16 +159,12 @@ class ModelConfig:
                 )
 
     @property
-    def stages(self) -> int:
-        return len(self.dims)
-
-    @property
     def num_classes(self) -> int:
         return len(self.classes)
 
     @property
     def input_columns(self) -> tuple[AttributeInfo, ...]:
-        """Columns of the pyramid's ``attributes`` array: scalars, directions, then for each
+        """Columns of the network's ``attributes`` array: scalars, directions, then for each
         category whether the point's object belongs to it."""
         return self.attributes + self.directions + self.category_columns
 
@@ -216,30 +180,21 @@ class ModelConfig:
         first = len(self.attributes)
         return (first, first + 1, first + 2) if len(self.directions) == 3 else ()
 
-    def spse_epsilon(self, stage: int) -> float:
-        """Epsilon under SPSE's root at a stage; only stage 0 sees directions."""
-        if self.epsilon is not None:
-            return self.epsilon
-        return EPSILON_WITH_DIRECTIONS if stage == 0 and self.directions else EPSILON
-
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types only."""
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: dict[str, Any]) -> Self:
         """Inverse of :meth:`to_dict`.
 
         Raises:
             ConfigError: an unknown or missing key, or a value out of range.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise ConfigError(
-                f"unknown model key {unknown[0]!r}; known: {', '.join(sorted(known))}"
-            )
-        converted = dict(values)
+        cls.refuse_unknown(values)
+        converted = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+        }
         try:
             converted["classes"] = tuple(
                 ClassInfo(str(c["name"]), int(c["code"]), tuple(c["color"]))
@@ -251,19 +206,36 @@ class ModelConfig:
                 CategoryInfo(str(c["name"]), tuple(c["classes"]))
                 for c in values.get("categories", ())
             )
-            for key in ("dims", "depths", "neighbors", "spread", "grid", "points"):
-                if key in values:
-                    converted[key] = tuple(values[key])
-            return cls(**converted)
+            made: Any = converted
+            return cls(**made)
         except ConfigError:
             raise
         except (TypeError, KeyError, ValueError) as error:
             raise ConfigError(f"model configuration is not usable: {error}") from error
 
+    @classmethod
+    def refuse_unknown(cls, keys: Iterable[str]) -> None:
+        """Raises ConfigError when one of the keys is no field."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(keys) - known)
+        if unknown:
+            raise ConfigError(
+                f"unknown model key {unknown[0]!r}; known: {', '.join(sorted(known))}"
+            )
 
-def _classes(names: str, colors: tuple[tuple[int, int, int], ...]) -> tuple[ClassInfo, ...]:
+
+def named_classes(names: str) -> tuple[ClassInfo, ...]:
+    """Classes of blank-separated names, with codes 0, 1 .. and the palette's colors."""
     return tuple(
-        ClassInfo(name, code, colors[code % len(colors)]) for code, name in enumerate(names.split())
+        ClassInfo(name, code, PALETTE[code % len(PALETTE)])
+        for code, name in enumerate(names.split())
+    )
+
+
+def generic_classes(count: int) -> tuple[ClassInfo, ...]:
+    """Classes ``class_0`` .. with codes 0 .. and the palette's colours."""
+    return tuple(
+        ClassInfo(f"class_{code}", code, PALETTE[code % len(PALETTE)]) for code in range(count)
     )
 
 
@@ -289,102 +261,3 @@ PALETTE = (
     (219, 219, 141),
     (82, 84, 163),
 )
-
-S3DIS_CLASSES = "ceiling floor wall beam column window door table chair sofa bookcase board clutter"
-SCANNET_CLASSES = (
-    "wall floor cabinet bed chair sofa table door window bookshelf picture counter desk curtain "
-    "refrigerator shower_curtain toilet sink bathtub otherfurniture"
-)
-SCANOBJECTNN_CLASSES = (
-    "bag bin box cabinet chair desk display door shelf table bed pillow sink sofa toilet"
-)
-_COLOUR = tuple(AttributeInfo(name, 250.0) for name in ("red", "green", "blue"))
-
-# The published recipes (DeLA v2).
-PRESETS: dict[str, ModelConfig] = {
-    "s3dis": ModelConfig(
-        task="segmentation",
-        classes=_classes(S3DIS_CLASSES, PALETTE),
-        dims=(64, 128, 256, 512),
-        depths=(4, 4, 8, 8),
-        neighbors=(24, 32, 32, 32),
-        spread=(1.6, 3.8, 7.6, 15.2),
-        coordinate_scale=40.0,
-        grid=(0.04, 0.08, 0.16, 0.32),
-        head_dim=256,
-        attributes=(*_COLOUR, AttributeInfo("height", 3.3)),
-        drop_path=0.1,
-        head_drop=0.15,
-        bn_momentum=0.02,
-    ),
-    "scannet": ModelConfig(
-        task="segmentation",
-        classes=_classes(SCANNET_CLASSES, PALETTE),
-        dims=(80, 128, 192, 352, 640),
-        depths=(4, 4, 4, 8, 8),
-        neighbors=(24, 32, 32, 32, 32),
-        spread=(1.6, 3.0, 5.7, 11.2, 21.5),
-        coordinate_scale=60.0,
-        grid=(0.02, 0.04, 0.08, 0.16, 0.32),
-        head_dim=352,
-        attributes=(*_COLOUR, AttributeInfo("height", 2.6)),
-        directions=tuple(AttributeInfo(f"normal_{axis}") for axis in "xyz"),
-        drop_path=0.1,
-        head_drop=0.2,
-        bn_momentum=0.02,
-    ),
-    "scanobjectnn": ModelConfig(
-        task="classification",
-        classes=_classes(SCANOBJECTNN_CLASSES, PALETTE),
-        dims=(96, 192, 384),
-        depths=(4, 4, 4),
-        neighbors=(24, 24, 24),
-        spread=(2.2, 4.4, 8.8),
-        coordinate_scale=40.0,
-        points=(1024, 256, 64),
-        drop_path=0.15,
-        bn_momentum=0.1,
-        vote_axis="y",
-    ),
-}
-
-
-def generic_classes(count: int) -> tuple[ClassInfo, ...]:
-    """Classes ``class_0`` .. with codes 0 .. and the palette's colours."""
-    return tuple(
-        ClassInfo(f"class_{code}", code, PALETTE[code % len(PALETTE)]) for code in range(count)
-    )
-
-
-def resolve_config(preset: str | ModelConfig, **overrides: Any) -> ModelConfig:
-    """A preset or configuration with some fields replaced.
-
-    Args:
-        preset: a name in :data:`PRESETS` or a configuration.
-        overrides: fields of :class:`ModelConfig` (lists are fine for tuples), or ``num_classes``,
-            which replaces the classes by generic ones unless their number already fits.
-
-    Raises:
-        ConfigError: an unknown preset or field, or a value out of range.
-    """
-    if isinstance(preset, str):
-        if preset not in PRESETS:
-            raise ConfigError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
-        preset = PRESETS[preset]
-    if not isinstance(preset, ModelConfig):
-        raise ConfigError(
-            f"preset is {preset!r}; give one of {', '.join(PRESETS)}, or a ModelConfig"
-        )
-    values = dict(overrides)
-    count = values.pop("num_classes", None)
-    if count is not None:
-        if "classes" in values:
-            raise ConfigError("give classes or num_classes, not both")
-        if count != preset.num_classes:
-            values["classes"] = generic_classes(count)
-    known = {field.name for field in dataclasses.fields(ModelConfig)}
-    unknown = sorted(set(values) - known)
-    if unknown:
-        raise ConfigError(f"unknown model key {unknown[0]!r}; known: {', '.join(sorted(known))}")
-    values = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return dataclasses.replace(preset, **values)

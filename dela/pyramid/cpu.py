@@ -5,13 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from dela.errors import InputError
 from dela.geometry.cpu import SearchTree, farthest_point_sampling, voxel_grid
-from dela.model.contract import ModelConfig
+
+# A scene's lowest corner, where every stage's voxels are counted from.
+CORNER = np.zeros(3)
+
+
+class PyramidConfig(Protocol):
+    """What a pyramid needs of a network's configuration: its stages' sizes and its columns."""
+
+    @property
+    def task(self) -> str: ...
+    @property
+    def stages(self) -> int: ...
+    @property
+    def neighbors(self) -> tuple[int, ...]: ...
+    @property
+    def grid(self) -> tuple[float, ...]: ...
+    @property
+    def points(self) -> tuple[int, ...]: ...
+    @property
+    def input_columns(self) -> tuple[Any, ...]: ...
 
 
 @dataclass(frozen=True)
@@ -146,7 +165,7 @@ class Pyramid:
 def build_pyramid(
     points: np.ndarray,
     attributes: np.ndarray | None,
-    config: ModelConfig,
+    config: PyramidConfig,
     seed: int | None = None,
     pick: int | None = 0,
     threads: int | None = None,
@@ -202,7 +221,7 @@ def build_pyramid(
 
 
 def checked_cloud(
-    points: np.ndarray, attributes: np.ndarray | None, config: ModelConfig
+    points: np.ndarray, attributes: np.ndarray | None, config: PyramidConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Points [N, 3] and attributes [N, F] as C-contiguous float32, as a pyramid needs them.
 
@@ -228,14 +247,14 @@ def checked_cloud(
     return points, attributes
 
 
-def stage_seeds(seed: int | None, config: ModelConfig) -> np.ndarray:
+def stage_seeds(seed: int | None, config: PyramidConfig) -> np.ndarray:
     """uint64 [S]: the seed of each stage's random picks; None draws them from the system."""
     return np.random.SeedSequence(seed).generate_state(config.stages, np.uint64)
 
 
 def classification_pyramid(
     points: np.ndarray,
-    config: ModelConfig,
+    config: PyramidConfig,
     seed: int | None = None,
     pick: int | None = 0,
     threads: int | None = None,

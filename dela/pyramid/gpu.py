@@ -16,12 +16,10 @@ import numpy as np
 from dela.errors import InputError
 from dela.geometry.gpu import Cells, Members
 from dela.geometry.gpu_queue import Bounds, Workspace
-from dela.model.contract import ModelConfig
 from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import Stream
-from dela.pyramid.cpu import Pyramid
+from dela.pyramid.cpu import CORNER, Pyramid, PyramidConfig
 from dela.pyramid.gpu_stages import StageBuilder, StagePlan
-from dela.scan.voxels import CORNER
 
 # As in plugins/cuda: votes.cu.
 MIDDLE_BLOCK = 512
@@ -70,9 +68,9 @@ class PyramidBuilder:
         InputError: a classification network.
     """
 
-    def __init__(self, config: ModelConfig, stream: Stream) -> None:
+    def __init__(self, config: PyramidConfig, stream: Stream) -> None:
         self._stages = StageBuilder(config, stream)
-        self.config = config
+        self.config: Any = config
         self.stream = stream
         self.geometry = self._stages.geometry
         self._results = Workspace(stream)
@@ -273,7 +271,7 @@ class PyramidBuilder:
 def build_device_pyramid(
     points: Any,
     attributes: Any,
-    config: ModelConfig,
+    config: PyramidConfig,
     stream: Stream,
     *,
     pick: int = 0,

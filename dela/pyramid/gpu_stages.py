@@ -17,10 +17,9 @@ import numpy as np
 from dela.errors import InputError
 from dela.geometry.gpu import Cells, DeviceGeometry, DeviceTree, row_range
 from dela.geometry.gpu_queue import BOUNDS_WORDS, Bounds, Workspace
-from dela.model.contract import ModelConfig
 from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer, as_device_array
 from dela.plugins.cuda.driver import Event, Stream
-from dela.pyramid.cpu import Pyramid, stage_seeds
+from dela.pyramid.cpu import Pyramid, PyramidConfig, stage_seeds
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class StageBuilder:
         InputError: a classification network.
     """
 
-    def __init__(self, config: ModelConfig, stream: Stream) -> None:
+    def __init__(self, config: PyramidConfig, stream: Stream) -> None:
         if config.task == "classification":
             raise InputError(
                 "pyramids for classification are built on the CPU; the GPU builds those for "

@@ -42,7 +42,7 @@ def compute_attributes(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> np.
 
     Args:
         cloud: N points; rows with non-finite coordinates get NaN heights.
-        infos: the columns in order, as ``ModelConfig.input_columns``.
+        infos: the columns in order, as ``Contract.input_columns``.
 
     Returns:
         [N, F] float32.

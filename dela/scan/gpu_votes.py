@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from dela.geometry.gpu_queue import Workspace
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
+from dela.model.inputs import Inputs
 from dela.plugins.cuda.arrays import DeviceArray
-from dela.pyramid.cpu import Pyramid
 from dela.pyramid.gpu import DeviceVoxels, PyramidBuilder
 from dela.scan.tiles import Tile, context_width, cut_tiles, whole_tile
 from dela.scan.votes import FAR_WEIGHT, vote_reach
@@ -45,11 +45,11 @@ class DeviceScan:
         """The same voxels with the n-th point standing for each."""
         return DeviceScan(self.builder, self.builder.look(self.voxels, pick))
 
-    def turned(self, matrix: np.ndarray, config: ModelConfig) -> DeviceScan:
+    def turned(self, matrix: np.ndarray, config: Contract) -> DeviceScan:
         """The same scan turned or mirrored about its middle by an orthogonal matrix [3, 3]."""
         return DeviceScan(self.builder, self.builder.turned(self.voxels, matrix))
 
-    def cut(self, config: ModelConfig, max_points: int, context: float | None = None) -> list[Tile]:
+    def cut(self, config: Contract, max_points: int, context: float | None = None) -> list[Tile]:
         """As :meth:`dela.scan.voxels.Voxels.cut`; points come down where there are several
         tiles."""
         if len(self) <= max_points:
@@ -58,7 +58,7 @@ class DeviceScan:
         width = context_width(config) if context is None else context
         return list(cut_tiles(points, max_points, width))
 
-    def pyramid(self, tile: Tile, config: ModelConfig) -> Pyramid:
+    def inputs(self, tile: Tile, config: Contract) -> Inputs:
         """The network's input for one tile; its voxels are the whole scan's at every stage."""
         whole = len(tile.rows) == len(self)
         return self.builder.tile(self.voxels, None if whole else tile.rows)

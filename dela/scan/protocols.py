@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dela.geometry.cpu import nearest, voxel_grid
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
 from dela.scan.votes import Answer, Forward, Progress, softmax
 from dela.scan.voxels import Voxels
 
@@ -57,7 +57,7 @@ def add_looks(
     forward: Forward,
     points: np.ndarray,
     attributes: Any,
-    config: ModelConfig,
+    config: Contract,
     looks: Sequence[Look],
     *,
     max_points: int,
@@ -81,7 +81,7 @@ def add_looks(
         voxels, moved = _seen(points, attributes, config, look)
         logits = np.zeros((len(voxels.points), config.num_classes), np.float32)
         for tile in voxels.cut(config, max_points, context):
-            answer = forward(voxels.pyramid(tile, config))
+            answer = forward(voxels.inputs(tile, config))
             logits[tile.rows[tile.core]] = answer[tile.core]
             runs += 1
         total += logits[nearest(voxels.points, moved)]
@@ -94,7 +94,7 @@ def add_looks(
 
 
 def _seen(
-    points: np.ndarray, attributes: Any, config: ModelConfig, look: Look
+    points: np.ndarray, attributes: Any, config: Contract, look: Look
 ) -> tuple[Voxels, np.ndarray]:
     """The voxels of a look, and where it sees every point [N, 3] float32."""
     moved = np.asarray(points, np.float64) @ (look.scale * look.matrix).T

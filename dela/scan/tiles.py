@@ -12,10 +12,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from dela.errors import InputError
-from dela.model.contract import ModelConfig
+from dela.families import family_of
+from dela.model.contract import Contract
 
-# Context around a core, in cells of the coarsest stage; more changes few labels and costs time.
-CONTEXT_CELLS = 4.0
 # Where the full context does not fit into a tile, the core may fill this share of it.
 CORE_SHARE = 0.25
 # A tower is cut across its height only when it is this much longer than wide.
@@ -40,9 +39,9 @@ def whole_tile(size: int) -> Tile:
     return Tile(np.arange(size), np.ones(size, dtype=bool))
 
 
-def context_width(config: ModelConfig) -> float:
-    """Metres of context around a core."""
-    return CONTEXT_CELLS * config.grid[-1]
+def context_width(config: Contract) -> float:
+    """Meters of context around a core: as far as the network reaches."""
+    return family_of(config).reach(config)
 
 
 def cut_tiles(points: np.ndarray, max_points: int, context: float) -> Iterator[Tile]:

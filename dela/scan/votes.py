@@ -13,13 +13,13 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
-from dela.model.contract import ModelConfig
-from dela.pyramid.cpu import Pyramid
+from dela.model.contract import Contract
+from dela.model.inputs import Inputs
 from dela.scan.tiles import Tile
 from dela.scan.voxels import Voxels
 
-# Logits [N0, classes] float32 of one pyramid ([1, classes] for classification).
-Forward = Callable[[Pyramid], np.ndarray]
+# Logits [N0, classes] float32 of one input ([1, classes] for classification).
+Forward = Callable[[Inputs], np.ndarray]
 Progress = Callable[[int, int], None]
 
 # How near, in voxels of stage 0, a vote's point must stand to a point to be told mostly by it, and
@@ -35,12 +35,12 @@ class Scan(Protocol):
     def __len__(self) -> int: ...
 
     def cut(
-        self, config: ModelConfig, max_points: int, context: float | None = None
+        self, config: Contract, max_points: int, context: float | None = None
     ) -> list[Tile]: ...
 
-    def pyramid(self, tile: Tile, config: ModelConfig) -> Pyramid: ...
+    def inputs(self, tile: Tile, config: Contract) -> Inputs: ...
 
-    def turned(self, matrix: np.ndarray, config: ModelConfig) -> Any: ...
+    def turned(self, matrix: np.ndarray, config: Contract) -> Any: ...
 
 
 AnyScan = TypeVar("AnyScan", bound=Scan)
@@ -79,7 +79,7 @@ def predict_voxels(
     forward: Forward,
     points: np.ndarray,
     look: Callable[[int], Voxels],
-    config: ModelConfig,
+    config: Contract,
     *,
     max_points: int,
     votes: int = 1,
@@ -110,10 +110,10 @@ def predict_voxels(
 
 
 def take_votes(
-    forward: Callable[[Pyramid], Any],
+    forward: Callable[[Inputs], Any],
     plain: AnyScan,
     look: Callable[[int], AnyScan],
-    config: ModelConfig,
+    config: Contract,
     tally: Tally[AnyScan],
     *,
     max_points: int,
@@ -149,7 +149,7 @@ def take_votes(
         if vote and config.vote_axis:
             scan = seen.turned(vote_matrix(vote, votes, config.vote_axis), config)
         for tile in tiles:
-            tally.add_tile(forward(scan.pyramid(tile, config)), tile)
+            tally.add_tile(forward(scan.inputs(tile, config)), tile)
             done += int(np.count_nonzero(tile.core))
             if progress is not None:
                 progress(done, votes * len(plain))
@@ -160,7 +160,7 @@ def take_votes(
 class _HostTally:
     """Answers added up on the host."""
 
-    def __init__(self, points: np.ndarray, plain: Voxels, config: ModelConfig, votes: int) -> None:
+    def __init__(self, points: np.ndarray, plain: Voxels, config: Contract, votes: int) -> None:
         self._of_point = plain.voxel_of_point
         self._config = config
         self._votes = votes
@@ -198,7 +198,7 @@ class _HostTally:
         return self._vote / np.float32(looks), self._of_point
 
 
-def vote_reach(config: ModelConfig) -> float:
+def vote_reach(config: Contract) -> float:
     """Metres from a vote's point at which what it weighs has fallen to 1 / e."""
     return NEAR * config.grid[0]
 

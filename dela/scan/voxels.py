@@ -9,33 +9,12 @@ import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
+from dela.families import family_of
 from dela.geometry.cpu import VoxelGrid, check_finite, voxel_grid
-from dela.model.contract import ModelConfig
-from dela.pyramid.cpu import Pyramid, build_pyramid, classification_pyramid
-from dela.scan.attributes import compute_attributes
+from dela.model.contract import Contract
+from dela.model.inputs import Inputs
+from dela.pyramid.cpu import CORNER
 from dela.scan.tiles import Tile, context_width, cut_tiles, whole_tile
-
-# The scene's lowest corner, where every stage's voxels are counted from.
-CORNER = np.zeros(3)
-
-
-@dataclass(frozen=True)
-class Scene:
-    """A prepared scan.
-
-    Attributes:
-        pyramid: the network's input, one cloud.
-        voxel_of_point: [N] int32: for every point of the scan its row of the network's answer
-            (stage 0; all 0 for classification), -1 for points dropped as invalid.
-        kept: [N_0] int32: the scan's row behind every row of stage 0. For classification a row
-            may stand more than once.
-        origin: [3] float64: what was taken off the coordinates.
-    """
-
-    pyramid: Pyramid
-    voxel_of_point: np.ndarray
-    kept: np.ndarray
-    origin: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -43,7 +22,7 @@ class SceneTile:
     """A part of a scene, ready for a backend."""
 
     tile: Tile
-    pyramid: Pyramid
+    inputs: Inputs
 
 
 @dataclass(frozen=True)
@@ -62,7 +41,7 @@ class Voxels:
 
     @classmethod
     def of(
-        cls, cloud: PointCloud, attributes: np.ndarray, config: ModelConfig, pick: int = 0
+        cls, cloud: PointCloud, attributes: np.ndarray, config: Contract, pick: int = 0
     ) -> Voxels:
         """Voxels of a finite cloud; ``pick`` chooses which point stands for each.
 
@@ -79,7 +58,7 @@ class Voxels:
     def __len__(self) -> int:
         return len(self.points)
 
-    def cut(self, config: ModelConfig, max_points: int, context: float | None = None) -> list[Tile]:
+    def cut(self, config: Contract, max_points: int, context: float | None = None) -> list[Tile]:
         """Tiles of at most ``max_points`` voxels; classification never splits.
 
         Args:
@@ -90,17 +69,19 @@ class Voxels:
         width = context_width(config) if context is None else context
         return list(cut_tiles(self.points, max_points, width))
 
-    def pyramid(self, tile: Tile, config: ModelConfig) -> Pyramid:
-        """The network's input for one tile; its voxels are the whole scene's at every stage."""
+    def inputs(self, tile: Tile, config: Contract) -> Inputs:
+        """The network's input for one tile; its voxels are the whole scan's at every stage."""
         rows = tile.rows
-        return build_pyramid(self.points[rows], self.attributes[rows], config, origin=CORNER)
+        return family_of(config).prepare(
+            self.points[rows], self.attributes[rows], config, origin=CORNER
+        )
 
-    def tiles(self, config: ModelConfig, max_points: int) -> Iterator[SceneTile]:
-        """The scene in tiles, each with its pyramid."""
+    def tiles(self, config: Contract, max_points: int) -> Iterator[SceneTile]:
+        """The scene in tiles, each with its input."""
         for tile in self.cut(config, max_points):
-            yield SceneTile(tile, self.pyramid(tile, config))
+            yield SceneTile(tile, self.inputs(tile, config))
 
-    def turned(self, matrix: np.ndarray, config: ModelConfig) -> Voxels:
+    def turned(self, matrix: np.ndarray, config: Contract) -> Voxels:
         """The same scene turned or mirrored about its middle by an orthogonal matrix [3, 3]."""
         middle = self.points.mean(axis=0, dtype=np.float64)
         points = ((self.points - middle) @ matrix.T + middle).astype(np.float32)
@@ -110,59 +91,6 @@ class Voxels:
             attributes = attributes.copy()
             attributes[:, columns] = attributes[:, columns] @ matrix.T.astype(np.float32)
         return Voxels(points, attributes, self.voxel_of_point)
-
-
-def prepare_scene(
-    cloud: PointCloud,
-    config: ModelConfig,
-    pick: int | None = 0,
-    drop_invalid: bool = False,
-    max_points: int | None = None,
-    seed: int | None = None,
-    threads: int | None = None,
-) -> Scene:
-    """Checks the scan, shifts it in float64, computes attributes, picks a point per voxel.
-
-    Attributes are computed on the whole scan at full resolution, then picked.
-
-    Args:
-        cloud: a scan in metres, any origin.
-        config: the network's configuration.
-        pick: n takes the n-th point of every voxel (voting), None a random one.
-        drop_invalid: leave out points with NaN or infinite coordinates instead of refusing them.
-        max_points: refuse scenes with more voxels than this.
-        seed: of the random pick.
-        threads: native threads; None for all.
-
-    Raises:
-        InputError: an empty scan, non-finite coordinates, a missing column, a scan that falls into
-            one voxel, or more than ``max_points`` voxels.
-    """
-    rows = np.flatnonzero(valid_points(cloud, drop_invalid))
-    valid = cloud if len(rows) == len(cloud) else cloud.select(rows)
-    attributes = compute_attributes(valid, config.input_columns)
-    origin = valid.points.min(axis=0)
-    points = valid.points - origin
-    voxel_of_point = np.full(len(cloud), -1, dtype=np.int32)
-
-    if config.task == "classification":
-        pyramid, kept = classification_pyramid(
-            points.astype(np.float32), config, seed, pick, threads
-        )
-        voxel_of_point[rows] = 0
-    else:
-        grid = scan_grid(points, config, pick, seed, threads)
-        kept = grid.kept
-        if max_points is not None and len(kept) > max_points:
-            raise InputError(
-                f"the scan has {len(kept)} voxels of {config.grid[0]} m, more than {max_points}; "
-                "predict it in tiles"
-            )
-        voxel_of_point[rows] = grid.voxel_of_point
-        pyramid = build_pyramid(
-            points[kept].astype(np.float32), attributes[kept], config, seed, pick, threads, CORNER
-        )
-    return Scene(pyramid, voxel_of_point, rows[kept].astype(np.int32), origin)
 
 
 def valid_points(cloud: PointCloud, drop_invalid: bool) -> np.ndarray:
@@ -181,7 +109,7 @@ def valid_points(cloud: PointCloud, drop_invalid: bool) -> np.ndarray:
 
 def scan_grid(
     points: np.ndarray,
-    config: ModelConfig,
+    config: Contract,
     pick: int | None = 0,
     seed: int | None = None,
     threads: int | None = None,

@@ -15,8 +15,8 @@ import numpy as np
 
 from dela.artifacts.sidecar import SUFFIX
 from dela.errors import CheckpointError, InputError, MissingDependencyError
-from dela.model.contract import ModelConfig
-from dela.pyramid.cpu import Pyramid
+from dela.model.contract import Contract
+from dela.model.inputs import Inputs
 
 if TYPE_CHECKING:
     from dela.artifacts.metadata import ModelMetadata
@@ -44,12 +44,12 @@ class Backend(Protocol):
 
     name: str
     path: Path
-    config: ModelConfig
+    config: Contract
     metadata: ModelMetadata | None
     sha256: str
     max_points: int | None
 
-    def run(self, pyramid: Pyramid) -> np.ndarray:
+    def run(self, pyramid: Inputs) -> np.ndarray:
         """Logits of a pyramid of numpy arrays: [N_0, classes], or [B, classes] (classification).
 
         Raises:
@@ -163,12 +163,12 @@ class TorchBackend:
         checkpoint = load_checkpoint(path)
         self.path = path
         self.metadata: ModelMetadata | None = None
-        self.config: ModelConfig = checkpoint.config
+        self.config: Contract = checkpoint.config
         self.sha256: str = checkpoint.sha256
         self._device = torch.device("cpu" if gpu is None else f"cuda:{gpu}")
         self._model = checkpoint.model.eval().to(self._device)
 
-    def run(self, pyramid: Pyramid) -> np.ndarray:
+    def run(self, pyramid: Inputs) -> np.ndarray:
         import torch
 
         pyramid.validate()
@@ -221,7 +221,7 @@ class OnnxRuntimeBackend:
             session.get_modelmeta().custom_metadata_map, str(path)
         )
         self.metadata: ModelMetadata | None = metadata
-        self.config: ModelConfig = metadata.config
+        self.config: Contract = metadata.config
         self.sha256: str = metadata.checkpoint_sha256
         self._session: Any = session
         self.inputs: dict[str, tuple[str, list[Any]]] = {
@@ -230,7 +230,7 @@ class OnnxRuntimeBackend:
         outputs = {item.name: item.shape for item in session.get_outputs()}
         metadata.check_graph(self.inputs, outputs, str(path))
 
-    def run(self, pyramid: Pyramid) -> np.ndarray:
+    def run(self, pyramid: Inputs) -> np.ndarray:
         pyramid.validate()
         feeds = dict(pyramid.inputs())
         missing = [name for name in self.inputs if name not in feeds]

@@ -17,9 +17,9 @@ import numpy as np
 from dela.artifacts.metadata import OUTPUT, ModelMetadata
 from dela.artifacts.sidecar import Sidecar, read_sidecar
 from dela.errors import DelaError, EngineError, InputError, MissingDependencyError
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
+from dela.model.inputs import Inputs
 from dela.plugins.tensorrt import bindings, messages
-from dela.pyramid.cpu import Pyramid
 from dela.runtime.backends.gpu_buffers import (
     ALIGNMENT,
     InputBlock,
@@ -87,15 +87,17 @@ class EngineBackend:
         metadata = sidecar.metadata(str(path))
         _check_engine(trt, engine, metadata, sidecar, path)
         self.metadata: ModelMetadata | None = metadata
-        self.config: ModelConfig = metadata.config
+        self.config: Contract = metadata.config
         self.sha256: str = metadata.checkpoint_sha256
         self.max_points: int | None = None
         if self.config.task == "segmentation":
             self.max_points = max(profile.stages[0].max for profile in sidecar.profiles)
-        self._inputs = metadata.expected_inputs()
-        self._dtypes = {input_name: dtype for input_name, (dtype, _) in self._inputs.items()}
+        self._specs = metadata.family.inputs(metadata.config)
+        self._sizes = metadata.family.sizes(metadata.config)
+        self._per_cloud = tuple(size.per_cloud for size in self._sizes if size.per_cloud)
+        self._dtypes = {spec.name: spec.dtype for spec in self._specs}
         with cuda_in_words(), self.device.current():
-            self._block = InputBlock(self.stream)
+            self._block = InputBlock(self.stream, self._specs)
             self._output = OutputBuffer(self.stream)
             self._executions = Executions(
                 _context_maker(trt, engine, name),
@@ -111,7 +113,7 @@ class EngineBackend:
         """CUDA graphs captured so far."""
         return self._executions.captured
 
-    def run(self, pyramid: Pyramid, output: Where | Any = "host") -> Any:
+    def run(self, pyramid: Inputs, output: Where | Any = "host") -> Any:
         """Logits of a pyramid: [N_0, classes] float32, or [B, classes] (classification).
 
         Args:
@@ -139,7 +141,7 @@ class EngineBackend:
             counts = self._counts(arrays)
             answers = (self._answers(counts), self.config.num_classes)
             given = None if isinstance(output, str) else device_output(output, answers, self.stream)
-            per_cloud = self.config.points
+            per_cloud = self._per_cloud
             profiles = self.sidecar.profiles
             profile = choose_profile(profiles, counts, per_cloud, str(self.path))
             rows = padded_counts(
@@ -157,16 +159,16 @@ class EngineBackend:
             host = self._output.download(asked)
             return host if output == "pinned" else host.copy()
 
-    def _arrays(self, pyramid: Pyramid) -> dict[str, Any]:
+    def _arrays(self, pyramid: Inputs) -> dict[str, Any]:
         """The inputs this network takes; host arrays are checked to their last value."""
         given = dict(pyramid.inputs())
-        missing = [name for name in self._inputs if name not in given]
+        missing = [name for name in self._dtypes if name not in given]
         if missing:
             raise InputError(
                 f"the pyramid lacks {', '.join(missing)}, which {self.path} takes; "
                 "build it with this engine's configuration"
             )
-        arrays = {name: given[name] for name in self._inputs}
+        arrays = {name: given[name] for name in self._dtypes}
         if not any(map(on_device, arrays.values())):
             pyramid.validate()
         return arrays
@@ -177,33 +179,29 @@ class EngineBackend:
         Raises:
             InputError: an array of another shape than the network and the other arrays ask for.
         """
-        stages = self.config.stages
-        counts = tuple(int(arrays[f"neighbors_{stage}"].shape[0]) for stage in range(stages))
+        tellers = {spec.rows: spec.name for spec in reversed(self._specs)}
+        counts = tuple(int(arrays[tellers[size.name]].shape[0]) for size in self._sizes)
         for name, wanted in self._shapes(counts).items():
             found = tuple(int(size) for size in arrays[name].shape)
             if found != wanted:
                 raise InputError(f"{name} has shape {list(found)}; expected {list(wanted)}")
-        if self.config.points:
-            clouds = -(-counts[0] // self.config.points[0])
-            if counts != tuple(clouds * size for size in self.config.points):
+        if self._per_cloud:
+            clouds = -(-counts[0] // self._per_cloud[0])
+            if counts != tuple(clouds * size for size in self._per_cloud):
                 raise InputError(
-                    f"the stages have {list(counts)} points; clouds of {list(self.config.points)} "
+                    f"the stages have {list(counts)} points; clouds of {list(self._per_cloud)} "
                     "are expected"
                 )
         return counts
 
     def _shapes(self, counts: Sequence[int]) -> dict[str, tuple[int, ...]]:
         """Shape of every input at some points per stage."""
-        shapes = {}
-        for name, (_, (_, *rest)) in self._inputs.items():
-            kind, _, number = name.partition("_")
-            stage = int(number) if kind in ("neighbors", "kept") else 0
-            shapes[name] = (counts[stage], *(size for size in rest if size is not None))
-        return shapes
+        rows = {size.name: count for size, count in zip(self._sizes, counts, strict=True)}
+        return {spec.name: (rows[spec.rows], *spec.columns) for spec in self._specs}
 
     def _answers(self, counts: Sequence[int]) -> int:
         """Rows of logits: points, or clouds."""
-        return counts[0] // self.config.points[0] if self.config.points else counts[0]
+        return counts[0] // self._per_cloud[0] if self._per_cloud else counts[0]
 
     def _on_device(
         self, arrays: Mapping[str, Any], rows: Sequence[int], direct: bool

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dela.errors import DelaError, InputError, MissingDependencyError
+from dela.model.inputs import InputSpec
 
 if TYPE_CHECKING:
     from dela.plugins.cuda.arrays import DeviceArray
@@ -110,18 +111,20 @@ def _adopted(value: Any, name: str, dtype: str, stream: Stream) -> DeviceArray:
 class InputBlock:
     """All inputs of a run, one behind the other in device memory that grows and is reused.
 
-    Rows beyond those given are padding that repeats row 0: its coordinates, and index 0 wherever
-    a row is named. Nothing in a network in evaluation mode looks from one row to another except
-    by these indices, so padding changes no other row's answer.
+    Rows beyond those given are padding as the inputs' specifications say: coordinates repeat row 0,
+    and index 0 stands wherever a row is named. Nothing in a network in evaluation mode looks from
+    one row to another except by these indices, so padding changes no other row's answer.
 
     Args:
         stream: that every copy is queued on.
+        specs: of the inputs.
     """
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: Stream, specs: Sequence[InputSpec]) -> None:
         from dela.plugins.cuda.arrays import GrowingBuffer
         from dela.plugins.cuda.driver import Event
 
+        self._repeated = {spec.name for spec in specs if spec.padding == "repeat"}
         self._stream = stream
         self._device = GrowingBuffer(stream.device)
         self._pinned = GrowingBuffer(stream.device, pinned=True)
@@ -151,7 +154,8 @@ class InputBlock:
             part = staging[offsets[name] :][: dtype.itemsize * int(np.prod(shape))]
             rows = part.view(dtype).reshape(shape)
             rows[: len(array)] = array
-            rows[len(array) :] = array[0] if _repeats(name) and len(array) else 0
+            repeat = name in self._repeated and len(array)
+            rows[len(array) :] = array[0] if repeat else 0
         block = self._device.array((size,), np.uint8)
         block.copy_from_host(staging, self._stream)
         self._copied.record(self._stream)
@@ -171,7 +175,7 @@ class InputBlock:
         for name, array in arrays.items():
             padded = block.view(shapes[name], array.dtype, offsets[name])
             padded.view(array.shape).copy_from(array, self._stream)
-            self._pad(padded, len(array), _repeats(name))
+            self._pad(padded, len(array), name in self._repeated)
             result[name] = padded
         return result
 
@@ -216,11 +220,6 @@ class OutputBuffer:
         logits.copy_to_host(host, self._stream)
         self._stream.synchronize()
         return host
-
-
-def _repeats(name: str) -> bool:
-    """Coordinates repeat row 0; index 0 names it, and nobody reads a padding row's attributes."""
-    return name == "points"
 
 
 def _layout(

@@ -51,7 +51,7 @@ def verify(
     labels; fp16 and engines with TF32 with 2e-2 and 99 %, bf16 with 1e-1 and 95 %. A miss ends
     with exit code 1.
     """
-    from dela.artifacts.metadata import Tolerance
+    from dela.model.parity import Tolerance
     from dela.runtime.verify import tolerance_of
     from dela.runtime.verify import verify as compare
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
+from dela.families import family_of
 from dela.geometry.gpu_queue import Workspace
-from dela.pyramid.cpu import Pyramid
+from dela.model.inputs import Inputs, rows_of
 from dela.pyramid.gpu import PyramidBuilder
 from dela.runtime.backends.gpu_buffers import cuda_in_words
 from dela.runtime.predict.labeller import Labels
@@ -49,6 +50,12 @@ class DeviceLabeller:
                 f"{backend.name} takes its input from the host; pyramids on the GPU are for "
                 "engines (--backend tensorrt or tensorrt-rtx)"
             )
+        config: Any = backend.config
+        if not family_of(config).on_gpu:
+            raise InputError(
+                f"input of the family {config.family} is prepared on the CPU; leave out "
+                "--gpu-pyramid"
+            )
         self._backend: Any = backend
         self._device = device
         # Pyramids and labels are valid until the next ones are made.
@@ -57,21 +64,21 @@ class DeviceLabeller:
             from dela.plugins.cuda.driver import Stream
 
             self._stream = Stream(device)
-            self._builder = PyramidBuilder(backend.config, self._stream)
+            self._builder = PyramidBuilder(config, self._stream)
             self._memory = Workspace(self._stream)
 
     def wait(self) -> None:
         """Waits until the pyramid made last is there."""
         self._stream.synchronize()
 
-    def run(self, pyramid: Pyramid) -> Any:
+    def run(self, pyramid: Inputs) -> Any:
         """Logits on the device."""
-        shape = (len(pyramid.points), self._backend.config.num_classes)
+        shape = (rows_of(pyramid), self._backend.config.num_classes)
         return self._backend.run(pyramid, self._memory.array("logits", shape, np.float32))
 
     def label(
         self,
-        forward: Callable[[Pyramid], Any],
+        forward: Callable[[Inputs], Any],
         cloud: PointCloud,
         attributes: np.ndarray,
         *,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
-from dela.pyramid.cpu import Pyramid
+from dela.model.inputs import Inputs
 from dela.scan.votes import Progress, predict_voxels
 from dela.scan.voxels import Voxels
 
@@ -43,12 +43,12 @@ class Labeller(Protocol):
     def wait(self) -> None:
         """Waits until the pyramid made last is there."""
 
-    def run(self, pyramid: Pyramid) -> Any:
+    def run(self, pyramid: Inputs) -> Any:
         """The network's logits, where :meth:`label` takes them."""
 
     def label(
         self,
-        forward: Callable[[Pyramid], Any],
+        forward: Callable[[Inputs], Any],
         cloud: PointCloud,
         attributes: np.ndarray,
         *,
@@ -81,13 +81,13 @@ class HostLabeller:
     def wait(self) -> None:
         """Nothing to wait for."""
 
-    def run(self, pyramid: Pyramid) -> np.ndarray:
+    def run(self, pyramid: Inputs) -> np.ndarray:
         """Logits on the host."""
         return self._backend.run(pyramid)
 
     def label(
         self,
-        forward: Callable[[Pyramid], Any],
+        forward: Callable[[Inputs], Any],
         cloud: PointCloud,
         attributes: np.ndarray,
         *,

@@ -10,7 +10,7 @@ import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.pyramid.cpu import Pyramid
+from dela.model.inputs import Inputs
 from dela.runtime.backends.base import Backend
 from dela.runtime.predict.labeller import Labeller, labeller_of
 from dela.scan.attributes import compute_attributes
@@ -148,7 +148,7 @@ class _Timed:
         self._labeller = labeller
         self.seconds = 0.0
 
-    def run(self, pyramid: Pyramid) -> Any:
+    def run(self, pyramid: Inputs) -> Any:
         self._labeller.wait()
         start = time.perf_counter()
         logits = self._labeller.run(pyramid)

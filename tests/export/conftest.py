@@ -6,12 +6,13 @@ import functools
 
 import pytest
 
-from dela.model.contract import AttributeInfo, CategoryInfo, ClassInfo, ModelConfig
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import AttributeInfo, CategoryInfo, ClassInfo
 
 STAGES = {"dims": (8, 12, 16, 20), "neighbors": (6, 7, 4, 5), "spread": (1.6, 3.8, 7.6, 15.2)}
 
 
-def tiny_config(kind: str) -> ModelConfig:
+def tiny_config(kind: str) -> DelaConfig:
     stages, attributes, directions = {
         "one_stage": (1, 0, 0),
         "four_stages": (4, 4, 0),
@@ -21,7 +22,7 @@ def tiny_config(kind: str) -> ModelConfig:
         "classification": (2, 0, 0),
     }[kind]
     segmentation = kind != "classification"
-    return ModelConfig(
+    return DelaConfig(
         task="segmentation" if segmentation else "classification",
         classes=tuple(ClassInfo(f"class {i}", i) for i in range(5)),
         depths=(1,) * stages,
@@ -42,7 +43,7 @@ def scrambled_network(kind: str):
     """A network in which every weight matters; a new one leaves whole branches near zero."""
     import torch
 
-    from dela.families.dela import create_model
+    from dela.families import create_model
 
     network = create_model(tiny_config(kind), seed=1)
     generator = torch.Generator().manual_seed(2)

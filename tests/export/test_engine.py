@@ -29,7 +29,7 @@ from dela.export import engine as engine_module
 from dela.export import tensorrt_network as network
 from dela.export.engine import BuildRequest, build_engine
 from dela.export.onnx_file import read_onnx
-from dela.model.contract import PRESETS
+from dela.families.dela.config import PRESETS
 from dela.plugins.cuda import kernels
 from dela.plugins.cuda.driver import CudaUnavailable
 from dela.plugins.tensorrt import bindings, messages
@@ -77,7 +77,7 @@ def operators_of(path) -> dict[str, int]:
 )
 def test_published_networks_build_at_full_size(preset, dtype, tmp_path, record_property):
     from dela.export import export_onnx
-    from dela.families.dela import create_model
+    from dela.families import create_model
 
     config = PRESETS[preset]
     path = export_onnx(create_model(config, seed=0), tmp_path / "m.onnx", dtype, check=False)

@@ -13,7 +13,7 @@ from dela.artifacts.checkpoint import save_checkpoint
 from dela.artifacts.metadata import ModelMetadata
 from dela.errors import CheckpointError, ConfigError, InputError, ParityError
 from dela.export import check_export, export_onnx, onnx_export
-from dela.export.example import example_pyramid
+from dela.families.dela.example import example_pyramid
 from dela.plugins import native
 from onnx_operators import session
 

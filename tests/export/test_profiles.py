@@ -10,7 +10,7 @@ from dela.artifacts.metadata import ModelMetadata
 from dela.artifacts.sidecar import SizeRange
 from dela.errors import InputError
 from dela.export.profiles import default_profile, input_shapes, parse_profile
-from dela.model.contract import PRESETS
+from dela.families.dela.config import PRESETS
 
 RATIOS = (
     {"min": 1.0, "mean": 1.0, "max": 1.0},

@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dela.families.dela import create_model
+from dela.families import create_model
+from dela.families.dela.config import DelaConfig
 from dela.geometry.cpu import voxel_grid
-from dela.model.contract import ModelConfig
 from dela.pyramid.cpu import Pyramid, build_pyramid, pack
 from dela.training.optimize.losses import cross_entropy
 from dela.training.run.loop import make_optimizer
@@ -44,7 +44,7 @@ def surface(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     return points.astype(np.float32), normals.astype(np.float32)
 
 
-def sample(config: ModelConfig, points: int, seed: int) -> Pyramid:
+def sample(config: DelaConfig, points: int, seed: int) -> Pyramid:
     """A cloud as large as a full sample of the recipe."""
     rng = np.random.default_rng(seed)
     if config.task == "classification":
@@ -62,7 +62,7 @@ def sample(config: ModelConfig, points: int, seed: int) -> Pyramid:
     return build_pyramid(found[kept], attributes, config, seed, None)
 
 
-def labels_of(config: ModelConfig, pyramid: Pyramid) -> torch.Tensor:
+def labels_of(config: DelaConfig, pyramid: Pyramid) -> torch.Tensor:
     rows = pyramid.clouds if config.task == "classification" else len(pyramid.points)
     return torch.arange(rows) % config.num_classes
 

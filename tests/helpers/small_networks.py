@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
-from dela.model.contract import AttributeInfo, ClassInfo, ModelConfig
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import AttributeInfo, ClassInfo
 from dela.pyramid.cpu import Pyramid, build_pyramid, pack
 from dela.scan.attributes import compute_attributes
 from dela.scan.voxels import Voxels
 
-CONFIG = ModelConfig(
+CONFIG = DelaConfig(
     task="segmentation",
     classes=(
         ClassInfo("low", 2, (200, 160, 120)),
@@ -32,7 +33,7 @@ CONFIG = ModelConfig(
         AttributeInfo("height", 3.0),
     ),
 )
-CLASSIFICATION = ModelConfig(
+CLASSIFICATION = DelaConfig(
     task="classification",
     classes=(ClassInfo("bag", 0), ClassInfo("chair", 1), ClassInfo("sofa", 2)),
     dims=(16, 32),
@@ -48,12 +49,12 @@ CLASSIFICATION = ModelConfig(
 class Trained:
     """Files of one network."""
 
-    config: ModelConfig
+    config: DelaConfig
     checkpoint: Path
     onnx: Path
 
 
-def write_network(folder: Path, config: ModelConfig, seed: int = 0) -> Trained:
+def write_network(folder: Path, config: DelaConfig, seed: int = 0) -> Trained:
     """A network whose every weight matters: none of its branches starts at zero."""
     import torch
 
@@ -92,16 +93,16 @@ def make_cloud(
 
 
 def scene_pyramid(
-    config: ModelConfig, count: int = 2000, seed: int = 0, side: float = 2.0
+    config: DelaConfig, count: int = 2000, seed: int = 0, side: float = 2.0
 ) -> Pyramid:
     """The input for a random scan, a square of ``side`` metres, in one tile."""
     cloud = make_cloud(count, (side, side, 1.0), seed)
     voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
     (part,) = voxels.tiles(config, 100_000)
-    return part.pyramid
+    return part.inputs
 
 
-def cloud_pyramid(config: ModelConfig, clouds: int) -> Pyramid:
+def cloud_pyramid(config: DelaConfig, clouds: int) -> Pyramid:
     """The input for a batch of random clouds."""
     generator = np.random.default_rng(clouds)
     shapes = generator.normal(size=(clouds, 300, 3)).astype(np.float32)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dela.artifacts.metadata import TOLERANCES
 from dela.cli import main as cli
 from dela.cloud.formats import write_cloud
 from dela.errors import MissingDependencyError
+from dela.model.parity import TOLERANCES
 from dela.plugins.cuda.driver import CudaUnavailable, Device
 from dela.plugins.tensorrt import bindings
 from dela.pyramid.cpu import Pyramid, build_pyramid

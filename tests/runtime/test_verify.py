@@ -8,8 +8,8 @@ import numpy as np
 import onnx
 import pytest
 
-from dela.artifacts.metadata import TOLERANCES, Tolerance
 from dela.errors import InputError
+from dela.model.parity import TOLERANCES, Tolerance
 from dela.runtime import load_backend
 from dela.runtime.verify import compare_logits, verify
 from small_networks import CONFIG, make_cloud, write_network

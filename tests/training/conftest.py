@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from dela.cloud.point_cloud import PointCloud
-from dela.model.contract import AttributeInfo, ModelConfig
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import AttributeInfo
 from dela.training.settings.train import (
     AugmentConfig,
     ClassMap,
@@ -62,7 +63,7 @@ def tiny_config(tiny_scans: Path) -> TrainConfig:
         points=300,
         margin=1.0,
     )
-    model = ModelConfig(
+    model = DelaConfig(
         task="segmentation",
         classes=model_classes(data),
         dims=(16, 32),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dela.cloud.formats.columns import COLORS
-from dela.model.contract import AttributeInfo, ModelConfig
+from dela.model.contract import AttributeInfo, Contract
 from dela.training.augment.config import AugmentConfig
 
 HEIGHT_NAMES = ("height", "height_above_ground")
@@ -28,7 +28,7 @@ class Columns:
     directions: tuple[int, ...]
 
     @classmethod
-    def of(cls, config: ModelConfig) -> Columns:
+    def of(cls, config: Contract) -> Columns:
         infos = config.input_columns
         names = [info.name for info in infos]
         return cls(

@@ -10,7 +10,7 @@ import numpy as np
 
 from dela.geometry.cpu import check_finite
 from dela.geometry.gpu_queue import Bounds
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
 from dela.pyramid.cpu import checked_cloud
 
 
@@ -37,7 +37,7 @@ class Clouds:
 
     @classmethod
     def of(
-        cls, points: np.ndarray, attributes: np.ndarray | None, config: ModelConfig, seed: int
+        cls, points: np.ndarray, attributes: np.ndarray | None, config: Contract, seed: int
     ) -> Clouds:
         """One cloud, checked.
 

@@ -19,7 +19,7 @@ import numpy as np
 from dela.cloud.formats.columns import COLORS, NORMALS
 from dela.errors import ConfigError, InputError
 from dela.geometry.cpu import VoxelGrid, voxel_grid
-from dela.model.contract import CATEGORY, AttributeInfo, ModelConfig
+from dela.model.contract import CATEGORY, AttributeInfo, Contract
 from dela.scan.attributes import category_number, height_above_ground, scale_column
 from dela.scan.voxels import Voxels
 from dela.scores.confusion import IGNORED
@@ -141,7 +141,7 @@ class _ColumnSource:
 
     name: str
     origin: np.ndarray
-    _model: ModelConfig
+    _model: Contract
     _labels: LabelMap
 
     def __len__(self) -> int:
@@ -192,7 +192,7 @@ class PreparedScan(_ColumnSource):
     """
 
     def __init__(
-        self, folder: Path, facts: dict[str, Any], model: ModelConfig, labels: LabelMap
+        self, folder: Path, facts: dict[str, Any], model: Contract, labels: LabelMap
     ) -> None:
         self.name = folder.name
         self.origin = np.array(facts["origin"])
@@ -267,9 +267,7 @@ class ObjectScan(_ColumnSource):
 
     size = 1
 
-    def __init__(
-        self, objects: ObjectSet, number: int, model: ModelConfig, labels: LabelMap
-    ) -> None:
+    def __init__(self, objects: ObjectSet, number: int, model: Contract, labels: LabelMap) -> None:
         self.name = f"{objects.folder.name} {number}"
         self.origin = np.zeros(3)
         self._objects = objects
@@ -342,7 +340,7 @@ def prepared_names(data: DataConfig, split: str) -> list[str]:
 
 
 def open_scans(
-    data: DataConfig, model: ModelConfig, split: str
+    data: DataConfig, model: Contract, split: str
 ) -> list[PreparedScan] | list[ObjectScan]:
     """The scans of a split of prepared data, in order.
 
@@ -405,7 +403,7 @@ def _selected(manifest: dict[str, Any], data: DataConfig, split: str) -> list[st
     return list(chosen)
 
 
-def _check_columns(folder: Path, manifest: dict[str, Any], name: str, model: ModelConfig) -> None:
+def _check_columns(folder: Path, manifest: dict[str, Any], name: str, model: Contract) -> None:
     present = {*manifest["scenes"][name]["columns"], _ABOVE_GROUND}
     if manifest["task"] == "parts":
         present.add(CATEGORY)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dela.geometry.cpu import voxel_grid
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
 from dela.pyramid.cpu import Pyramid, build_pyramid, pack
 from dela.training.augment.columns import Columns
 from dela.training.augment.config import AugmentConfig
@@ -81,7 +81,7 @@ class Sampler:
         build: build the pyramids of scenes; else samples hold their clouds.
     """
 
-    model: ModelConfig
+    model: Contract
     columns: Columns
     augmentation: AugmentConfig
     threads: int | None = None

@@ -22,7 +22,7 @@ from dela.cloud.formats import find_scans, read_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import ConfigError, InputError
 from dela.geometry.cpu import VoxelGrid
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
 from dela.scan.attributes import compute_attributes
 from dela.scan.context import join_clouds, surroundings
 from dela.scan.tiles import context_width
@@ -100,7 +100,7 @@ class Dataset:
         self,
         scans: Sequence[AnyScan],
         data: DataConfig,
-        model: ModelConfig,
+        model: Contract,
         augmentation: AugmentConfig | None = None,
     ) -> None:
         self.scans = list(scans)
@@ -192,7 +192,7 @@ class Dataset:
 
 def open_dataset(
     data: DataConfig,
-    model: ModelConfig,
+    model: Contract,
     split: str,
     augmentation: AugmentConfig | None = None,
     progress: Progress | None = None,
@@ -285,7 +285,7 @@ def label_scan(
     cloud: PointCloud,
     name: str,
     data: DataConfig,
-    model: ModelConfig,
+    model: Contract,
     others: Sequence[PointCloud] = (),
 ) -> Scan:
     """A cloud with its label column mapped to class indices and its attributes computed.
@@ -303,7 +303,7 @@ def label_scan(
 def _joined_scan(
     parts: Sequence[tuple[str, PointCloud]],
     data: DataConfig,
-    model: ModelConfig,
+    model: Contract,
     others: Sequence[PointCloud],
 ) -> Scan:
     """One scan of several files, each checked under its own name."""
@@ -330,7 +330,7 @@ def _scan(
     cloud: PointCloud,
     labels: np.ndarray,
     data: DataConfig,
-    model: ModelConfig,
+    model: Contract,
     others: Sequence[PointCloud],
 ) -> Scan:
     try:

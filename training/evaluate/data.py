@@ -10,7 +10,7 @@ import numpy as np
 
 from dela.cloud.formats import find_scans, read_cloud
 from dela.errors import InputError
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
 from dela.training.data.scans import Dataset, Scan, label_scan, open_dataset
 from dela.training.prepare.store import read_manifest
 from dela.training.settings.train import (
@@ -26,7 +26,7 @@ LABEL_COLUMNS = ("classification", "label")
 
 
 def open_split(
-    data: DataConfig, model: ModelConfig, split: str | None, source: str = "the data"
+    data: DataConfig, model: Contract, split: str | None, source: str = "the data"
 ) -> tuple[Dataset, str]:
     """A split of a configuration's data for a network, and its name.
 
@@ -82,7 +82,7 @@ def config_data(path: Path, root: Path | None) -> DataConfig:
 
 def open_files(
     paths: Sequence[Path],
-    model: ModelConfig,
+    model: Contract,
     *,
     label: str | None = None,
     aliases: Mapping[int, int] | None = None,

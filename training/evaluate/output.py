@@ -11,7 +11,7 @@ from dela.cloud.formats import write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.files import atomic_path
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
 from dela.scores.confusion import IGNORED
 from dela.training.evaluate.split import ScanAnswer
 
@@ -26,7 +26,7 @@ class PredictionWriter:
     ``confidence``; objects become the lines of ``predictions.csv``.
     """
 
-    def __init__(self, folder: Path, model: ModelConfig, overwrite: bool) -> None:
+    def __init__(self, folder: Path, model: Contract, overwrite: bool) -> None:
         if folder.exists() and not folder.is_dir():
             raise InputError(f"{folder} is a file; give a folder with -o")
         if not overwrite and folder.is_dir() and any(folder.iterdir()):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dela.artifacts.checkpoint import Checkpoint, load_checkpoint
 from dela.errors import ConfigError
 from dela.families.dela import Network
-from dela.model.contract import AttributeInfo, ModelConfig
+from dela.model.contract import AttributeInfo, Contract
 from dela.training.optimize.adapters import LowRank
 from dela.training.settings.train import ScheduleConfig
 
@@ -103,8 +103,8 @@ def _fitting(
     name: str,
     own: Tensor,
     offered: dict[str, Tensor],
-    theirs: ModelConfig,
-    ours: ModelConfig,
+    theirs: Contract,
+    ours: Contract,
     same_classes: bool,
 ) -> Tensor | None:
     """What a tensor of ours becomes; None: it stays as it is."""
@@ -135,7 +135,7 @@ def _by_column(
     return rows.flatten()
 
 
-def _remarks(source: Checkpoint, ours: ModelConfig) -> Iterator[str]:
+def _remarks(source: Checkpoint, ours: Contract) -> Iterator[str]:
     theirs = source.config
     for name in ("grid", "points", "neighbors", "coordinate_scale", "spread"):
         before, now = getattr(theirs, name), getattr(ours, name)
@@ -221,7 +221,7 @@ def _depth_below_head(name: str, stages: int) -> int:
     return stages if part == "ellipsoids" else 0
 
 
-def _names(config: ModelConfig) -> list[str]:
+def _names(config: Contract) -> list[str]:
     return [info.name for info in config.classes]
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from dela.model.contract import S3DIS_CLASSES
+from dela.model.class_names import S3DIS_CLASSES
 from dela.training.rooms.materials import (
     FABRICS,
     PLASTICS,

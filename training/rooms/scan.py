@@ -11,7 +11,7 @@ import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.model.contract import S3DIS_CLASSES
+from dela.model.class_names import S3DIS_CLASSES
 from dela.training.rooms.furnish import furnish
 from dela.training.rooms.materials import color_surfaces
 from dela.training.rooms.plan import Plan, draw_plan

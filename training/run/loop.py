@@ -19,7 +19,8 @@ import torch
 import dela
 from dela.artifacts.checkpoint import save_checkpoint
 from dela.errors import CheckpointError, DelaError
-from dela.families.dela import Network, create_model, measure_neighbor_distances
+from dela.families import create_model
+from dela.families.dela import Network, measure_neighbor_distances
 from dela.pyramid.cpu import Pyramid
 from dela.scores.confusion import Confusion
 from dela.training.data.batches import BatchMaker, StepBatches

@@ -9,15 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dela.errors import ConfigError
+from dela.families.dela.config import PRESETS
 from dela.model.class_names import SHAPENETPART_CATEGORIES
-from dela.model.contract import (
-    PALETTE,
-    PRESETS,
-    AttributeInfo,
-    CategoryInfo,
-    ClassInfo,
-    ModelConfig,
-)
+from dela.model.contract import PALETTE, AttributeInfo, CategoryInfo, ClassInfo, Contract
 from dela.training.settings.data import DataConfig
 from dela.training.settings.sections import read_section
 
@@ -93,7 +87,7 @@ def attribute_info(value: str | dict[str, Any]) -> AttributeInfo:
     return dataclasses.replace(info, scale=scale)
 
 
-def model_config(section: ModelSection, data: DataConfig) -> ModelConfig:
+def model_config(section: ModelSection, data: DataConfig) -> Contract:
     """The network's configuration from what the file gives, the preset and the data's classes.
 
     Raises:
@@ -130,7 +124,7 @@ def model_config(section: ModelSection, data: DataConfig) -> ModelConfig:
     if not classification:
         _derive_from_grid(merged, stages)
     merged.setdefault("coordinate_scale", OBJECT_SCALE)
-    return ModelConfig(**merged)
+    return Contract(**merged)
 
 
 def _of_preset(name: str, other_grid: bool) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dela.errors import ConfigError, InputError
-from dela.model.contract import ModelConfig
+from dela.model.contract import Contract
 from dela.training.augment.config import AugmentConfig
 from dela.training.settings.data import ClassMap, DataConfig, named_classes
 from dela.training.settings.model import ModelSection, model_classes, model_config
@@ -165,7 +165,7 @@ class ScheduleConfig:
 class TrainConfig:
     """Everything a training run depends on, as read from one TOML file."""
 
-    model: ModelConfig
+    model: Contract
     data: DataConfig
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     train: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -184,7 +184,7 @@ class TrainConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         refuse_unknown(values, known, "the configuration")
         return cls(
-            model=ModelConfig.from_dict(values["model"]),
+            model=Contract.from_dict(values["model"]),
             data=read_section(DataConfig, values["data"], "data"),
             augment=read_section(AugmentConfig, values.get("augment", {}), "augment"),
             train=read_section(ScheduleConfig, values.get("train", {}), "train"),

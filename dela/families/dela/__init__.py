@@ -1,55 +1,48 @@
-"""DeLA v2 networks in PyTorch: build one, initialise it, freeze it for inference."""
+"""DeLA v2 networks (Chen et al., "Decoupled Local Aggregation for Point Cloud Learning", 2023).
+
+Configuration and input need no torch; the networks are imported when they are first used.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    from dela.families.dela.config import PRESETS, DelaConfig
+    from dela.families.dela.frozen import FrozenNetwork, freeze
+    from dela.families.dela.network import Network
+    from dela.families.dela.starting_values import (
+        default_neighbor_distances,
+        initialize,
+        measure_neighbor_distances,
+    )
 
-from dela.families.dela.frozen import FrozenNetwork, freeze
-from dela.families.dela.initialize import (
-    default_neighbor_distances,
-    initialise,
-    measure_neighbor_distances,
-)
-from dela.families.dela.network import Network
-from dela.model.contract import ModelConfig, resolve_config
+# public name -> the module that holds it
+_HOMES = {
+    "PRESETS": "config",
+    "DelaConfig": "config",
+    "FrozenNetwork": "frozen",
+    "Network": "network",
+    "default_neighbor_distances": "starting_values",
+    "freeze": "frozen",
+    "initialize": "starting_values",
+    "measure_neighbor_distances": "starting_values",
+}
 
 __all__ = [
+    "PRESETS",
+    "DelaConfig",
     "FrozenNetwork",
     "Network",
-    "create_model",
     "default_neighbor_distances",
     "freeze",
-    "initialise",
+    "initialize",
     "measure_neighbor_distances",
 ]
 
 
-def create_model(
-    preset: str | ModelConfig,
-    neighbor_distances: Sequence[Any] | None = None,
-    seed: int | None = None,
-    **overrides: Any,
-) -> Network:
-    """A network with starting values, in training mode; ``model.config`` tells its configuration.
-
-    Args:
-        preset: ``"s3dis"``, ``"scannet"``, ``"scanobjectnn"`` or a configuration.
-        neighbor_distances: the two tables of :func:`measure_neighbor_distances`; None: estimated
-            from grid and neighbour counts.
-        seed: of the starting values, leaving torch's global generator alone; None draws from it.
-        overrides: fields of :class:`~dela.model.contract.ModelConfig` to replace, or
-        ``num_classes``.
-
-    Raises:
-        ConfigError: an unknown preset or field, or a value out of range.
-        InputError: unusable neighbour distances.
-    """
-    config = resolve_config(preset, **overrides)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    with torch.random.fork_rng(devices=[]):  # layers draw values that are replaced below
-        model = Network(config)
-    initialise(model, neighbor_distances, generator)
-    return model
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

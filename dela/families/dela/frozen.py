@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dela import ops
 from dela.errors import InputError
 from dela.families.dela.embedding import SpatialEncoding
+from dela.families.dela.encoder import encode
 from dela.families.dela.heads import ClassificationHead, SegmentationHead, pool_clouds
 from dela.families.dela.layers import (
     BatchNorm,
@@ -25,7 +26,6 @@ from dela.families.dela.layers import (
     module_list,
 )
 from dela.families.dela.network import Network, PyramidModule, split_category
-from dela.model.contract import ModelConfig
 
 
 def freeze(model: Network, dtype: torch.dtype = torch.float32) -> FrozenNetwork:
@@ -86,32 +86,23 @@ class FrozenNetwork(PyramidModule):
         nearest: Sequence[Tensor],
     ) -> Tensor:
         """The same as :meth:`Network.forward_inputs`; logits are float32."""
-        config: ModelConfig = self.config
-        attributes, category = split_category(attributes, config)
-        features: list[Tensor] = []
-        previous = points
-        for index, stage in enumerate(self.stages):
-            if index:
-                points = points.index_select(0, kept[index - 1])
-            position = points * (config.coordinate_scale / config.spread[index])
-            inputs = position
-            if index == 0 and attributes is not None:
-                inputs = torch.cat([position, attributes], dim=1)
-            distances = ops.spse(
-                inputs,
-                neighbors[index],
-                self.spse_weight_1 if index and self.own_weights > 1 else self.spse_weight_0,
-                config.spse_epsilon(index),
-                len(config.directions) if index == 0 else 0,
-            )
+        attributes, category = split_category(attributes, self.config)
+
+        def stage_forward(
+            index: int, distances: Tensor, position: Tensor, before: tuple[Tensor, Tensor] | None
+        ) -> Tensor:
+            stage = self.stages[index]
             x = stage.encoding(distances.to(self.dtype))
-            if stage.downsample is not None:
-                rows = kept[index - 1]
-                x = stage.downsample(x, features[-1], previous, neighbors[index - 1], rows)
+            if stage.downsample is not None and before is not None:
+                x = stage.downsample(x, *before, neighbors[index - 1], kept[index - 1])
             for step in stage.steps:
                 x = step(x, position, neighbors[index])
-            features.append(x)
-            previous = position
+            return x
+
+        weights = [getattr(self, f"spse_weight_{i}") for i in range(self.own_weights)]
+        features, _ = encode(
+            self.config, weights, points, attributes, neighbors, kept, stage_forward
+        )
         return self.head(features, nearest, category)
 
 

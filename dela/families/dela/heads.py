@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dela.families.dela.config import DelaConfig
 from dela.families.dela.layers import BatchNorm, drop_rows, module_list
-from dela.model.contract import ModelConfig
 
 
 def pool_clouds(features: Tensor, points_per_cloud: int) -> Tensor:
@@ -57,7 +57,7 @@ class SegmentationHead(nn.Module):
 
     category: CategoryProjection | None
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DelaConfig) -> None:
         super().__init__()
         momentum = config.bn_momentum
         self.drop_rates = np.linspace(0, config.head_drop, config.stages).tolist()
@@ -96,7 +96,7 @@ class SegmentationHead(nn.Module):
 class ClassificationHead(nn.Module):
     """Pools the last stage over each cloud and classifies the cloud."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DelaConfig) -> None:
         super().__init__()
         self.points_per_cloud = config.points[-1]
         self.norm = BatchNorm(2 * config.dims[-1], momentum=config.bn_momentum)

@@ -6,15 +6,15 @@ follow DeLA v2 (Chen et al., "Decoupled Local Aggregation for Point Cloud Learni
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar, cast
+from collections.abc import Iterable, Sequence
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dela import ops
-from dela.families.dela.recompute import recomputed, recomputing
+from dela.families.dela.recompute import recomputing, run
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -131,18 +131,13 @@ class Block(nn.Module):
         """
         clouds = (x.shape[0],) if lengths is None else lengths
         rates = drop_rates if self.training else [0.0] * len(drop_rates)
-        run = recomputed if recompute else _run
         first, *others = self.mlps
-        x = run(_residual, first, x, rates[0] if rates else 0.0, clouds)
+        x = run(recompute, _residual, first, x, rates[0] if rates else 0.0, clouds)
         for i, aggregation in enumerate(self.aggregations):
-            x = run(_residual, aggregation, x, rates[i], clouds, points, neighbors)
+            x = run(recompute, _residual, aggregation, x, rates[i], clouds, points, neighbors)
             if i % 2:
-                x = run(_residual, others[i // 2], x, rates[i], clouds)
+                x = run(recompute, _residual, others[i // 2], x, rates[i], clouds)
         return x
-
-
-def _run(function: Callable[..., Tensor], *arguments: Any) -> Tensor:
-    return function(*arguments)
 
 
 def _residual(

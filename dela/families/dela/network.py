@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dela import ops
 from dela.errors import InputError
+from dela.families.dela.config import DelaConfig
 from dela.families.dela.embedding import Ellipsoids, SpatialEncoding
+from dela.families.dela.encoder import encode
 from dela.families.dela.heads import ClassificationHead, CoordinateHead, SegmentationHead
 from dela.families.dela.layers import Block, Downsample, module_list
-from dela.families.dela.recompute import recomputed
-from dela.model.contract import ModelConfig
+from dela.families.dela.recompute import run
 from dela.pyramid.cpu import Pyramid
 
 
 class Stage(nn.Module):
     """One encoder stage: downsampling (from the second on), spatial encoding, residual block."""
 
-    def __init__(self, config: ModelConfig, stage: int, drop_rates: list[float]) -> None:
+    def __init__(self, config: DelaConfig, stage: int, drop_rates: list[float]) -> None:
         super().__init__()
         dim, momentum = config.dims[stage], config.bn_momentum
         self.drop_rates = drop_rates
@@ -37,7 +37,7 @@ class PyramidModule(nn.Module):
     """Takes a packed :class:`~dela.pyramid.cpu.Pyramid`, checks that it fits, hands on its
     tensors."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DelaConfig) -> None:
         super().__init__()
         self.config = config
 
@@ -56,7 +56,37 @@ class PyramidModule(nn.Module):
             InputError: no pyramid, or its stages, attribute columns or rows do not fit the
                 configuration or each other.
         """
-        config, device = self.config, self.input_device()
+        device = self.input_device()
+        self._refuse_misfit(pyramid)
+
+        def floats(array: Any) -> Tensor:
+            return torch.as_tensor(array, dtype=dtype, device=device).contiguous()
+
+        def indices(arrays: Sequence[Any]) -> list[Tensor]:
+            return [
+                torch.as_tensor(array, device=device).to(torch.int32).contiguous()
+                for array in arrays
+            ]
+
+        kept, nearest = indices(pyramid.kept), indices(pyramid.nearest)
+        # The operators check their neighbours; these index tensors directly. Only on the CPU: on
+        # another device the answer would hold up every step.
+        if device.type == "cpu":
+            sizes = [len(pyramid.points), *map(len, kept)]
+            tables = [*zip(kept, sizes, strict=False), *zip(nearest, sizes[1:], strict=False)]
+            if not all(_within(rows, size) for rows, size in tables):
+                pyramid.validate()
+        return (
+            floats(pyramid.points),
+            floats(pyramid.attributes) if self.config.input_columns else None,
+            indices(pyramid.neighbors),
+            kept,
+            nearest,
+        )
+
+    def _refuse_misfit(self, pyramid: Pyramid) -> None:
+        """Raises InputError when the pyramid is of another network."""
+        config = self.config
         if not isinstance(pyramid, Pyramid):
             raise InputError(
                 f"the network takes a Pyramid, not a {type(pyramid).__name__}; "
@@ -90,29 +120,15 @@ class PyramidModule(nn.Module):
                         f"takes exactly {config.points[stage]}"
                     )
 
-        def floats(array: Any) -> Tensor:
-            return torch.as_tensor(array, dtype=dtype, device=device).contiguous()
-
-        def indices(arrays: Sequence[Any]) -> list[Tensor]:
-            return [
-                torch.as_tensor(array, device=device).to(torch.int32).contiguous()
-                for array in arrays
-            ]
-
-        kept, nearest = indices(pyramid.kept), indices(pyramid.nearest)
-        # The operators check their neighbours; these index tensors directly. Only on the CPU: on
-        # another device the answer would hold up every step.
-        if device.type == "cpu":
-            sizes = [len(pyramid.points), *map(len, kept)]
-            tables = [*zip(kept, sizes, strict=False), *zip(nearest, sizes[1:], strict=False)]
-            if not all(_within(rows, size) for rows, size in tables):
-                pyramid.validate()
-        return (
-            floats(pyramid.points),
-            floats(pyramid.attributes) if wanted else None,
-            indices(pyramid.neighbors),
-            kept,
-            nearest,
+    def from_tensors(self, tensors: Mapping[str, Tensor]) -> Tensor:
+        """Logits from the inputs of an exported graph by name (evaluation mode)."""
+        later = range(1, self.config.stages)
+        return self.forward_inputs(
+            tensors["points"],
+            tensors.get("attributes"),
+            [tensors[f"neighbors_{stage}"] for stage in range(self.config.stages)],
+            [tensors[f"kept_{stage}"] for stage in later],
+            [tensors[f"nearest_{stage}"] for stage in later if f"nearest_{stage}" in tensors],
         )
 
     def forward(self, pyramid: Pyramid) -> Any:
@@ -147,7 +163,7 @@ class PyramidModule(nn.Module):
 
 
 def split_category(
-    attributes: Tensor | None, config: ModelConfig
+    attributes: Tensor | None, config: DelaConfig
 ) -> tuple[Tensor | None, Tensor | None]:
     """Input columns [N_0, F] parted into SPSE's (None without any) and the head's categories."""
     if attributes is None or not config.categories:
@@ -173,7 +189,7 @@ class Network(PyramidModule):
             for their gradients rather than keep what is inside them; less memory, same numbers.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: DelaConfig) -> None:
         super().__init__(config)
         self.checkpoint_blocks = False
         # A function of the network, not a method: copies of the network compute with their own.
@@ -250,42 +266,20 @@ class Network(PyramidModule):
         lengths: Sequence[Tensor] | None,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Features [N_d, dims_d] and points in units of the spread [N_d, 3] of every stage."""
-        config = self.config
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
+
+        def stage_forward(
+            index: int, distances: Tensor, position: Tensor, before: tuple[Tensor, Tensor] | None
+        ) -> Tensor:
+            stage = self.stages[index]
+            x = run(recompute, stage.encoding, distances)
+            if stage.downsample is not None and before is not None:
+                x = x + stage.downsample(*before, neighbors[index - 1], kept[index - 1])
+            clouds = None if lengths is None else lengths[index]
+            return stage.block(x, position, neighbors[index], stage.drop_rates, clouds, recompute)
+
         weights = [ellipsoids.weight() for ellipsoids in self.ellipsoids]
-        features: list[Tensor] = []
-        positions: list[Tensor] = []
-        for index, stage in enumerate(self.stages):
-            if index:
-                points = points.index_select(0, kept[index - 1])
-            position = points * (config.coordinate_scale / config.spread[index])
-            inputs = position
-            if index == 0 and attributes is not None:
-                inputs = torch.cat([position, attributes], dim=1)
-            distances = ops.spse(
-                inputs,
-                neighbors[index],
-                weights[min(index, len(weights) - 1)],
-                config.spse_epsilon(index),
-                len(config.directions) if index == 0 else 0,
-            )
-            encode = stage.encoding
-            x = recomputed(encode, distances) if recompute else encode(distances)
-            if stage.downsample is not None:
-                x = x + stage.downsample(
-                    features[-1], positions[-1], neighbors[index - 1], kept[index - 1]
-                )
-            x = stage.block(
-                x,
-                position,
-                neighbors[index],
-                stage.drop_rates,
-                None if lengths is None else lengths[index],
-                recompute,
-            )
-            features.append(x)
-            positions.append(position)
-        return features, positions
+        return encode(self.config, weights, points, attributes, neighbors, kept, stage_forward)
 
 
 def _training_pass(

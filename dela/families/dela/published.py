@@ -25,8 +25,10 @@ from dela.artifacts.checkpoint import (
     refuse_misfits,
 )
 from dela.errors import CheckpointError, ConfigError
+from dela.families import resolve_config
 from dela.families.dela import Network
-from dela.model.contract import AttributeInfo, ModelConfig, resolve_config
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import AttributeInfo
 
 _SOURCE = "the reference checkpoint"
 _ATTRIBUTES = "ellipsoids.0.attributes"  # two tensors in the reference: colour rows and height
@@ -49,7 +51,7 @@ def read_reference(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def import_reference(
-    state_dict: Mapping[str, Any], preset: str | ModelConfig, **overrides: Any
+    state_dict: Mapping[str, Any], preset: str | DelaConfig, **overrides: Any
 ) -> Network:
     """The network of a published checkpoint, in evaluation mode.
 
@@ -58,7 +60,7 @@ def import_reference(
             name are accepted. The network gets copies.
         preset: gives what shapes cannot tell; a network with fewer stages than the preset takes
             the first entries of its per-stage lists, one with more needs them as overrides.
-        overrides: fields of :class:`~dela.model.contract.ModelConfig`, or ``num_classes``.
+        overrides: fields of :class:`~dela.families.dela.config.DelaConfig`, or ``num_classes``.
 
     Raises:
         CheckpointError: names that are missing, unexpected or of another shape (eight of each kind
@@ -113,7 +115,7 @@ def reference_state_dict(model: Network) -> dict[str, Tensor]:
     return result
 
 
-def reference_names(config: ModelConfig) -> dict[str, str]:
+def reference_names(config: DelaConfig) -> dict[str, str]:
     """Our modules and bare parameters -> the published names (attribute rows excepted)."""
     names = {}
     for stage, depth in enumerate(config.depths):
@@ -200,8 +202,8 @@ def _count(names: Iterable[str], pattern: str) -> int:
 
 
 def _read_config(
-    tensors: Mapping[str, Tensor], preset: ModelConfig, overrides: Mapping[str, Any]
-) -> ModelConfig:
+    tensors: Mapping[str, Tensor], preset: DelaConfig, overrides: Mapping[str, Any]
+) -> DelaConfig:
     """The preset with everything that shapes tell, then with the overrides."""
     shapes = _Shapes(tensors)
     nesting = [name.count("sub_stage.") for name in tensors if name.startswith("stage.")]
@@ -268,7 +270,7 @@ def _rows(tensors: Mapping[str, Tensor], name: str, channels: int) -> int:
 
 
 def _attributes(
-    tensors: Mapping[str, Tensor], preset: ModelConfig, channels: int
+    tensors: Mapping[str, Tensor], preset: DelaConfig, channels: int
 ) -> tuple[AttributeInfo, ...]:
     known = [info for info in preset.attributes if not info.name.startswith("height")]
     heights = [info for info in preset.attributes if info.name.startswith("height")]
@@ -278,7 +280,7 @@ def _attributes(
 
 
 def _directions(
-    tensors: Mapping[str, Tensor], preset: ModelConfig, channels: int
+    tensors: Mapping[str, Tensor], preset: DelaConfig, channels: int
 ) -> tuple[AttributeInfo, ...]:
     rows = _rows(tensors, "stage.spse_n", channels)
     return _named(rows, preset.directions, _NORMALS, "direction")

@@ -37,6 +37,11 @@ def recomputed(function: Callable[..., Any], *arguments: Any) -> Any:
     return checkpoint(function, *arguments, use_reentrant=False, context_fn=_contexts)
 
 
+def run(recompute: bool, function: Callable[..., Any], *arguments: Any) -> Any:
+    """``function(*arguments)``, :func:`recomputed` on request."""
+    return recomputed(function, *arguments) if recompute else function(*arguments)
+
+
 def _contexts() -> tuple[Any, Any]:
     return contextlib.nullcontext(), _repeating()
 

@@ -13,7 +13,7 @@ import torch
 
 from dela.artifacts.checkpoint import load_checkpoint, save_checkpoint
 from dela.errors import CheckpointError, InputError
-from dela.families.dela import create_model
+from dela.families import create_model
 
 SMALL = {
     "dims": (16, 32),

@@ -9,7 +9,7 @@ import pytest
 
 from dela.artifacts.metadata import ModelMetadata
 from dela.errors import CheckpointError
-from dela.model.contract import PRESETS
+from dela.families.dela.config import PRESETS
 
 RATIOS = tuple({"min": m / 2, "mean": m, "max": min(1.0, 2 * m)} for m in (1.0, 0.3, 0.08, 0.02))
 

@@ -18,7 +18,7 @@ from dela.artifacts.sidecar import (
     sidecar_path,
 )
 from dela.errors import EngineError
-from dela.model.contract import PRESETS
+from dela.families.dela.config import PRESETS
 
 
 def sidecar(**changes) -> Sidecar:

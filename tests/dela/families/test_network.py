@@ -11,18 +11,18 @@ import torch
 
 from dela import ops
 from dela.errors import ConfigError, InputError
+from dela.families import create_model, resolve_config
 from dela.families.dela import (
     Network,
-    create_model,
     default_neighbor_distances,
     freeze,
     measure_neighbor_distances,
 )
 from dela.families.dela.heads import pool_clouds
-from dela.families.dela.initialize import fibonacci_sphere
 from dela.families.dela.layers import BatchNorm, drop_rows
 from dela.families.dela.published import import_reference
-from dela.model.contract import ClassInfo, resolve_config
+from dela.families.dela.starting_values import fibonacci_sphere
+from dela.model.contract import ClassInfo
 from dela.pyramid.cpu import Pyramid, pack
 from published_network import fabricate, published_shapes
 

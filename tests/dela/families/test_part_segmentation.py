@@ -10,8 +10,10 @@ import torch
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import ConfigError, InputError
-from dela.families.dela import create_model, freeze
-from dela.model.contract import AttributeInfo, CategoryInfo, ModelConfig, resolve_config
+from dela.families import create_model, resolve_config
+from dela.families.dela import freeze
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import AttributeInfo, CategoryInfo
 from dela.pyramid.cpu import build_pyramid
 from dela.scan.attributes import compute_attributes
 from dela.scan.votes import predict_voxels
@@ -39,7 +41,7 @@ def scan(kind: int, seed: int = 0) -> PointCloud:
     )
 
 
-def pyramid_of(cloud: PointCloud, config: ModelConfig = CONFIG):
+def pyramid_of(cloud: PointCloud, config: DelaConfig = CONFIG):
     columns = compute_attributes(cloud, config.input_columns)
     return build_pyramid(cloud.points.astype(np.float32), columns, config)
 
@@ -117,11 +119,11 @@ def test_a_column_of_a_similar_name_is_an_ordinary_one():
 
 
 def test_the_configuration_travels_with_its_categories():
-    assert ModelConfig.from_dict(CONFIG.to_dict()) == CONFIG
+    assert DelaConfig.from_dict(CONFIG.to_dict()) == CONFIG
 
 
 def test_votes_resample_objects_that_all_face_one_way_but_do_not_turn_them():
-    def looks(config: ModelConfig) -> list[np.ndarray]:
+    def looks(config: DelaConfig) -> list[np.ndarray]:
         seen = []
 
         def forward(pyramid):

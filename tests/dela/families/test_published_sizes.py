@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from dela import ops
-from dela.families.dela import Network, create_model
+from dela.families import create_model
+from dela.families.dela import Network
 from dela.pyramid.cpu import Pyramid, pack
 from dela.training.settings.train import load_config
 from published_step import CONFIGS, labels_of, sample

@@ -11,8 +11,9 @@ import torch
 
 from dela.artifacts.checkpoint import save_checkpoint
 from dela.errors import CheckpointError, ConfigError
+from dela.families.dela.config import PRESETS
 from dela.families.dela.published import import_reference, read_reference, reference_state_dict
-from dela.model.contract import PRESETS, AttributeInfo
+from dela.model.contract import AttributeInfo
 from dela.pyramid.cpu import Pyramid
 from published_network import Published, fabricate, index_list, published_shapes
 

@@ -9,14 +9,16 @@ from hypothesis import strategies as st
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
+from dela.families.dela.config import PRESETS, DelaConfig
 from dela.geometry import cpu as geometry
 from dela.geometry.gpu import DeviceGeometry
-from dela.model.contract import PRESETS, AttributeInfo, ClassInfo, ModelConfig
+from dela.model.contract import AttributeInfo, ClassInfo
 from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import CudaUnavailable, Device, Stream
 from dela.pyramid.cpu import build_pyramid
 from dela.pyramid.gpu import PyramidBuilder, build_device_pyramid
-from dela.scan.voxels import Voxels, prepare_scene
+from dela.scan.voxels import Voxels
+from whole_scene import prepare_scene
 
 # The fixture is the same for every example; what an example leaves behind is scratch memory.
 examples = settings(
@@ -195,9 +197,9 @@ def test_what_cannot_be_used_is_said(device, call, message):
         call(device, lambda array: up(array, device))
 
 
-def network(stages: int = 3, attributes: int = 1) -> ModelConfig:
+def network(stages: int = 3, attributes: int = 1) -> DelaConfig:
     names = ("height", "intensity")[:attributes]
-    return ModelConfig(
+    return DelaConfig(
         task="segmentation",
         classes=(ClassInfo("a", 0), ClassInfo("b", 1)),
         dims=(8, 16, 16)[:stages],
@@ -267,7 +269,7 @@ def test_the_voxels_of_a_scan_and_the_way_back(device):
     np.testing.assert_array_equal(down(voxels.points, device), of_cpu.points)
     whole = of_cpu.cut(config, 10**6)
     assert len(whole) == 1
-    assert_same_pyramid(builder.tile(voxels), of_cpu.pyramid(whole[0], config), device)
+    assert_same_pyramid(builder.tile(voxels), of_cpu.inputs(whole[0], config), device)
 
     labels = rng.integers(0, 9, len(scene.kept)).astype(np.int32)
     for count in (len(points), 300, 0):
@@ -288,7 +290,7 @@ def test_tiles_of_a_scan(device):
     assert len(tiles) > 2
     for tile in tiles[:2]:
         found = builder.tile(voxels, tile.rows)
-        assert_same_pyramid(found, of_cpu.pyramid(tile, config), device)
+        assert_same_pyramid(found, of_cpu.inputs(tile, config), device)
 
 
 def test_a_second_pyramid_of_no_more_points_allocates_nothing(device, emulated_cuda):
@@ -368,5 +370,5 @@ def test_a_scan_on_a_gpu(gpu):
     builder = PyramidBuilder(config, gpu.stream)
     voxels = builder.voxels(LARGE, attributes)
     for tile in of_cpu.cut(config, 20_000):
-        expected = of_cpu.pyramid(tile, config)
+        expected = of_cpu.inputs(tile, config)
         assert_same_pyramid(builder.tile(voxels, tile.rows), expected, gpu)

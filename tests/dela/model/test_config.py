@@ -9,21 +9,15 @@ import math
 import pytest
 
 from dela.errors import ConfigError
-from dela.model.contract import (
-    EPSILON,
-    EPSILON_WITH_DIRECTIONS,
-    PRESETS,
-    AttributeInfo,
-    ClassInfo,
-    ModelConfig,
-    resolve_config,
-)
+from dela.families import resolve_config
+from dela.families.dela.config import EPSILON, EPSILON_WITH_DIRECTIONS, PRESETS, DelaConfig
+from dela.model.contract import AttributeInfo, ClassInfo
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_survive_json(preset):
     config = PRESETS[preset]
-    again = ModelConfig.from_dict(json.loads(json.dumps(config.to_dict())))
+    again = DelaConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
     assert hash(again) == hash(config)
 
@@ -32,7 +26,7 @@ def test_columns_saved_without_a_logarithm_are_linear():
     values = PRESETS["scannet"].to_dict()
     for info in (*values["attributes"], *values["directions"]):
         del info["log"]
-    assert ModelConfig.from_dict(values) == PRESETS["scannet"]
+    assert DelaConfig.from_dict(values) == PRESETS["scannet"]
 
 
 def test_the_published_recipes():
@@ -88,10 +82,10 @@ def test_classification_has_rules_of_its_own():
 def test_unknown_and_missing_keys_are_refused():
     values = PRESETS["s3dis"].to_dict()
     with pytest.raises(ConfigError, match="unknown model key 'colour'"):
-        ModelConfig.from_dict(values | {"colour": 1})
+        DelaConfig.from_dict(values | {"colour": 1})
     del values["dims"]
     with pytest.raises(ConfigError, match="dims"):
-        ModelConfig.from_dict(values)
+        DelaConfig.from_dict(values)
 
 
 def test_epsilon_knows_directions_only_at_the_first_stage():

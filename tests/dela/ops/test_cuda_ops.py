@@ -460,7 +460,7 @@ class TestGpu:
         assert_close(compiled(call), 2 * ops.spamp(**call), 1e-6)
 
     def test_a_network_on_a_pyramid_built_on_the_device(self):
-        from dela.families.dela import create_model
+        from dela.families import create_model
         from dela.pyramid.cpu import build_pyramid
         from dela.pyramid.gpu import build_device_pyramid
 

@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dela.errors import InputError
+from dela.families.dela.config import PRESETS, DelaConfig
 from dela.geometry.cpu import farthest_point_sampling, voxel_grid
-from dela.model.contract import PRESETS, AttributeInfo, ClassInfo, ModelConfig
+from dela.model.contract import AttributeInfo, ClassInfo
 from dela.pyramid.cpu import Pyramid, build_pyramid, classification_pyramid, pack
 
 
-def segmentation(stages: int = 3, attributes: int = 2) -> ModelConfig:
-    return ModelConfig(
+def segmentation(stages: int = 3, attributes: int = 2) -> DelaConfig:
+    return DelaConfig(
         task="segmentation",
         classes=(ClassInfo("a", 0), ClassInfo("b", 1)),
         dims=(8,) * stages,
@@ -30,7 +31,7 @@ def segmentation(stages: int = 3, attributes: int = 2) -> ModelConfig:
     )
 
 
-def classification(points: tuple[int, ...] = (64, 20, 5)) -> ModelConfig:
+def classification(points: tuple[int, ...] = (64, 20, 5)) -> DelaConfig:
     return dataclasses.replace(
         PRESETS["scanobjectnn"],
         dims=(8,) * len(points),
@@ -49,7 +50,7 @@ def cloud(count: int, seed: int = 0, columns: int = 2) -> tuple[np.ndarray, np.n
     )
 
 
-def assert_is_exact(pyramid: Pyramid, config: ModelConfig) -> None:
+def assert_is_exact(pyramid: Pyramid, config: DelaConfig) -> None:
     """Every table of one cloud against float64 brute force."""
     stage_points = [pyramid.points.astype(np.float64)]
     for stage in range(config.stages):

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from dela.cloud.formats import find_scans, read_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.model.contract import PRESETS, AttributeInfo
+from dela.families.dela.config import PRESETS
+from dela.model.contract import AttributeInfo
 from dela.scan.attributes import compute_attributes, height_above_ground
 
 

@@ -9,7 +9,8 @@ import pytest
 from scipy.spatial import cKDTree
 from scipy.special import softmax
 
-from dela.model.contract import AttributeInfo, resolve_config
+from dela.families import resolve_config
+from dela.model.contract import AttributeInfo
 from dela.scan.protocols import PROTOCOLS, Look, add_looks
 
 NORMALS = tuple(AttributeInfo(f"normal_{axis}") for axis in "xyz")

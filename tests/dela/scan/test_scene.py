@@ -9,11 +9,12 @@ import pytest
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.model.contract import PRESETS, AttributeInfo, ModelConfig
+from dela.families.dela.config import PRESETS, DelaConfig
+from dela.model.contract import AttributeInfo
 from dela.scan.attributes import compute_attributes
-from dela.scan.voxels import prepare_scene
+from whole_scene import prepare_scene
 
-CONFIG: ModelConfig = dataclasses.replace(
+CONFIG: DelaConfig = dataclasses.replace(
     PRESETS["s3dis"], attributes=(AttributeInfo("red", 250.0), AttributeInfo("height", 3.3))
 )
 

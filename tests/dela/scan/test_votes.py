@@ -7,12 +7,14 @@ import dataclasses
 import numpy as np
 import pytest
 
+from dela.families.dela.config import DelaConfig
 from dela.geometry.cpu import voxel_grid
-from dela.model.contract import AttributeInfo, ClassInfo, ModelConfig
+from dela.model.contract import AttributeInfo, ClassInfo
+from dela.pyramid.cpu import CORNER
 from dela.scan.votes import predict_voxels, softmax, vote_matrix
-from dela.scan.voxels import CORNER, Voxels
+from dela.scan.voxels import Voxels
 
-CONFIG = ModelConfig(
+CONFIG = DelaConfig(
     task="segmentation",
     classes=(ClassInfo("a", 0), ClassInfo("b", 1), ClassInfo("c", 2)),
     dims=(8, 8, 8),
@@ -132,11 +134,11 @@ def test_a_tile_has_the_voxels_of_the_whole_scene_at_every_stage():
     _, _, look = scan()
     for voxels in (look(0), look(1).turned(vote_matrix(1, 3), CONFIG)):
         (all_of_it,) = voxels.cut(CONFIG, 10**6)
-        whole = voxels.pyramid(all_of_it, CONFIG)
+        whole = voxels.inputs(all_of_it, CONFIG)
         tiles = voxels.cut(CONFIG, 900)
         assert len(tiles) >= 4
         for tile in tiles:
-            part = voxels.pyramid(tile, CONFIG)
+            part = voxels.inputs(tile, CONFIG)
             rows, mine = np.arange(len(voxels.points)), tile.rows
             core = voxels.points[tile.rows[tile.core]]
             low, high = core.min(axis=0), core.max(axis=0)
@@ -150,7 +152,7 @@ def test_a_tile_has_the_voxels_of_the_whole_scene_at_every_stage():
 def test_later_stages_pick_one_point_of_every_cell_counted_from_the_corner():
     points, grid, look = scan(500)
     voxels = look(0)
-    pyramid = voxels.pyramid(voxels.cut(CONFIG, 10**6)[0], CONFIG)
+    pyramid = voxels.inputs(voxels.cut(CONFIG, 10**6)[0], CONFIG)
     stage = points[grid.kept]
     for size, kept in zip(CONFIG.grid[1:], pyramid.kept, strict=True):
         cells = np.floor((stage.astype(np.float64) - CORNER) / size)

@@ -17,7 +17,7 @@ from dela.scan.voxels import Voxels
 def pyramid(network, cloud) -> Pyramid:
     attributes = compute_attributes(cloud, network.config.input_columns)
     (part,) = Voxels.of(cloud, attributes, network.config).tiles(network.config, 100_000)
-    return part.pyramid
+    return part.inputs
 
 
 def test_the_suffix_chooses_the_backend(network):

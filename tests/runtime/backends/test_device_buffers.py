@@ -8,12 +8,18 @@ import numpy as np
 import pytest
 
 from dela.errors import InputError
+from dela.model.inputs import InputSpec
 from dela.plugins.cuda import driver
 from dela.plugins.cuda.arrays import DeviceArray, PinnedArray
 from dela.plugins.cuda.driver import Device, Event, Stream
 from dela.runtime.backends.gpu_buffers import InputBlock, OutputBuffer, device_inputs, on_device
 
-DTYPES = {"points": "float32", "neighbors_0": "int32", "kept_1": "int32"}
+SPECS = (
+    InputSpec("points", "float32", "n0", (3,), padding="repeat"),
+    InputSpec("neighbors_0", "int32", "n0", (5,), indexes="n0"),
+    InputSpec("kept_1", "int32", "n1", indexes="n0"),
+)
+DTYPES = {spec.name: spec.dtype for spec in SPECS}
 
 
 @pytest.fixture(params=[False, True], ids=["at once", "deferred"])
@@ -56,7 +62,7 @@ def assert_holds(found: dict[str, DeviceArray], inputs, rows: int, kept: int, st
 def test_host_and_device_arrays_are_padded_alike(stream, rows, kept, more, more_kept):
     inputs = make_inputs(rows, kept)
     sizes = rows + more, kept + more_kept
-    block = InputBlock(stream)
+    block = InputBlock(stream, SPECS)
     uploaded = block.upload(inputs, shapes_of(*sizes), DTYPES)
     assert_holds(uploaded, inputs, *sizes, stream)
     there = {name: DeviceArray.from_host(array, stream) for name, array in inputs.items()}
@@ -69,13 +75,15 @@ def test_wide_values_become_the_networks_own(stream):
         name: array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         for name, array in inputs.items()
     }
-    assert_holds(InputBlock(stream).upload(wide, shapes_of(8, 4), DTYPES), inputs, 8, 4, stream)
+    assert_holds(
+        InputBlock(stream, SPECS).upload(wide, shapes_of(8, 4), DTYPES), inputs, 8, 4, stream
+    )
 
 
 def test_host_arrays_may_change_as_soon_as_they_are_queued(stream):
     inputs = make_inputs(50, 20)
     kept = {name: array.copy() for name, array in inputs.items()}
-    found = InputBlock(stream).upload(inputs, shapes_of(64, 32), DTYPES)
+    found = InputBlock(stream, SPECS).upload(inputs, shapes_of(64, 32), DTYPES)
     for array in inputs.values():
         array[:] = 77
     assert_holds(found, kept, 64, 32, stream)
@@ -83,7 +91,7 @@ def test_host_arrays_may_change_as_soon_as_they_are_queued(stream):
 
 def second_upload_overtakes(stream: Stream) -> bool:
     """Whether a second upload spoils what an earlier one has yet to copy."""
-    block = InputBlock(stream)
+    block = InputBlock(stream, SPECS)
     first, second = make_inputs(50, 20, seed=1), make_inputs(50, 20, seed=2)
     result = PinnedArray((50, 3), np.float32).array
     block.upload(first, shapes_of(50, 20), DTYPES)["points"].copy_to_host(result, stream)
@@ -103,7 +111,7 @@ def test_without_that_wait_the_first_would_be_spoilt(emulated_cuda, monkeypatch)
 
 
 def test_memory_is_reused_and_grows(emulated_cuda, stream):
-    block, output = InputBlock(stream), OutputBuffer(stream)
+    block, output = InputBlock(stream, SPECS), OutputBuffer(stream)
     for rows in (1000, 10, 999, 1000):
         block.upload(make_inputs(rows, 5), shapes_of(rows, 5), DTYPES)
         output.download(output.reserve((rows, 4)))
@@ -117,7 +125,7 @@ def test_memory_is_reused_and_grows(emulated_cuda, stream):
 
 
 def test_one_copy_takes_all_inputs_up_and_none_is_pageable(emulated_cuda, stream):
-    block = InputBlock(stream)
+    block = InputBlock(stream, SPECS)
     copies, pageable = emulated_cuda.count("copies"), emulated_cuda.count("pageable_copies")
     block.upload(make_inputs(100, 30), shapes_of(128, 32), DTYPES)
     stream.synchronize()
@@ -182,7 +190,7 @@ def test_values_made_on_another_stream_are_waited_for(emulated_cuda):
     array = DeviceArray.empty((8, 3), np.float32, stream=theirs)
     array.copy_from_host(source, theirs)
     found = device_inputs({"points": OnlyDlpack(array)}, DTYPES, ours)
-    values = InputBlock(ours).gather(found, {"points": (9, 3)})["points"].to_host(ours)
+    values = InputBlock(ours, SPECS).gather(found, {"points": (9, 3)})["points"].to_host(ours)
     assert (values == 3).all()
 
 

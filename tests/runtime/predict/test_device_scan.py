@@ -15,7 +15,8 @@ import pytest
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError
-from dela.model.contract import ClassInfo, ModelConfig
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import ClassInfo
 from dela.plugins.cuda.arrays import as_device_array
 from dela.plugins.cuda.driver import CudaUnavailable, Device, Stream
 from dela.plugins.tensorrt import bindings
@@ -255,9 +256,9 @@ def test_looks_are_those_of_the_cpu(cuda, normals):
             vote_matrix(vote, 8), config
         )  # fmt: skip
         (tile,) = turned.cut(config, EVERYTHING)
-        found = turned.pyramid(tile, config)
+        found = turned.inputs(tile, config)
         for (name, ours), (_, theirs) in zip(
-            found.inputs(), moved.pyramid(tile, config).inputs(), strict=True
+            found.inputs(), moved.inputs(tile, config).inputs(), strict=True
         ):
             here = ours.to_host(builder.stream)
             tolerance = 1e-6 if name == "attributes" else 0
@@ -320,7 +321,7 @@ def test_labels_on_a_gpu(classes, votes):
         assert np.mean(found.classes == expected.classes) > 0.9999
 
 
-def _with_normals(cloud: PointCloud) -> ModelConfig:
+def _with_normals(cloud: PointCloud) -> DelaConfig:
     """A network that wants a normal beside a column; the cloud gets one at every point."""
     generator = np.random.default_rng(1)
     normals = generator.normal(size=(len(cloud), 3))

@@ -11,7 +11,8 @@ import pytest
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.model.contract import AttributeInfo, ModelConfig
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import AttributeInfo
 from dela.pyramid.cpu import Pyramid
 from dela.runtime import Predictor, load_backend
 from dela.scan.attributes import compute_attributes
@@ -30,7 +31,7 @@ class HeightBackend:
     sha256 = ""
     max_points = None
 
-    def __init__(self, config: ModelConfig = CONFIG) -> None:
+    def __init__(self, config: DelaConfig = CONFIG) -> None:
         self.config = config
         self.sizes: list[int] = []
 

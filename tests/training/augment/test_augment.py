@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dela.model.contract import PRESETS, AttributeInfo
+from dela.families.dela.config import PRESETS
+from dela.model.contract import AttributeInfo
 from dela.training.augment import columns as columns_of
 from dela.training.augment import steps as a
 from dela.training.augment.columns import Columns

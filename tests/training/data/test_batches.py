@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from dela.cloud.formats import write_cloud
+from dela.families import resolve_config
 from dela.geometry.cpu import VoxelGrid
-from dela.model.contract import resolve_config
 from dela.training.augment.config import NOTHING, AugmentConfig
 from dela.training.data.batches import BatchMaker
 from dela.training.data.samples import pack_samples

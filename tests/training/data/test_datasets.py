@@ -12,7 +12,8 @@ import pytest
 from dela.cloud.formats import write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import ConfigError, InputError
-from dela.model.contract import AttributeInfo, ModelConfig
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import AttributeInfo
 from dela.training.data.scans import map_labels, open_dataset, pack_samples, room_seeds
 from dela.training.evaluate.split import score_split
 from dela.training.settings.train import (
@@ -29,7 +30,7 @@ DATA = DataConfig(
     train=("train.ply",),
     points=600,
 )
-MODEL = ModelConfig(
+MODEL = DelaConfig(
     task="segmentation",
     classes=model_classes(DATA),
     dims=(16, 16),

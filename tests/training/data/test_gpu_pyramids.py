@@ -14,7 +14,9 @@ import numpy as np
 import pytest
 
 from dela.errors import ConfigError, DelaError, InputError
-from dela.model.contract import AttributeInfo, ModelConfig, resolve_config
+from dela.families import resolve_config
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import AttributeInfo
 from dela.pyramid.cpu import Pyramid, build_pyramid, pack
 from dela.training.augment.config import AugmentConfig
 from dela.training.data.batches import BatchMaker, StepBatches
@@ -106,7 +108,7 @@ def assert_same_steps(
     return sizes
 
 
-def network(attributes: int = 1, stages: int = 3) -> ModelConfig:
+def network(attributes: int = 1, stages: int = 3) -> DelaConfig:
     return resolve_config(
         "s3dis",
         dims=(8, 16, 16)[:stages],

@@ -13,8 +13,8 @@ import pytest
 
 import raw_layouts
 from dela.errors import ConfigError, InputError
+from dela.families.dela.config import DelaConfig
 from dela.geometry.cpu import voxel_grid
-from dela.model.contract import ModelConfig
 from dela.training.data.prepared import LabelMap, prepared_names
 from dela.training.data.scans import Dataset, open_dataset
 from dela.training.evaluate.split import score_split
@@ -178,7 +178,7 @@ def test_data_that_does_not_fit_is_refused(both, tmp_path):
     )
     with pytest.raises(InputError, match=r"north__a has no column for 'x', .*it has color"):
         opened(with_model(prepared, attributes=wanted))
-    objects = ModelConfig(
+    objects = DelaConfig(
         task="classification",
         classes=prepared.model.classes,
         dims=(16,),

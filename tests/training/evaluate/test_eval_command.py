@@ -16,7 +16,7 @@ from dela.cli.main import run_command  # noqa: E402
 from dela.cloud.formats import read_cloud, write_cloud  # noqa: E402
 from dela.errors import InputError  # noqa: E402
 from dela.export import export_onnx  # noqa: E402
-from dela.families.dela import create_model  # noqa: E402
+from dela.families import create_model  # noqa: E402
 from dela.training.run.folder import to_toml  # noqa: E402
 
 

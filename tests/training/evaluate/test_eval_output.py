@@ -9,8 +9,8 @@ import pytest
 
 from dela.cloud.formats import read_cloud
 from dela.errors import InputError
+from dela.families.dela.config import PRESETS
 from dela.geometry.cpu import VoxelGrid
-from dela.model.contract import PRESETS
 from dela.training.data.scans import Scan
 from dela.training.evaluate.output import PredictionWriter
 from dela.training.evaluate.split import ScanAnswer

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from dela.cloud.formats import read_cloud
+from dela.families import resolve_config
 from dela.geometry.cpu import VoxelGrid
-from dela.model.contract import CategoryInfo, resolve_config
+from dela.model.contract import CategoryInfo
 from dela.runtime import Predictor
 from dela.scores.confusion import Confusion
 from dela.training.data.scans import Dataset, Scan, open_dataset

@@ -18,7 +18,8 @@ from torch.nn.utils import parametrize  # noqa: E402
 from dela.artifacts.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from dela.cli.main import run_command  # noqa: E402
 from dela.errors import CheckpointError, ConfigError  # noqa: E402
-from dela.families.dela import Network, create_model  # noqa: E402
+from dela.families import create_model  # noqa: E402
+from dela.families.dela import Network  # noqa: E402
 from dela.model.contract import generic_classes  # noqa: E402
 from dela.training.data.scans import open_dataset  # noqa: E402
 from dela.training.optimize.adapters import LowRank, adapt_network, merged  # noqa: E402

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from dela.artifacts.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from dela.cli.main import run_command  # noqa: E402
 from dela.errors import CheckpointError, ConfigError, InputError  # noqa: E402
-from dela.families.dela import create_model  # noqa: E402
+from dela.families import create_model  # noqa: E402
 from dela.families.dela.published import import_reference, reference_state_dict  # noqa: E402
 from dela.model.contract import AttributeInfo, generic_classes  # noqa: E402
 from dela.training.optimize.finetune import freeze_parts, parameter_groups, take_weights  # noqa: E402

@@ -13,7 +13,7 @@ torch = pytest.importorskip("torch")
 from dela.artifacts.checkpoint import load_checkpoint  # noqa: E402
 from dela.cli.main import run_command  # noqa: E402
 from dela.errors import ConfigError, DelaError, InputError  # noqa: E402
-from dela.families.dela import create_model  # noqa: E402
+from dela.families import create_model  # noqa: E402
 from dela.training.data.scans import open_dataset  # noqa: E402
 from dela.training.evaluate.split import network_forward, score_split  # noqa: E402
 from dela.training.optimize.average import WeightAverage, measure_batch_norms  # noqa: E402

@@ -10,7 +10,8 @@ from train_hooks import silent
 torch = pytest.importorskip("torch")
 
 from dela.errors import DelaError  # noqa: E402
-from dela.families.dela import Network, create_model  # noqa: E402
+from dela.families import create_model  # noqa: E402
+from dela.families.dela import Network  # noqa: E402
 from dela.families.dela.layers import BatchNorm  # noqa: E402
 from dela.training.data.batches import BatchMaker  # noqa: E402
 from dela.training.data.prefetch import on_device  # noqa: E402

@@ -20,7 +20,8 @@ pytest.importorskip("h5py")
 from dela.cli.main import run_command
 from dela.cloud.formats import write_cloud
 from dela.cloud.point_cloud import PointCloud
-from dela.model.contract import CATEGORY, ModelConfig
+from dela.families.dela.config import DelaConfig
+from dela.model.contract import CATEGORY
 from dela.training.data.prepared import stored_column
 from dela.training.data.scans import open_dataset
 from dela.training.settings.train import TrainConfig, load_config
@@ -88,7 +89,7 @@ CASES = {
 def first_scan(config: TrainConfig) -> PointCloud:
     """A validation scan as a file would hold it: raw columns, the category among them."""
     scan = open_dataset(config.data, config.model, "val").scans[0]
-    model: ModelConfig = config.model
+    model: DelaConfig = config.model
     columns = {}
     for info in model.attributes + model.directions:
         name, part = stored_column(info.name)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from dela.errors import ConfigError, InputError
-from dela.model.contract import PRESETS
+from dela.families.dela.config import PRESETS
 from dela.training.run.folder import to_toml
 from dela.training.settings.train import TrainConfig, load_config
 

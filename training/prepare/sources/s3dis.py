@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dela.errors import InputError
-from dela.model.contract import PRESETS
+from dela.families.dela.config import PRESETS
 from dela.training.prepare.plan import MalformedFiles, Options, Plan, Unit
 from dela.training.prepare.sources.tables import read_table
 from dela.training.prepare.store import Record, file_digest, scene_name

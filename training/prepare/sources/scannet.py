@@ -14,8 +14,9 @@ import numpy as np
 
 from dela.cloud.formats import read_cloud
 from dela.errors import InputError
+from dela.families.dela.config import PRESETS
 from dela.model.class_names import CLASS_CODES
-from dela.model.contract import PRESETS, ClassInfo
+from dela.model.contract import ClassInfo
 from dela.scores.confusion import IGNORED
 from dela.training.prepare.plan import SPLITS, Options, Plan, Unit
 from dela.training.prepare.sources.mesh import read_mesh, vertex_normals

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dela.errors import InputError
-from dela.model.contract import PRESETS
+from dela.families.dela.config import PRESETS
 from dela.training.prepare.plan import Options, Plan, Unit
 from dela.training.prepare.sources.h5sets import need_h5py, read_h5_set
 from dela.training.prepare.store import Record

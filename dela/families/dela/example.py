@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
+from dela.families.dela.config import DelaConfig
 from dela.geometry import cpu as geometry
-from dela.model.contract import ModelConfig
 from dela.pyramid.cpu import Pyramid, classification_pyramid, pack
 
 
-def example_pyramid(config: ModelConfig, size: int, seed: int = 0) -> Pyramid:
+def example_pyramid(config: DelaConfig, size: int, seed: int = 0) -> Pyramid:
     """A pyramid that fits ``config``, with points about a grid step apart on a rough surface.
 
     Every stage has at least two points and a number of its own, so that no two dynamic sizes of

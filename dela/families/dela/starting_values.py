@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from dela.errors import InputError
+from dela.families.dela.config import DelaConfig
 from dela.families.dela.embedding import Ellipsoids
 from dela.families.dela.heads import SegmentationHead
 from dela.families.dela.layers import LocalAggregation
 from dela.families.dela.network import Network
-from dela.model.contract import ModelConfig
 from dela.pyramid.cpu import Pyramid
 
 TABLE_SIZE = 1024
@@ -29,7 +29,7 @@ _LINEAR_STD = 0.02
 
 
 def measure_neighbor_distances(
-    pyramids: Iterable[Pyramid], config: ModelConfig
+    pyramids: Iterable[Pyramid], config: DelaConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Distances between neighbours in the training data, as two quantile tables.
 
@@ -71,7 +71,7 @@ def measure_neighbor_distances(
     return tables[0], tables[-1]
 
 
-def default_neighbor_distances(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:
+def default_neighbor_distances(config: DelaConfig) -> tuple[np.ndarray, np.ndarray]:
     """The two quantile tables for data nobody has measured.
 
     A voxel grid of size g leaves about one point per g^2 of surface, so the k nearest fill a disc
@@ -114,7 +114,7 @@ def _centers(count: int, distances: np.ndarray, generator: torch.Generator | Non
 
 
 @torch.no_grad()
-def initialise(
+def initialize(
     model: Network,
     neighbor_distances: Sequence[Any] | None = None,
     generator: torch.Generator | None = None,
@@ -174,7 +174,7 @@ def _start_aggregation(
 
 def _start_ellipsoids(
     ellipsoids: Ellipsoids,
-    config: ModelConfig,
+    config: DelaConfig,
     distances: np.ndarray,
     generator: torch.Generator | None,
 ) -> None:
