@@ -14,7 +14,6 @@ from typing import Any
 from dela.errors import CheckpointError, ConfigError
 from dela.families import FIRST, config_from_dict, config_to_dict, family_of
 from dela.families.base import Family
-from dela.model.contract import Contract
 from dela.model.parity import DTYPES
 
 FORMAT = "dela-onnx"

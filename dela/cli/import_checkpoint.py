@@ -44,7 +44,7 @@ def import_checkpoint(
     count = sum(weight.numel() for weight in model.parameters())
     config = model.config
     print(
-        f"{output}: {config.task}, {config.stages} stages, dims {list(config.dims)}, "
+        f"{output}: {config.task}, {len(family.sizes(config))} stages, "
         f"{config.num_classes} classes, {count:,} parameters"
     )
     return output

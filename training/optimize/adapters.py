@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dela.artifacts.checkpoint import load_weights, refuse_misfitting
 from dela.errors import CheckpointError, ConfigError
 from dela.families.dela import Network
+from dela.model.weights import load_weights, refuse_misfitting
 from dela.training.run.state import ADAPTERS, generator
 from dela.training.settings.train import ScheduleConfig
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dela.artifacts.checkpoint import refuse_misfitting
 from dela.errors import CheckpointError
 from dela.families.dela import Network
+from dela.model.weights import refuse_misfitting
 from dela.scores.confusion import Confusion
 from dela.training.optimize.average import WeightAverage
 

@@ -119,8 +119,8 @@ class DelaFamily(FamilyDefaults):
     ) -> nn.Module:
         import torch
 
-        from dela.families.dela.starting_values import initialize
         from dela.families.dela.network import Network
+        from dela.families.dela.starting_values import initialize
 
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):  # layers draw values that are replaced below

@@ -17,18 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dela.artifacts.checkpoint import (
-    FORMAT,
-    is_state_dict,
-    load_weights,
-    read_torch_file,
-    refuse_misfits,
-)
 from dela.errors import CheckpointError, ConfigError
 from dela.families import resolve_config
 from dela.families.dela import Network
 from dela.families.dela.config import DelaConfig
 from dela.model.contract import AttributeInfo
+from dela.model.weights import FORMAT, is_state_dict, load_weights, read_torch_file, refuse_misfits
 
 _SOURCE = "the reference checkpoint"
 _ATTRIBUTES = "ellipsoids.0.attributes"  # two tensors in the reference: colour rows and height
