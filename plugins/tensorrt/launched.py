@@ -1,4 +1,4 @@
-"""Plugins that launch the kernels from Python: ``IPluginV3`` for SPSE and SPAMP.
+"""Plugins that launch the kernels from Python: ``IPluginV3`` for every operator of the table.
 
 TensorRT calls them while an engine is built and again, from whatever process has registered them,
 while it runs. ``enqueue`` queues one kernel on TensorRT's stream and does nothing else, so that it
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from dela.plugins.tensorrt import operators
+from dela.plugins.tensorrt.operators import OPERATORS, Operator
 
 _lock = threading.Lock()
 # The registry keeps no reference to a creator written in Python: (bindings, name) -> creator.
@@ -21,7 +22,7 @@ _registered: dict[tuple[str, str], Any] = {}
 
 
 def register(trt: Any) -> None:
-    """Makes both plugins known to TensorRT; once per process and bindings, whoever calls again.
+    """Makes every plugin known to TensorRT; once per process and bindings, whoever calls again.
 
     Args:
         trt: the bindings, from :func:`dela.plugins.tensorrt.bindings.load`.
@@ -31,7 +32,7 @@ def register(trt: Any) -> None:
     """
     registry = trt.get_plugin_registry()
     with _lock:
-        for name in operators.NAMES:
+        for name in OPERATORS:
             if (trt.__name__, name) in _registered:
                 continue
             creator = creator_class(trt)(name)
@@ -43,14 +44,14 @@ def register(trt: Any) -> None:
             _registered[trt.__name__, name] = creator
 
 
+def _field_types(trt: Any) -> dict[Any, Any]:
+    return {np.float32: trt.PluginFieldType.FLOAT32, np.int32: trt.PluginFieldType.INT32}
+
+
 @functools.cache
 def creator_class(trt: Any) -> type[Any]:
-    """The creator of both plugins over these bindings; its argument is the plugin's name."""
-    plugins = {"SPSE": _spse_class(trt), "SPAMP": _spamp_class(trt)}
-    field_types = {
-        np.float32: trt.PluginFieldType.FLOAT32,
-        np.int32: trt.PluginFieldType.INT32,
-    }
+    """The creator of every plugin over these bindings; its argument is the plugin's name."""
+    plugin, types = _plugin_class(trt), _field_types(trt)
 
     class Creator(trt.IPluginCreatorV3One):
         def __init__(self, name: str) -> None:
@@ -59,20 +60,20 @@ def creator_class(trt: Any) -> type[Any]:
             self.plugin_version = operators.VERSION
             self.plugin_namespace = operators.NAMESPACE
             self._fields = [
-                trt.PluginField(field, np.array([], kind), field_types[kind])
-                for field, kind in operators.fields_of(name).items()
+                trt.PluginField(field, np.array([], kind), types[kind])
+                for field, (kind, _) in OPERATORS[name].fields.items()
             ]
             self.field_names = trt.PluginFieldCollection(self._fields)
 
         def create_plugin(self, name: str, fields: Any, phase: Any) -> Any:
-            return plugins[self.name](*operators.read_fields(fields))
+            operator = OPERATORS[self.name]
+            return plugin(operator, operator.read_fields(fields))
 
     return Creator
 
 
-def _plugin_base(trt: Any) -> type[Any]:
-    """What SPSE and SPAMP have in common over these bindings."""
-    features = operators.feature_types(trt)
+def _plugin_class(trt: Any) -> type[Any]:
+    """The plugin of any operator over these bindings."""
     interfaces = (
         trt.IPluginV3,
         trt.IPluginV3OneCore,
@@ -80,128 +81,113 @@ def _plugin_base(trt: Any) -> type[Any]:
         trt.IPluginV3OneRuntime,
     )
 
-    class Plugin(*interfaces):  # type: ignore[misc]
-        operator = ""
+    class Plugin(_Build, _Runtime, *interfaces):  # type: ignore[misc]
+        bindings = trt
+        features = operators.feature_types(trt)
 
-        def __init__(self, epsilon: float, directions: int) -> None:
+        def __init__(self, operator: Operator, fields: dict[str, Any]) -> None:
             for interface in interfaces:
                 interface.__init__(self)
             self.num_outputs = 1
-            self.plugin_name = self.operator
+            self.plugin_name = operator.name
             self.plugin_version = operators.VERSION
             self.plugin_namespace = operators.NAMESPACE
             # Shapes and types are enough to tell timings apart.
             self.timing_cache_id = ""
-            self.epsilon, self.directions = epsilon, directions
+            self.operator, self.fields = operator, fields
             self.kernels: Any = None
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
 
         def clone(self) -> Any:
-            return type(self)(self.epsilon, self.directions)
-
-        def get_output_data_types(self, input_types: list[Any]) -> list[Any]:
-            return [operators.output_type(trt, self.operator, input_types[0])]
-
-        def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> list[Any]:
-            shape = trt.DimsExprs(2)
-            shape[0], shape[1] = operators.output_rows_and_columns(self.operator, inputs)
-            return [shape]
-
-        def supports_format_combination(self, position: int, tensors: Any, inputs: int) -> bool:
-            kind = tensors[0].desc.type
-            if position == 0:
-                # SPSE's first input has one type, SPAMP's features decide about the output.
-                allowed = (trt.float32,) if self.operator == "SPSE" else tuple(features)
-            elif position < inputs:
-                allowed = (operators.input_types(trt, self.operator, kind)[position],)
-            else:
-                allowed = (operators.output_type(trt, self.operator, kind),)
-            found = tensors[position].desc
-            return found.format == trt.TensorFormat.LINEAR and found.type in allowed
-
-        def configure_plugin(self, inputs: Any, outputs: Any) -> None:
-            pass
-
-        def on_shape_change(self, inputs: Any, outputs: Any) -> None:
-            if self.kernels is not None:
-                self.kernels.function(self.kernel_name(inputs))
-
-        def set_tactic(self, tactic: int) -> None:
-            pass
-
-        def get_fields_to_serialize(self) -> Any:
-            values = {
-                operators.EPSILON: (self.epsilon, trt.PluginFieldType.FLOAT32),
-                operators.DIRECTIONS: (self.directions, trt.PluginFieldType.INT32),
-            }
-            # A field only points to its value: both stay alive with the plugin.
-            self._serialized = [
-                trt.PluginField(field, np.array([values[field][0]], kind), values[field][1])
-                for field, kind in operators.fields_of(self.operator).items()
-            ]
-            return trt.PluginFieldCollection(self._serialized)
-
-        def attach_to_context(self, context: Any) -> Any:
-            # Kernels are loaded here and looked up in on_shape_change: enqueue may run while a
-            # CUDA graph is captured.
-            plugin = self.clone()
-            plugin.kernels = _kernels_of_current_device()
-            return plugin
-
-        def enqueue(
-            self,
-            input_desc: Any,
-            output_desc: Any,
-            inputs: list[int],
-            outputs: list[int],
-            workspace: int,
-            stream: int,
-        ) -> None:
-            self.launch(input_desc, [*inputs, *outputs], stream)
+            return type(self)(self.operator, self.fields)
 
     return Plugin
 
 
-def _spse_class(trt: Any) -> type[Any]:
-    class Spse(_plugin_base(trt)):  # type: ignore[misc]
-        operator = "SPSE"
+class _Build:
+    """What TensorRT asks of a plugin while an engine is built."""
 
-        def sizes(self, tensors: list[Any]) -> tuple[int, int, int, int, int]:
-            points, neighbors, weight = (tuple(desc.dims) for desc in tensors)
-            return operators.spse_sizes(points, neighbors, weight, self.directions)
+    bindings: Any
+    features: dict[Any, str]
+    operator: Operator
 
-        def kernel_name(self, tensors: list[Any]) -> str:
-            return operators.spse_kernel(*self.sizes(tensors)[3:])
+    def get_output_data_types(self, input_types: list[Any]) -> list[Any]:
+        return [operators.tensor_type(self.bindings, self.operator.output, input_types[0])]
 
-        def launch(self, tensors: list[Any], addresses: list[int], stream: int) -> None:
-            self.kernels.spse(
-                *addresses, sizes=self.sizes(tensors), epsilon=self.epsilon, stream=stream
-            )
+    def get_output_shapes(self, inputs: Any, shape_inputs: Any, builder: Any) -> list[Any]:
+        shape = self.bindings.DimsExprs(2)
+        shape[0], shape[1] = self.operator.output_shape(inputs)
+        return [shape]
 
-    return Spse
+    def supports_format_combination(self, position: int, tensors: Any, inputs: int) -> bool:
+        operator, found = self.operator, tensors[position].desc
+        kind = operator.inputs[position] if position < inputs else operator.output
+        if position == 0 and kind == operators.FEATURES:
+            allowed = tuple(self.features)
+        else:
+            allowed = (operators.tensor_type(self.bindings, kind, tensors[0].desc.type),)
+        return found.format == self.bindings.TensorFormat.LINEAR and found.type in allowed
+
+    def configure_plugin(self, inputs: Any, outputs: Any) -> None:
+        pass
 
 
-def _spamp_class(trt: Any) -> type[Any]:
-    names = operators.feature_types(trt)
+class _Runtime:
+    """What TensorRT asks of a plugin while an engine runs."""
 
-    class Spamp(_plugin_base(trt)):  # type: ignore[misc]
-        operator = "SPAMP"
+    bindings: Any
+    features: dict[Any, str]
+    operator: Operator
+    fields: dict[str, Any]
+    kernels: Any
 
-        def kernel_name(self, tensors: list[Any]) -> str:
-            return operators.spamp_kernel(names[tensors[0].type], tensors[0].dims[1])[0]
+    def kernel_name(self, tensors: list[Any]) -> str:
+        """Of the kernel for tensors of these shapes and types."""
+        return self.operator.kernel_name(
+            [tuple(desc.dims) for desc in tensors], self._feature_type(tensors), self.fields
+        )
 
-        def launch(self, tensors: list[Any], addresses: list[int], stream: int) -> None:
-            features, _, neighbors, *_ = tensors
-            self.kernels.spamp(
-                *addresses,
-                sizes=operators.spamp_sizes(tuple(features.dims), tuple(neighbors.dims)),
-                dtype=names[features.type],
-                stream=stream,
-            )
+    def _feature_type(self, tensors: list[Any]) -> str:
+        return self.features[tensors[0].type]
 
-    return Spamp
+    def on_shape_change(self, inputs: Any, outputs: Any) -> None:
+        if self.kernels is not None:
+            self.kernels.function(self.kernel_name(inputs))
+
+    def set_tactic(self, tactic: int) -> None:
+        pass
+
+    def get_fields_to_serialize(self) -> Any:
+        types = _field_types(self.bindings)
+        # A field only points to its value: both stay alive with the plugin.
+        self._serialized = [
+            self.bindings.PluginField(name, np.array([self.fields[name]], kind), types[kind])
+            for name, (kind, _) in self.operator.fields.items()
+        ]
+        return self.bindings.PluginFieldCollection(self._serialized)
+
+    def attach_to_context(self, context: Any) -> Any:
+        # Kernels are loaded here and looked up in on_shape_change: enqueue may run while a CUDA
+        # graph is captured.
+        plugin: Any = self.clone()  # type: ignore[attr-defined]
+        plugin.kernels = _kernels_of_current_device()
+        return plugin
+
+    def enqueue(
+        self,
+        input_desc: Any,
+        output_desc: Any,
+        inputs: list[int],
+        outputs: list[int],
+        workspace: int,
+        stream: int,
+    ) -> None:
+        shapes = [tuple(desc.dims) for desc in input_desc]
+        features = self._feature_type(input_desc)
+        addresses = [*inputs, *outputs]
+        self.operator.launch(self.kernels, shapes, features, self.fields, addresses, stream)
 
 
 def _kernels_of_current_device() -> Any:

@@ -1,8 +1,14 @@
-"""What both forms of the plugins share: names, fields, types and sizes of SPSE and SPAMP."""
+"""The operators as TensorRT plugins: one table for every form of the plugins.
+
+An operator is an entry of :data:`OPERATORS`: its fields, the types and sizes of its inputs and
+output, its kernel, and how it is launched. Adding one is its kernel, an entry here and, for plugins
+ahead of time, its tactics in :mod:`dela.plugins.tensorrt.ahead_of_time`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -10,7 +16,6 @@ import numpy as np
 
 from dela.plugins.cuda import launch
 
-NAMES = ("SPSE", "SPAMP")
 VERSION = "1"
 # Namespace of the plugins launched from Python; exported nodes ask for it.
 NAMESPACE = "dela"
@@ -19,55 +24,64 @@ NAMESPACE = "dela"
 AHEAD_OF_TIME_NAMESPACE = "dela_ahead_of_time"
 
 EPSILON, DIRECTIONS = "epsilon", "directions"
-_DEFAULT_EPSILON = 1e-8
+
+# A tensor's type in the table: that of the first input where it may vary, else its name.
+FEATURES = "features"
+Shape = Sequence[Any]
+Fields = Mapping[str, Any]
 
 
-def fields_of(name: str) -> dict[str, Any]:
-    """Fields of a plugin by name: the numpy type of each."""
-    return {EPSILON: np.float32, DIRECTIONS: np.int32} if name == "SPSE" else {}
+@dataclass(frozen=True)
+class Operator:
+    """What every form of a plugin needs to know of an operator.
 
+    Attributes:
+        name: of the plugin and of the node in exported files.
+        inputs: type of each input: ``float32``, ``int32`` or :data:`FEATURES`, which the first
+            input decides.
+        output: type of the output, likewise.
+        fields: name -> (numpy type, default) of the plugin's fields.
+        output_shape: rows and columns of the output from the inputs' shapes, numbers or symbols.
+        kernel_name: of the kernel for the shapes of the inputs, the name of the features' type and
+            the fields.
+        launch: (kernels, shapes, features' type, fields, addresses, stream) queues the kernel.
+    """
 
-def read_fields(fields: Any) -> tuple[float, int]:
-    """Epsilon and directions of a ``PluginFieldCollection``; defaults for what it lacks."""
-    values = {field.name: np.asarray(field.data).reshape(-1)[0] for field in fields}
-    return float(values.get(EPSILON, _DEFAULT_EPSILON)), int(values.get(DIRECTIONS, 0))
+    name: str
+    inputs: tuple[str, ...]
+    output: str
+    output_shape: Callable[[Sequence[Shape]], tuple[Any, Any]]
+    kernel_name: Callable[[Sequence[Shape], str, Fields], str]
+    launch: Callable[[Any, Sequence[Shape], str, Fields, Sequence[int], int], None]
+    fields: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
-
-def input_types(trt: ModuleType, name: str, features: Any) -> tuple[Any, ...]:
-    """Data types of a plugin's inputs, SPAMP's features being of type ``features``."""
-    if name == "SPSE":  # points, neighbors, weight
-        return trt.float32, trt.int32, trt.float32
-    # features, points, neighbors, centers, weight
-    return features, trt.float32, trt.int32, trt.int32, trt.float32
-
-
-def output_type(trt: ModuleType, name: str, features: Any) -> Any:
-    """SPSE gives float32, SPAMP what its features are."""
-    return trt.float32 if name == "SPSE" else features
+    def read_fields(self, collection: Any) -> dict[str, Any]:
+        """Values of a ``PluginFieldCollection`` by name; defaults for what it lacks."""
+        values = {entry.name: np.asarray(entry.data).reshape(-1)[0] for entry in collection}
+        return {
+            name: kind(values.get(name, default)).item()
+            for name, (kind, default) in self.fields.items()
+        }
 
 
 def feature_types(trt: ModuleType) -> dict[Any, str]:
-    """Data types SPAMP takes -> their names."""
+    """Data types that features may have -> their names."""
     return {trt.float32: "float32", trt.float16: "float16", trt.bfloat16: "bfloat16"}
 
 
-def output_rows_and_columns(name: str, shapes: Sequence[Any]) -> tuple[Any, Any]:
-    """Sizes of the output from the input shapes, numbers or symbols alike."""
-    if name == "SPSE":
-        points, _, weight = shapes
-        return points[0], weight[1]
-    features, _, neighbors, _, _ = shapes
-    return neighbors[0], features[1]
+def tensor_type(trt: ModuleType, kind: str, features: Any) -> Any:
+    """The data type of an input or output; ``features`` is that of the first input."""
+    return features if kind == FEATURES else getattr(trt, kind)
 
 
 def spse_sizes(
-    points: Sequence[int], neighbors: Sequence[int], weight: Sequence[int], directions: int
+    points: Shape, neighbors: Shape, weight: Shape, directions: int
 ) -> tuple[int, int, int, int, int]:
     """n, k, c, e, l from the shapes of SPSE's inputs."""
     return points[0], neighbors[1], weight[1], points[1] - 3 - directions, directions
 
 
-def spamp_sizes(features: Sequence[int], neighbors: Sequence[int]) -> tuple[int, int, int, int]:
+def spamp_sizes(features: Shape, neighbors: Shape) -> tuple[int, int, int, int]:
     """n, m, k, c from the shapes of SPAMP's inputs."""
     return features[0], neighbors[0], neighbors[1], features[1]
 
@@ -81,3 +95,48 @@ def spamp_kernel(dtype: str, channels: int) -> tuple[str, int]:
     """Name of SPAMP's kernel for features of ``dtype``, and the channels one thread takes."""
     vector, width = launch.spamp_vector(dtype, channels)
     return f"dela_spamp_{vector}", width
+
+
+def _launch_spse(
+    kernels: Any,
+    shapes: Sequence[Shape],
+    features: str,
+    fields: Fields,
+    addresses: Sequence[int],
+    stream: int,
+) -> None:
+    sizes = spse_sizes(*shapes, fields[DIRECTIONS])
+    kernels.spse(*addresses, sizes=sizes, epsilon=fields[EPSILON], stream=stream)
+
+
+def _launch_spamp(
+    kernels: Any,
+    shapes: Sequence[Shape],
+    features: str,
+    fields: Fields,
+    addresses: Sequence[int],
+    stream: int,
+) -> None:
+    sizes = spamp_sizes(shapes[0], shapes[2])
+    kernels.spamp(*addresses, sizes=sizes, dtype=features, stream=stream)
+
+
+SPSE = Operator(
+    name="SPSE",
+    inputs=("float32", "int32", "float32"),  # points, neighbors, weight
+    output="float32",
+    output_shape=lambda shapes: (shapes[0][0], shapes[2][1]),
+    kernel_name=lambda shapes, _, fields: spse_kernel(*spse_sizes(*shapes, fields[DIRECTIONS])[3:]),
+    launch=_launch_spse,
+    fields={EPSILON: (np.float32, 1e-8), DIRECTIONS: (np.int32, 0)},
+)
+SPAMP = Operator(
+    name="SPAMP",
+    # features, points, neighbors, centers, weight
+    inputs=(FEATURES, "float32", "int32", "int32", "float32"),
+    output=FEATURES,
+    output_shape=lambda shapes: (shapes[2][0], shapes[0][1]),
+    kernel_name=lambda shapes, features, _: spamp_kernel(features, shapes[0][1])[0],
+    launch=_launch_spamp,
+)
+OPERATORS = {operator.name: operator for operator in (SPSE, SPAMP)}

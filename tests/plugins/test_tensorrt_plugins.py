@@ -112,7 +112,9 @@ def assert_close(found, expected, tolerance):
 
 def data_types(trt, name: str, dtype: str):
     features = {"float32": trt.float32, "float16": trt.float16, "bfloat16": trt.bfloat16}[dtype]
-    return operators.input_types(trt, name, features), operators.output_type(trt, name, features)
+    operator = operators.OPERATORS[name]
+    inputs = tuple(operators.tensor_type(trt, kind, features) for kind in operator.inputs)
+    return inputs, operators.tensor_type(trt, operator.output, features)
 
 
 # --- launched from Python -------------------------------------------------------------------------
@@ -229,16 +231,16 @@ def test_fields_survive_the_engine(trt, phase):
     plugin = created(trt, "SPSE", spse_fields(trt, 1.0001, 3), "BUILD")
     again = created(trt, "SPSE", plugin.get_fields_to_serialize(), phase)
     for one in (again, again.clone(), plugin.clone()):
-        assert one.epsilon == np.float32(1.0001)
-        assert one.directions == 3
+        assert one.fields["epsilon"] == np.float32(1.0001)
+        assert one.fields["directions"] == 3
     assert len(created(trt, "SPAMP").get_fields_to_serialize()) == 0
 
 
 def test_registering_again_changes_nothing(trt):
     registry = trt.get_plugin_registry()
-    before = [registry.get_creator(name, "1", "dela") for name in operators.NAMES]
+    before = [registry.get_creator(name, "1", "dela") for name in operators.OPERATORS]
     launched.register(trt)
-    assert [registry.get_creator(name, "1", "dela") for name in operators.NAMES] == before
+    assert [registry.get_creator(name, "1", "dela") for name in operators.OPERATORS] == before
     assert [creator.name for creator in before] == ["SPSE", "SPAMP"]
 
 
