@@ -38,7 +38,6 @@ def export_onnx(
     dtype: str = "fp32",
     overwrite: bool = False,
     check: bool = True,
-    stage_ratios: Sequence[dict[str, float]] | None = None,
     report: Callable[[CheckResult], None] | None = None,
 ) -> Path:
     """Writes a network as one portable ONNX file, whole or not at all.
@@ -50,7 +49,6 @@ def export_onnx(
             Inputs, coordinates, SPSE and logits are float32 in every case.
         overwrite: whether an existing file may be replaced.
         check: compare the file with PyTorch before it is put in place (:mod:`dela.export.check`).
-        stage_ratios: for the metadata; None takes those that training left in the checkpoint.
         report: called with each check that passed or was left out.
 
     Returns:
@@ -73,9 +71,12 @@ def export_onnx(
         else:
             checkpoint = load_checkpoint(source)
             model, sha256, extra = checkpoint.model, checkpoint.sha256, checkpoint.extra
-        ratios = extra.get("stage_ratios", ()) if stage_ratios is None else stage_ratios
         metadata = ModelMetadata(
-            model.config, dtype, sha256, dela.__version__, stage_ratios=tuple(ratios)
+            model.config,
+            dtype,
+            sha256,
+            dela.__version__,
+            stage_ratios=tuple(extra.get("stage_ratios", ())),
         )
         onnx.save_model(build_onnx(model, metadata), str(temporary))
         if check:

@@ -88,6 +88,13 @@ class Pyramid:
         Raises:
             InputError: names the array, the row and the value that do not fit.
         """
+        self._check_lists()
+        rows = self._check_tables(self._check_columns())
+        self._check_lengths(rows)
+        return self
+
+    def _check_lists(self) -> None:
+        """Whether there are as many tables, lists and lengths as stages."""
         stages = self.stages
         if stages < 1:
             raise InputError("the pyramid has no neighbors table; it needs one per stage")
@@ -102,6 +109,9 @@ class Pyramid:
             raise InputError(
                 f"lengths has {len(self.lengths)} lists; give one per stage ({stages})"
             )
+
+    def _check_columns(self) -> int:
+        """Points and attributes; returns the rows of stage 0."""
         points = _floats(self.points, "points")
         if points.ndim != 2 or points.shape[1] != 3:
             raise InputError(f"points has shape {list(points.shape)}; expected [N, 3]")
@@ -115,8 +125,11 @@ class Pyramid:
             if not finite.all():
                 row, column = np.argwhere(~finite)[0]
                 raise InputError(f"{name} row {row} holds {values[row, column]}; expected numbers")
+        return len(points)
 
-        rows = [len(points)]
+    def _check_tables(self, first: int) -> list[int]:
+        """Index tables; returns the rows of every stage, ``first`` those of stage 0."""
+        rows = [first]
         for stage, table in enumerate(self.neighbors):
             if stage:
                 kept = _indices(self.kept[stage - 1], f"kept_{stage}", 1, rows[-1])
@@ -130,6 +143,10 @@ class Pyramid:
             nearest = _indices(nearest, f"nearest_{stage}", 1, rows[stage])
             if len(nearest) != rows[0]:
                 raise InputError(f"nearest_{stage} has {len(nearest)} rows; expected {rows[0]}")
+        return rows
+
+    def _check_lengths(self, rows: Sequence[int]) -> None:
+        """Whether every stage's clouds add up to its rows."""
         for stage, lengths in enumerate(self.lengths):
             if len(lengths) != self.clouds:
                 raise InputError(
@@ -140,7 +157,6 @@ class Pyramid:
                     f"lengths of stage {stage} is {list(lengths)}; "
                     f"it must add up to the stage's {rows[stage]} points"
                 )
-        return self
 
     def to_tensors(self, device: Any = None) -> Pyramid:
         """The same pyramid as torch tensors: float32 and int32, on ``device`` (None: the CPU)."""

@@ -97,6 +97,11 @@ def spamp_kernel(dtype: str, channels: int) -> tuple[str, int]:
     return f"dela_spamp_{vector}", width
 
 
+def _spse_sizes(shapes: Sequence[Shape], fields: Fields) -> tuple[int, int, int, int, int]:
+    points, neighbors, weight = shapes
+    return spse_sizes(points, neighbors, weight, fields[DIRECTIONS])
+
+
 def _launch_spse(
     kernels: Any,
     shapes: Sequence[Shape],
@@ -105,7 +110,7 @@ def _launch_spse(
     addresses: Sequence[int],
     stream: int,
 ) -> None:
-    sizes = spse_sizes(*shapes, fields[DIRECTIONS])
+    sizes = _spse_sizes(shapes, fields)
     kernels.spse(*addresses, sizes=sizes, epsilon=fields[EPSILON], stream=stream)
 
 
@@ -126,7 +131,7 @@ SPSE = Operator(
     inputs=("float32", "int32", "float32"),  # points, neighbors, weight
     output="float32",
     output_shape=lambda shapes: (shapes[0][0], shapes[2][1]),
-    kernel_name=lambda shapes, _, fields: spse_kernel(*spse_sizes(*shapes, fields[DIRECTIONS])[3:]),
+    kernel_name=lambda shapes, _, fields: spse_kernel(*_spse_sizes(shapes, fields)[3:]),
     launch=_launch_spse,
     fields={EPSILON: (np.float32, 1e-8), DIRECTIONS: (np.int32, 0)},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +16,28 @@ from dela.families.dela.config import DelaConfig
 StageForward = Callable[[int, Tensor, Tensor, "tuple[Tensor, Tensor] | None"], Tensor]
 
 
+class PyramidTensors(NamedTuple):
+    """A pyramid's arrays as tensors.
+
+    Attributes:
+        points: [N_0, 3], meters.
+        attributes: [N_0, F], None where the network takes none.
+        neighbors: [N_d, k_d] int32 per stage.
+        kept: [N_d] int32 per stage from the second on.
+        nearest: [N_0] int32 per stage from the second on; empty for classification.
+    """
+
+    points: Tensor
+    attributes: Tensor | None
+    neighbors: Sequence[Tensor]
+    kept: Sequence[Tensor]
+    nearest: Sequence[Tensor]
+
+
 def encode(
     config: DelaConfig,
     weights: Sequence[Tensor],
-    points: Tensor,
-    attributes: Tensor | None,
-    neighbors: Sequence[Tensor],
-    kept: Sequence[Tensor],
+    inputs: PyramidTensors,
     stage_forward: StageForward,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Features [N_d, dims_d] and points in units of the spread [N_d, 3] of every stage.
@@ -29,23 +45,21 @@ def encode(
     Args:
         config: of the network.
         weights: SPSE's, for stage 0 and the later ones; one where all stages share it.
-        points: [N_0, 3] meters.
-        attributes: [N_0, F] of stage 0, None without any.
-        neighbors: [N_d, k_d] int32 per stage.
-        kept: [N_d] int32 per stage from the second on.
+        inputs: attributes without categories.
         stage_forward: what a stage makes of its distances.
     """
+    points, attributes, neighbors, kept, _ = inputs
     features: list[Tensor] = []
     positions: list[Tensor] = []
     for stage, table in enumerate(neighbors[: config.stages]):
         if stage:
             points = points.index_select(0, kept[stage - 1])
         position = points * (config.coordinate_scale / config.spread[stage])
-        inputs = position
+        columns = position
         if stage == 0 and attributes is not None:
-            inputs = torch.cat([position, attributes], dim=1)
+            columns = torch.cat([position, attributes], dim=1)
         distances = ops.spse(
-            inputs,
+            columns,
             table,
             weights[min(stage, len(weights) - 1)],
             config.spse_epsilon(stage),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from dela import ops
 from dela.errors import InputError
 from dela.families.dela.embedding import SpatialEncoding
-from dela.families.dela.encoder import encode
+from dela.families.dela.encoder import PyramidTensors, encode
 from dela.families.dela.heads import ClassificationHead, SegmentationHead, pool_clouds
 from dela.families.dela.layers import (
     BatchNorm,
@@ -77,16 +77,10 @@ class FrozenNetwork(PyramidModule):
         else:
             self.head = FrozenSegmentationHead(model.head, dtype)
 
-    def forward_inputs(
-        self,
-        points: Tensor,
-        attributes: Tensor | None,
-        neighbors: Sequence[Tensor],
-        kept: Sequence[Tensor],
-        nearest: Sequence[Tensor],
-    ) -> Tensor:
-        """The same as :meth:`Network.forward_inputs`; logits are float32."""
-        attributes, category = split_category(attributes, self.config)
+    def answer(self, inputs: PyramidTensors) -> Tensor:
+        """Logits, float32."""
+        attributes, category = split_category(inputs.attributes, self.config)
+        neighbors, kept = inputs.neighbors, inputs.kept
 
         def stage_forward(
             index: int, distances: Tensor, position: Tensor, before: tuple[Tensor, Tensor] | None
@@ -101,9 +95,9 @@ class FrozenNetwork(PyramidModule):
 
         weights = [getattr(self, f"spse_weight_{i}") for i in range(self.own_weights)]
         features, _ = encode(
-            self.config, weights, points, attributes, neighbors, kept, stage_forward
+            self.config, weights, inputs._replace(attributes=attributes), stage_forward
         )
-        return self.head(features, nearest, category)
+        return self.head(features, inputs.nearest, category)
 
 
 class FrozenStage(nn.Module):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dela.errors import InputError
 from dela.families.dela.config import DelaConfig
 from dela.families.dela.embedding import Ellipsoids, SpatialEncoding
-from dela.families.dela.encoder import encode
+from dela.families.dela.encoder import PyramidTensors, encode
 from dela.families.dela.heads import ClassificationHead, CoordinateHead, SegmentationHead
 from dela.families.dela.layers import Block, Downsample, module_list
 from dela.families.dela.recompute import run
@@ -44,9 +44,7 @@ class PyramidModule(nn.Module):
     def input_device(self) -> torch.device:
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
-    def tensors(
-        self, pyramid: Pyramid, dtype: torch.dtype = torch.float32
-    ) -> tuple[Tensor, Tensor | None, list[Tensor], list[Tensor], list[Tensor]]:
+    def tensors(self, pyramid: Pyramid, dtype: torch.dtype = torch.float32) -> PyramidTensors:
         """Points, attributes (None without any), neighbours, kept and nearest rows as tensors.
 
         Arrays may be numpy or tensors, indices of any integer dtype; nothing is copied that
@@ -76,7 +74,7 @@ class PyramidModule(nn.Module):
             tables = [*zip(kept, sizes, strict=False), *zip(nearest, sizes[1:], strict=False)]
             if not all(_within(rows, size) for rows, size in tables):
                 pyramid.validate()
-        return (
+        return PyramidTensors(
             floats(pyramid.points),
             floats(pyramid.attributes) if self.config.input_columns else None,
             indices(pyramid.neighbors),
@@ -123,12 +121,14 @@ class PyramidModule(nn.Module):
     def from_tensors(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """Logits from the inputs of an exported graph by name (evaluation mode)."""
         later = range(1, self.config.stages)
-        return self.forward_inputs(
-            tensors["points"],
-            tensors.get("attributes"),
-            [tensors[f"neighbors_{stage}"] for stage in range(self.config.stages)],
-            [tensors[f"kept_{stage}"] for stage in later],
-            [tensors[f"nearest_{stage}"] for stage in later if f"nearest_{stage}" in tensors],
+        return self.answer(
+            PyramidTensors(
+                tensors["points"],
+                tensors.get("attributes"),
+                [tensors[f"neighbors_{stage}"] for stage in range(self.config.stages)],
+                [tensors[f"kept_{stage}"] for stage in later],
+                [tensors[f"nearest_{stage}"] for stage in later if f"nearest_{stage}" in tensors],
+            )
         )
 
     def forward(self, pyramid: Pyramid) -> Any:
@@ -140,25 +140,10 @@ class PyramidModule(nn.Module):
         Raises:
             InputError: the pyramid does not fit the network.
         """
-        return self.forward_inputs(*self.tensors(pyramid))
+        return self.answer(self.tensors(pyramid))
 
-    def forward_inputs(
-        self,
-        points: Tensor,
-        attributes: Tensor | None,
-        neighbors: Sequence[Tensor],
-        kept: Sequence[Tensor],
-        nearest: Sequence[Tensor],
-    ) -> Tensor:
-        """Logits from the flat inputs of an exported graph (evaluation mode).
-
-        Args:
-            points: [N_0, 3] float32, metres.
-            attributes: [N_0, F] float32, or None when the network takes none.
-            neighbors: [N_d, k_d] int32 per stage.
-            kept: [N_d] int32 per stage from the second on.
-            nearest: [N_0] int32 per stage from the second on; empty for classification.
-        """
+    def answer(self, inputs: PyramidTensors) -> Tensor:
+        """Logits in evaluation mode."""
         raise NotImplementedError
 
 
@@ -230,11 +215,11 @@ class Network(PyramidModule):
             InputError: the pyramid does not fit the network.
         """
         dtype = self.ellipsoids[0].shapes.dtype
-        points, attributes, neighbors, kept, nearest = self.tensors(pyramid, dtype)
+        inputs = self.tensors(pyramid, dtype)
         if not self.training:
-            return self.forward_inputs(points, attributes, neighbors, kept, nearest)
-        lengths = [torch.tensor(clouds, device=points.device) for clouds in pyramid.lengths]
-        return self._training_pass(self, points, attributes, neighbors, kept, nearest, lengths)
+            return self.answer(inputs)
+        lengths = [torch.tensor(clouds, device=inputs.points.device) for clouds in pyramid.lengths]
+        return self._training_pass(self, inputs, lengths)
 
     def compile_training(self, **options: Any) -> None:
         """Has ``torch.compile`` make one graph, for batches of any size, of the training pass.
@@ -244,28 +229,17 @@ class Network(PyramidModule):
         """
         self._training_pass = torch.compile(_training_pass, dynamic=True, **options)
 
-    def forward_inputs(
-        self,
-        points: Tensor,
-        attributes: Tensor | None,
-        neighbors: Sequence[Tensor],
-        kept: Sequence[Tensor],
-        nearest: Sequence[Tensor],
-    ) -> Tensor:
-        """See :meth:`PyramidModule.forward_inputs`."""
-        attributes, category = split_category(attributes, self.config)
-        features, _ = self._encode(points, attributes, neighbors, kept, None)
-        return self.head(features, nearest, category)
+    def answer(self, inputs: PyramidTensors) -> Tensor:
+        """Logits in evaluation mode."""
+        attributes, category = split_category(inputs.attributes, self.config)
+        features, _ = self._encode(inputs._replace(attributes=attributes), None)
+        return self.head(features, inputs.nearest, category)
 
     def _encode(
-        self,
-        points: Tensor,
-        attributes: Tensor | None,
-        neighbors: Sequence[Tensor],
-        kept: Sequence[Tensor],
-        lengths: Sequence[Tensor] | None,
+        self, inputs: PyramidTensors, lengths: Sequence[Tensor] | None
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Features [N_d, dims_d] and points in units of the spread [N_d, 3] of every stage."""
+        neighbors, kept = inputs.neighbors, inputs.kept
         recompute = self.checkpoint_blocks and self.training and torch.is_grad_enabled()
 
         def stage_forward(
@@ -279,25 +253,19 @@ class Network(PyramidModule):
             return stage.block(x, position, neighbors[index], stage.drop_rates, clouds, recompute)
 
         weights = [ellipsoids.weight() for ellipsoids in self.ellipsoids]
-        return encode(self.config, weights, points, attributes, neighbors, kept, stage_forward)
+        return encode(self.config, weights, inputs, stage_forward)
 
 
 def _training_pass(
-    model: Network,
-    points: Tensor,
-    attributes: Tensor | None,
-    neighbors: Sequence[Tensor],
-    kept: Sequence[Tensor],
-    nearest: Sequence[Tensor],
-    lengths: Sequence[Tensor],
+    model: Network, inputs: PyramidTensors, lengths: Sequence[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Logits and coordinate loss; ``lengths`` are int64 [clouds], one tensor a stage."""
-    attributes, category = split_category(attributes, model.config)
-    features, positions = model._encode(points, attributes, neighbors, kept, lengths)
-    logits = model.head(features, nearest, category)
+    attributes, category = split_category(inputs.attributes, model.config)
+    features, positions = model._encode(inputs._replace(attributes=attributes), lengths)
+    logits = model.head(features, inputs.nearest, category)
     loss = logits.new_zeros(())
     for head, x, position, table in reversed(
-        list(zip(model.coordinate_heads, features, positions, neighbors, strict=False))
+        list(zip(model.coordinate_heads, features, positions, inputs.neighbors, strict=False))
     ):
         loss = loss + head.loss(x, position, table)
     return logits, loss

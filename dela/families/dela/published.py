@@ -195,11 +195,12 @@ def _count(names: Iterable[str], pattern: str) -> int:
     return max((1 + int(m[1]) for name in names if (m := re.match(pattern, name))), default=0)
 
 
-def _read_config(
-    tensors: Mapping[str, Tensor], preset: DelaConfig, overrides: Mapping[str, Any]
-) -> DelaConfig:
-    """The preset with everything that shapes tell, then with the overrides."""
-    shapes = _Shapes(tensors)
+def _stages_and_task(tensors: Mapping[str, Tensor], preset: DelaConfig) -> tuple[int, str]:
+    """Number of stages and task that the names tell.
+
+    Raises:
+        CheckpointError: no network of DeLA, or of another task than the preset.
+    """
     nesting = [name.count("sub_stage.") for name in tensors if name.startswith("stage.")]
     if not nesting:
         raise CheckpointError(
@@ -212,17 +213,28 @@ def _read_config(
         raise CheckpointError(
             f"{_SOURCE} is for {task}, the preset for {preset.task}; choose another preset"
         )
-    prefixes = [_stage(stage) for stage in range(stages)]
-    dims = tuple(
-        shapes.vote(
-            (f"{prefix}nbr_bn.weight", 0),
-            (f"{prefix}nbr_proj.3.weight", 0),
-            (f"{prefix}blk.mlp.mlp.3.weight", 0),
-            (f"{prefix}blk.mlp.mlp.0.weight", 1),
-            (f"{prefix}cor_head.0.weight", 1),
-        )
-        for prefix in prefixes
+    return stages, task
+
+
+def _dimension(shapes: _Shapes, prefix: str) -> int:
+    """Features of a stage."""
+    return shapes.vote(
+        (f"{prefix}nbr_bn.weight", 0),
+        (f"{prefix}nbr_proj.3.weight", 0),
+        (f"{prefix}blk.mlp.mlp.3.weight", 0),
+        (f"{prefix}blk.mlp.mlp.0.weight", 1),
+        (f"{prefix}cor_head.0.weight", 1),
     )
+
+
+def _read_config(
+    tensors: Mapping[str, Tensor], preset: DelaConfig, overrides: Mapping[str, Any]
+) -> DelaConfig:
+    """The preset with everything that shapes tell, then with the overrides."""
+    shapes = _Shapes(tensors)
+    stages, task = _stages_and_task(tensors, preset)
+    prefixes = [_stage(stage) for stage in range(stages)]
+    dims = tuple(_dimension(shapes, prefix) for prefix in prefixes)
     hidden = shapes.vote(
         ("stage.blk.mlp.mlp.0.weight", 0),
         ("stage.blk.mlp.mlp.0.bias", 0),
