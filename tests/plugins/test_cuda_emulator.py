@@ -614,7 +614,7 @@ def test_cuda_core_launches_and_replays_a_graph(emulated_cuda):
 
 def test_pycuda_launches_and_hands_its_array_over(emulated_cuda):
     pycuda = pytest.importorskip("pycuda.driver", reason="PyCUDA is not installed")
-    from pycuda import gpuarray
+    gpuarray = pytest.importorskip("pycuda.gpuarray", reason="PyCUDA is not installed")
 
     from dela.plugins.cuda.arrays import as_device_array
     from dela.plugins.cuda.driver import Device, Graph, Stream
