@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
 ISA_NAMES = ("portable", "v2", "v3", "v4")
 _FILE_NAME = "libdela.dylib" if sys.platform == "darwin" else "libdela.so"
 
@@ -62,6 +62,9 @@ def library() -> ctypes.CDLL:
     loaded.dela_isa.restype = ctypes.c_char_p
     loaded.dela_set_isa.restype = ctypes.c_int32
     loaded.dela_set_isa.argtypes = [ctypes.c_char_p]
+    # Threads spin for each other only while the cores are free, see plugins/cpu/waiting.cpp.
+    loaded.dela_watch_waiting.restype = ctypes.c_int32
+    loaded.dela_watch_waiting()
     return loaded
 
 
