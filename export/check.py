@@ -15,6 +15,7 @@ from dela.export.onnx_file import signature
 from dela.metadata import OUTPUT, TOLERANCES, ModelMetadata
 from dela.plugins import native
 from dela.pyramid import Pyramid
+from dela.threads import tune_session
 
 if TYPE_CHECKING:
     import onnx
@@ -129,6 +130,7 @@ def _run_onnxruntime(proto: onnx.ModelProto, pyramid: Pyramid, kernels: bool) ->
         ) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    tune_session(options)
     if kernels:
         options.register_custom_ops_library(str(native.library_path()))
     try:
