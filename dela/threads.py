@@ -217,18 +217,18 @@ def others_load(seconds: float = 0.25) -> float | None:
 
     Measures for so many ``seconds``.
     """
-    before, own = _busy_seconds(), time.process_time()
+    before, own = busy_seconds(), time.process_time()
     if before is None:
         return None
     start = time.perf_counter()
     time.sleep(seconds)
-    after, elapsed = _busy_seconds(), time.perf_counter() - start
+    after, elapsed = busy_seconds(), time.perf_counter() - start
     if after is None:
         return None
     return max(0.0, (after - before - (time.process_time() - own)) / elapsed)
 
 
-def _busy_seconds() -> float | None:
+def busy_seconds() -> float | None:
     """Seconds for which the usable processors were not idle, since the machine started."""
     names = {f"cpu{number}" for number in usable_processors()}
     try:

@@ -15,22 +15,23 @@ enum WaitingPolicy : int32_t {
 };
 
 // When to sleep and when to spin again, from the share of their time that this process's threads
-// could run and had no core. Spinning ends at the first sign and returns after a calm while: the
-// one costs up to the time of a whole step, the other a tenth of it.
+// could run and had no core. Spinning ends soon and returns after a calm while: beside other work it
+// costs ten times the step, sleeping on free cores a tenth of it.
 class WaitingJudge {
  public:
   // One more window was measured; answers whether waits shall be short from here on.
   bool add(double share) {
     calm_ = share < kCalmShare ? calm_ + 1 : 0;
-    if (share > kCrowdedShare) short_ = true;
+    crowded_ = share > kCrowdedShare ? crowded_ + 1 : 0;
+    if (crowded_ >= kCrowdedWindows) short_ = true;
     if (short_ && calm_ >= kCalmWindows) short_ = false;
     return short_;
   }
 
  private:
   static constexpr double kCrowdedShare = 0.10, kCalmShare = 0.04;
-  static constexpr int kCalmWindows = 10;
-  int calm_ = 0;
+  static constexpr int kCrowdedWindows = 2, kCalmWindows = 10;
+  int crowded_ = 0, calm_ = 0;
   bool short_ = false;
 };
 
