@@ -82,10 +82,10 @@ def prepare(folder: Path, points: int) -> None:
     import dataclasses
 
     import numpy as np
+    from network import room_cloud
 
     import dela
     from dela.export.onnx_export import export_onnx
-    from network import room_cloud
 
     large = dela.PRESETS["s3dis"]
     config = dataclasses.replace(
@@ -116,10 +116,10 @@ def make_step(variant: str, job: str, folder: Path) -> Callable[[], object]:
         backend = OnnxRuntimeBackend(folder / "network.onnx")
         return lambda: backend.run(pyramid)
     import torch
+    from network import naive_spamp, naive_spse
 
     import dela
     from dela import ops
-    from network import naive_spamp, naive_spse
 
     if variant == "plain":
         ops.spse, ops.spamp = naive_spse, naive_spamp
@@ -147,7 +147,7 @@ def make_step(variant: str, job: str, folder: Path) -> Callable[[], object]:
 
 
 def serve(variant: str, job: str, folder: Path) -> None:
-    """Runs turns as they are asked for on stdin: "<seconds before> <least seconds> <most steps>"."""
+    """Runs the turns that stdin asks for: seconds of steps before, least seconds, most steps."""
     from dela.plugins import native
 
     step = make_step(variant, job, folder)
@@ -183,7 +183,7 @@ def start_case(variant: str, job: str, folder: Path) -> Case:
 
 
 def ask(case: Case, before: float, least: float, most: int) -> tuple[float, float, float]:
-    """One turn of a case: wall and CPU seconds a step, and processors that others took meanwhile."""
+    """One turn of a case: wall and CPU seconds a step, and processors others took meanwhile."""
     from dela.threads import busy_seconds
 
     assert case.process.stdin is not None and case.process.stdout is not None

@@ -1,9 +1,9 @@
 """Voxel grid, nearest neighbors and farthest point sampling on numpy arrays, by native code.
 
 Everything here is exact and deterministic: the same input gives the same output for every thread
-count and every instruction set. ``threads`` is a number of threads, or None for every core
-that this process was given (see :mod:`dela.threads`); in a forked child (a data loader's worker) None is one,
-because OpenMP's threads do not survive a fork. No torch.
+count and every instruction set. ``threads`` is a number of threads, or None for every core that
+this process was given (:mod:`dela.threads`); in a forked child (a data loader's worker) None is
+one, because OpenMP's threads do not survive a fork. No torch.
 """
 
 from __future__ import annotations

@@ -142,6 +142,19 @@ def test_settling_writes_the_quota_s_threads_and_nothing_else(monkeypatch):
         assert variables == expected
 
 
+def test_spinning_is_shortened_for_good_where_the_load_cannot_be_measured(monkeypatch):
+    monkeypatch.setattr(os.path, "exists", lambda path: False)
+    monkeypatch.setattr(threads, "count_threads", lambda environ: Threads(2, "processors"))
+    variables: dict[str, str] = {}
+    threads.settle(variables)
+    assert variables == {"GOMP_SPINCOUNT": "10000"}
+    assert "session.intra_op.spin_duration_us" in threads.session_settings(variables)
+    for name in threads.WAITING_VARIABLES:
+        kept = {name: "active"}
+        threads.settle(kept)
+        assert kept == {name: "active"}
+
+
 def python(program: str, **variables: str) -> list[str]:
     """Lines that a program prints, in a process with these variables of OpenMP alone."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "MKL_"))}
@@ -223,7 +236,7 @@ def test_a_torch_imported_before_keeps_its_threads_and_doctor_says_so(tmp_path):
         ({"OMP_WAIT_POLICY": "PASSIVE"}, {"session.intra_op.allow_spinning": "0"}),
         ({"GOMP_SPINCOUNT": "0"}, {"session.intra_op.allow_spinning": "0"}),
         ({"OMP_WAIT_POLICY": "active"}, {}),
-        ({"GOMP_SPINCOUNT": "10000"}, {}),
+        ({"GOMP_SPINCOUNT": "20000"}, {}),
     ],
 )
 def test_sessions_wait_as_the_user_said_and_briefly_otherwise(variables, expected):
