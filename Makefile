@@ -28,6 +28,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/operators.py
 	$(VENV)/bin/python benchmarks/preprocessing.py
 	$(VENV)/bin/python benchmarks/network.py --onnx
+	$(VENV)/bin/python benchmarks/contention.py
 
 # On a machine with a GPU: every test that needs one, then the README's table.
 gpu: $(VENV)/.installed
