@@ -222,7 +222,10 @@ def measure_alone(cases: list[Case], rounds: int) -> None:
     """Turns until every case has ``rounds`` quiet ones, or has had four times as many."""
     quiet: list[list[tuple[float, float]]] = [[] for _ in cases]
     loud: list[list[tuple[float, float]]] = [[] for _ in cases]
-    for _ in range(4 * rounds):
+    for number in range(4 * rounds):
+        print(f"alone, turn {number + 1} of {rounds} to {4 * rounds}", file=sys.stderr, flush=True)
+        if all(len(good) == rounds for good in quiet):
+            break
         for case, good, bad in zip(cases, quiet, loud, strict=True):
             if len(good) < rounds:
                 wall, cpu, others = ask(case, 0.7, 0.5, 1000)
@@ -258,8 +261,9 @@ def run(points: int, rounds: int, loads: list[int], jobs: list[str]) -> list[Cas
                         cases.append(start_case(variant, job, folder))
                         assert cases[-1].process.stdout is not None
                         cases[-1].process.stdout.readline()
-            measure_alone(cases, 3 * rounds)
+            measure_alone(cases, 2 * rounds)
             for busy in loads:
+                print(f"beside {busy} busy processes", file=sys.stderr, flush=True)
                 measure_beside(cases, busy, rounds)
         finally:
             for case in cases:

@@ -4,10 +4,13 @@
 // time; when the team ends, waits spin again. A watcher decides which, some times a second.
 #include "cpu/waiting.h"
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <ctime>
+#include <string>
 #include <vector>
 
 #include "cpu/common.h"
@@ -16,6 +19,7 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <link.h>
 #include <omp.h>
 #include <pthread.h>
 #include <signal.h>
@@ -38,7 +42,8 @@ struct State {
   pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
   bool team_wanted = false;
-  bool team_runs = false;
+  int teams = 0;
+  int processors = 0;  // when the watcher started: libgomp does not count anew
   bool forced = false;  // a caller chose; the watcher only measures
   std::atomic<bool> is_short{false};
   std::atomic<double> share{0.0};
@@ -57,48 +62,80 @@ class Hold {
   void wait() { pthread_cond_wait(&state().changed, &state().lock); }
 };
 
-bool start_thread(void* (*body)(void*)) {
+bool start_thread(void* (*body)(void*), void* argument) {
   // Signals are for the program's own threads.
   sigset_t all, before;
   sigfillset(&all);
   pthread_sigmask(SIG_SETMASK, &all, &before);
   pthread_t thread;
-  const bool started = pthread_create(&thread, nullptr, body, nullptr) == 0;
+  const bool started = pthread_create(&thread, nullptr, body, argument) == 0;
   if (started) pthread_detach(thread);
   pthread_sigmask(SIG_SETMASK, &before, nullptr);
   return started;
 }
 
+using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
+
+// GOMP_parallel of a loaded library; null unless the library is libgomp. (LLVM's runtime answers
+// to libgomp's names too.)
+Parallel parallel_of(const char* path) {
+  void* const library = dlopen(path, RTLD_LAZY | RTLD_NOLOAD);
+  if (library == nullptr) return nullptr;
+  void* const found = dlsym(library, "GOMP_parallel");
+  const bool other = dlsym(library, "__kmpc_fork_call") != nullptr;
+  dlclose(library);
+  return other ? nullptr : reinterpret_cast<Parallel>(found);
+}
+
+// Every libgomp of this process: a wheel of torch may bring one beside ours.
+std::vector<Parallel> runtimes() {
+  std::vector<std::string> names;
+  dl_iterate_phdr(
+      [](dl_phdr_info* library, size_t, void* list) {
+        if (std::strstr(library->dlpi_name, "libgomp") != nullptr) {
+          static_cast<std::vector<std::string>*>(list)->push_back(library->dlpi_name);
+        }
+        return 0;
+      },
+      &names);
+  std::vector<Parallel> found;
+  for (const std::string& name : names) {
+    const Parallel parallel = parallel_of(name.c_str());
+    if (parallel != nullptr) found.push_back(parallel);
+  }
+  return found;
+}
+
+void sleep_in_team(void*) {
+  Hold hold;
+  while (state().team_wanted) hold.wait();
+}
+
 // Sleeps in a team of more threads than cores until it is no longer wanted. Leaving the thread
 // ends the team's threads, which libgomp then no longer counts.
-void* keep_team(void*) {
-  State& shared = state();
-  omp_set_dynamic(0);
-  const int team = omp_get_num_procs() + 1;
-#pragma omp parallel num_threads(team)
-  {
-    Hold hold;
-    while (shared.team_wanted) hold.wait();
-  }
+void* keep_team(void* parallel) {
+  const int team = std::max(state().processors, omp_get_num_procs()) + 1;
+  reinterpret_cast<Parallel>(parallel)(sleep_in_team, nullptr, static_cast<unsigned>(team), 0);
   const Hold hold;
-  shared.team_runs = false;
-  pthread_cond_broadcast(&shared.changed);
+  --state().teams;
+  pthread_cond_broadcast(&state().changed);
   return nullptr;
 }
 
 void wait_shortly(Hold& hold, bool wanted) {
   State& shared = state();
-  // The last team may still be leaving.
-  while (wanted && !shared.team_wanted && shared.team_runs) hold.wait();
+  // The last teams may still be leaving.
+  while (wanted && !shared.team_wanted && shared.teams > 0) hold.wait();
   if (shared.team_wanted == wanted) return;
+  shared.team_wanted = wanted;
   if (wanted) {
-    shared.team_runs = shared.team_wanted = true;
-    if (!start_thread(keep_team)) shared.team_runs = shared.team_wanted = false;
+    for (const Parallel parallel : runtimes()) {
+      if (start_thread(keep_team, reinterpret_cast<void*>(parallel))) ++shared.teams;
+    }
   } else {
-    shared.team_wanted = false;
     pthread_cond_broadcast(&shared.changed);
   }
-  shared.is_short.store(shared.team_wanted);
+  shared.is_short.store(wanted);
 }
 
 // Seconds of a thread, or of several.
@@ -189,13 +226,8 @@ void* watch(void*) {
 
 bool runs_on_libgomp() {
   Dl_info found;
-  if (dladdr(reinterpret_cast<void*>(GOMP_parallel), &found) == 0) return false;
-  void* const library = dlopen(found.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-  if (library == nullptr) return false;
-  // LLVM's runtime answers to libgomp's names too.
-  const bool other = dlsym(library, "__kmpc_fork_call") != nullptr;
-  dlclose(library);
-  return !other;
+  return dladdr(reinterpret_cast<void*>(GOMP_parallel), &found) != 0 &&
+         parallel_of(found.dli_fname) != nullptr;
 }
 
 bool is_set(const char* variable) {
@@ -206,8 +238,9 @@ bool is_set(const char* variable) {
 int32_t start_watching() {
   if (is_set("OMP_WAIT_POLICY") || is_set("GOMP_SPINCOUNT")) return kUserSet;
   if (!runs_on_libgomp()) return kNotLibgomp;
+  state().processors = omp_get_num_procs();
   if (access("/proc/self/task", R_OK) != 0 || access("/proc/thread-self/schedstat", R_OK) != 0 ||
-      !start_thread(watch)) {
+      !start_thread(watch, nullptr)) {
     return kNoMeasure;
   }
   return kWatched;
