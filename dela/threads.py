@@ -43,6 +43,10 @@ class Threads:
     limited: bool = False
 
 
+# What this process wrote into OMP_NUM_THREADS, and why.
+_settled: dict[int, Threads] = {}
+
+
 def settle(environ: MutableMapping[str, str] = os.environ) -> None:
     """Has OpenMP start as many threads as the container's quota has processors.
 
@@ -58,12 +62,8 @@ def settle(environ: MutableMapping[str, str] = os.environ) -> None:
         _settled[threads.count] = threads
 
 
-# What this process wrote into OMP_NUM_THREADS, and why.
-_settled: dict[int, Threads] = {}
-
-
 def current_threads() -> Threads:
-    """How many threads this process computes with."""
+    """How many threads this process computes with, and what decided before :func:`settle`."""
     threads = count_threads(os.environ)
     return _settled.get(threads.count, threads)
 
