@@ -27,6 +27,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/operators.py
 	$(VENV)/bin/python benchmarks/preprocessing.py
 	$(VENV)/bin/python benchmarks/network.py --onnx
+	$(VENV)/bin/python benchmarks/contention.py
 
 # Compiles the CUDA kernels that changed and renews their report in docs/kernels.md.
 kernels: $(VENV)/.installed

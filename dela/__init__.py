@@ -8,7 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from dela.threads import settle as _settle_threads
+
 __version__ = "0.1.0"
+
+# Before anything loads OpenMP, which reads its variables once.
+_settle_threads()
 
 if TYPE_CHECKING:
     from dela.artifacts.checkpoint import load_checkpoint, save_checkpoint

@@ -15,6 +15,7 @@ from dela.export.onnx_file import signature
 from dela.families import family_of
 from dela.model.inputs import Inputs
 from dela.plugins import native
+from dela.threads import tune_session
 
 if TYPE_CHECKING:
     import onnx
@@ -130,6 +131,7 @@ def _run_onnxruntime(proto: onnx.ModelProto, inputs: Inputs, kernels: bool) -> n
         ) from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    tune_session(options)
     if kernels:
         options.register_custom_ops_library(str(native.library_path()))
     try:

@@ -8,7 +8,8 @@ import os
 import sys
 from pathlib import Path
 
-ABI_VERSION = 1
+ABI_VERSION = 2
+WAITING_POLICIES = ("watched", "set", "other", "unmeasured")
 ISA_NAMES = ("portable", "v2", "v3", "v4")
 _FILE_NAME = "libdela.dylib" if sys.platform == "darwin" else "libdela.so"
 
@@ -54,6 +55,12 @@ def library() -> ctypes.CDLL:
     loaded.dela_isa.restype = ctypes.c_char_p
     loaded.dela_set_isa.restype = ctypes.c_int32
     loaded.dela_set_isa.argtypes = [ctypes.c_char_p]
+    # Threads spin for each other only while the cores are free, see plugins/cpu/waiting.cpp.
+    loaded.dela_watch_waiting.restype = ctypes.c_int32
+    loaded.dela_watch_waiting()
+    loaded.dela_waits_shortly.restype = ctypes.c_int32
+    loaded.dela_force_waiting.restype = None
+    loaded.dela_force_waiting.argtypes = [ctypes.c_int32]
     return loaded
 
 
@@ -69,6 +76,26 @@ def set_isa(name: str) -> None:
             f"instruction set {name!r} is not available here; choose 'auto' or one of "
             f"{', '.join(ISA_NAMES)} that this processor has"
         )
+
+
+def waiting_policy() -> str:
+    """Who decides how OpenMP's threads wait for each other.
+
+    ``watched``: this library, by the load; ``set``: the user, in OMP_WAIT_POLICY or
+    GOMP_SPINCOUNT; ``other``: the OpenMP runtime, which is not libgomp; ``unmeasured``: libgomp,
+    for the system does not say how long threads wait for a core.
+    """
+    return WAITING_POLICIES[library().dela_watch_waiting()]
+
+
+def waits_shortly() -> bool:
+    """Whether threads sleep soon after they begin to wait; they spin otherwise."""
+    return bool(library().dela_waits_shortly())
+
+
+def force_waiting(shortly: bool | None) -> None:
+    """Short waits or spinning whatever the load, for tests and benchmarks; None: by the load."""
+    library().dela_force_waiting(-1 if shortly is None else int(shortly))
 
 
 def check(status: int, what: str) -> None:

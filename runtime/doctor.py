@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
@@ -14,8 +13,18 @@ import numpy as np
 
 from dela import __version__
 from dela.plugins import native
+from dela.threads import chosen_waiting, current_threads, others_load, usable_processors
 
 OK, NOTE, WARNING, BROKEN = "ok", "note", "warning", "broken"
+
+# Other processes that take more than this share of the processors are worth a line.
+_CROWDED = 0.25
+_WAITING = {
+    "watched": "threads spin, and sleep while other work takes the cores",
+    "set": "as {} says",
+    "other": "as this OpenMP runtime does, which is not libgomp",
+    "unmeasured": "threads spin: /proc does not say whether other work takes the cores",
+}
 
 
 @dataclass(frozen=True)
@@ -76,10 +85,31 @@ def _native_library() -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    limit = os.environ.get("OMP_NUM_THREADS")
-    detail = f"{cores} cores usable"
-    yield Finding("threads", OK, detail + (f", OMP_NUM_THREADS={limit}" if limit else ""))
+    threads = current_threads()
+    usable = len(usable_processors())
+    detail = f"{threads.count}, from {threads.source}"
+    if threads.count > usable:
+        mend = f"set OMP_NUM_THREADS to {usable} or less, or leave it unset"
+        yield Finding("threads", WARNING, f"{detail}; only {usable} can run at once", mend)
+    else:
+        yield Finding("threads", OK, detail)
+    torch = sys.modules.get("torch")
+    if torch is not None and threads.limited and torch.get_num_threads() > threads.count:
+        yield Finding(
+            "torch's threads",
+            WARNING,
+            f"{torch.get_num_threads()}: torch was imported before dela could limit them",
+            f"import dela first, or call torch.set_num_threads({threads.count})",
+        )
+    yield Finding("waiting", OK, _WAITING[native.waiting_policy()].format(chosen_waiting()))
+    others = others_load()
+    if others is not None and others > _CROWDED * usable:
+        yield Finding(
+            "other work",
+            WARNING,
+            f"takes {others:.1f} of {usable} processors: everything here takes longer",
+            "end it, or give dela processors of its own (taskset)",
+        )
 
 
 def _formats() -> Iterator[Finding]:

@@ -2,8 +2,8 @@
 
 Everything here is exact and deterministic: the same input gives the same output for every thread
 count and every instruction set. ``threads`` is a number of threads, or None for every core that
-OpenMP was given (``OMP_NUM_THREADS``); in a forked child (a data loader's worker) None is one,
-because OpenMP's threads do not survive a fork. No torch.
+this process was given (:mod:`dela.threads`); in a forked child (a data loader's worker) None is
+one, because OpenMP's threads do not survive a fork. No torch.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from dela.errors import InputError
 from dela.plugins import native
+from dela.threads import current_threads
 
 # Squared distances of coordinates up to this stay finite in float32.
 LARGEST_COORDINATE = 1e18
@@ -28,7 +29,8 @@ LARGEST_K = 1 << 20
 _NOT_FINITE = 3
 _GRID_TOO_FINE = 4
 
-_default_threads = 0  # every core
+# 0: as many as OpenMP would start, which does not know a container's quota.
+_default_threads = current_threads().count if current_threads().limited else 0
 
 
 def _use_one_thread() -> None:

@@ -17,6 +17,7 @@ from dela.artifacts.sidecar import SUFFIX
 from dela.errors import CheckpointError, InputError, MissingDependencyError
 from dela.model.contract import Contract
 from dela.model.inputs import Inputs
+from dela.threads import tune_session
 
 if TYPE_CHECKING:
     from dela.artifacts.metadata import ModelMetadata
@@ -75,7 +76,7 @@ def load_backend(
         kernels: register this package's kernels with ONNX Runtime; without them the file's own
             function bodies run: the same answer, slower. On a GPU the bodies always run: these
             kernels are the CPU's, and every call of them would move features there and back.
-        threads: of the CPU; None leaves the choice to the backend.
+        threads: of the CPU; None: as many as this process was given, see :mod:`dela.threads`.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the CPU, for engines the first GPU.
         graphs: engines only: run sizes that come back as CUDA graphs.
 
@@ -197,8 +198,7 @@ class OnnxRuntimeBackend:
         options = onnxruntime.SessionOptions()
         # A failed run raises; ONNX Runtime's own line on stderr would only repeat it.
         options.log_severity_level = 4
-        if threads is not None:
-            options.intra_op_num_threads = threads
+        tune_session(options, threads)
         kernels = kernels and gpu is None
         if kernels:
             from dela.plugins import native

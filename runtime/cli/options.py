@@ -31,7 +31,7 @@ DropInvalid = Annotated[
     ),
 ]
 Threads = Annotated[
-    int | None, typer.Option(min=1, help="CPU threads; the backend's choice when left out.")
+    int | None, typer.Option(min=1, help="CPU threads; all that were given when left out.")
 ]
 Device = Annotated[
     str | None,

@@ -21,6 +21,7 @@ import numpy as np
 
 import dela
 from dela.errors import DelaError, InputError
+from dela.threads import count_threads
 from dela.training.prepare import dataset_module
 from dela.training.prepare.encode import encode
 from dela.training.prepare.plan import SPLITS, MalformedFiles, Options, Plan, Unit
@@ -233,7 +234,7 @@ def _outcomes(
         )
         for unit in plan.units
     ]
-    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    count = min(workers or count_threads({}).count, len(jobs))
     if count <= 1:
         yield from map(_make, jobs)
         return
