@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from dela.training.data.dataset import Dataset
 from dela.training.data.prefetch import pinned
 from dela.training.data.samples import Batch, Sample, pack_samples
-from dela.training.data.scans import Dataset
-from dela.training.run.state import LARGEST, ORDER, SAMPLE, generator
+from dela.training.settings.seeds import LARGEST, ORDER, SAMPLE, generator
 from dela.training.settings.train import ScheduleConfig
 
 # A batch that is nearly full is not topped up with a sample below this share of a whole one.

@@ -1,6 +1,6 @@
 """Prepare the next steps' data in the background while the current step trains.
 
-Reading, voxel grids and neighbour search run in native code or numpy, which mostly let go of the
+Reading, voxel grids and neighbor search run in native code or numpy, which mostly let go of the
 interpreter lock, so a few threads do; processes keep many workers busy. Results come in order and
 each depends on its own number alone, so the workers change nothing but the speed.
 """

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,16 +11,12 @@ from dela.geometry.cpu import voxel_grid
 from dela.model.contract import ModelConfig
 from dela.pyramid.cpu import Pyramid, build_pyramid, pack
 from dela.training.augment.columns import Columns
-from dela.training.augment.config import AugmentConfig
 from dela.training.augment.geometry import cut_out, jitter, keep_rows
 from dela.training.augment.mixing import mix_objects, mix_scenes
 from dela.training.augment.steps import change_attributes, move_attributes, move_points
 from dela.training.data.clouds import Clouds, pack_clouds
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dela.training.data.scans import AnyScan
+from dela.training.data.scans import AnyScan
+from dela.training.settings.augment import AugmentConfig
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a scan, moved, one point per voxel; coordinates are metres about its centre.
+    """A part of a scan, moved, one point per voxel; coordinates are metres about its center.
 
     Attributes:
         floor: where along the vertical axis the scan's lowest point is in these coordinates.
@@ -88,22 +84,22 @@ class Sampler:
     build: bool = True
 
     def piece(
-        self, scan: AnyScan, centre_row: int, count: int, generator: np.random.Generator
+        self, scan: AnyScan, center_row: int, count: int, generator: np.random.Generator
     ) -> Piece:
         """At most ``count`` voxels of a scan, the nearest to one of its voxels, moved.
 
         Args:
-            centre_row: row of ``scan.grid.kept``.
+            center_row: row of ``scan.grid.kept``.
         """
         config = self.augmentation
         voxels = scan.points[scan.grid.kept]
-        centre = voxels[centre_row]
+        center = voxels[center_row]
         # Enlarging spreads the crop over more voxels; the surplus is cut after augmentation.
         wanted = int(count * 1.2 / min(1.0, config.scale[0]) ** 2)
-        rows = _members_of(scan, nearest_rows(voxels, centre, wanted))
+        rows = _members_of(scan, nearest_rows(voxels, center, wanted))
         if config.drop_points:
             rows = rows[keep_rows(len(rows), config.drop_points, generator)]
-        points, motion = move_points(scan.points[rows] - centre, config, generator)
+        points, motion = move_points(scan.points[rows] - center, config, generator)
         kept = self._one_per_voxel(points, generator)
         if len(kept) > count:
             kept = kept[nearest_rows(points[kept], np.zeros(3, np.float32), count)]
@@ -112,12 +108,12 @@ class Sampler:
             points = jitter(points, config.jitter, generator)
         attributes = move_attributes(scan.attributes[rows[kept]], self.columns, motion.select(kept))
         labels = scan.labels[rows[kept]].astype(np.int64)
-        return Piece(points, attributes, labels, -motion.growth * float(centre[config.vertical]))
+        return Piece(points, attributes, labels, -motion.growth * float(center[config.vertical]))
 
     def mixed(
         self, first: Piece, second: Piece, count: int, generator: np.random.Generator
     ) -> Piece:
-        """Two pieces laid over each other, at most ``count`` voxels about their common centre."""
+        """Two pieces laid over each other, at most ``count`` voxels about their common center."""
         vertical = self.augmentation.vertical
         points = mix_scenes(first.points, second.points, first.floor, second.floor, vertical)
         whole = Piece(
@@ -212,11 +208,11 @@ def seed_of(generator: np.random.Generator) -> int:
     return int(generator.integers(2**31))
 
 
-def nearest_rows(points: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
+def nearest_rows(points: np.ndarray, center: np.ndarray, count: int) -> np.ndarray:
     """Ascending rows of the ``count`` points nearest a place."""
     if count >= len(points):
         return np.arange(len(points))
-    distance = np.square(points - centre).sum(1)
+    distance = np.square(points - center).sum(1)
     return np.sort(np.argpartition(distance, count - 1)[:count])
 
 

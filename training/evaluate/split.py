@@ -13,10 +13,11 @@ from dela.scan.protocols import Look, add_looks
 from dela.scan.votes import Forward, predict_voxels, softmax
 from dela.scores.confusion import Confusion
 from dela.scores.parts import PartScores
-from dela.training.data.scans import AnyScan, Dataset
+from dela.training.data.dataset import Dataset
+from dela.training.data.scans import AnyScan
 
 # Called with the scans done (a fraction while one is under way) and the scans in all.
-Progress = Callable[[float, int], None]
+ScoreProgress = Callable[[float, int], None]
 # Objects that go through the network together.
 OBJECTS = 32
 
@@ -66,7 +67,7 @@ def score_split(
     *,
     votes: int = 1,
     looks: Sequence[Look] = (),
-    progress: Progress | None = None,
+    progress: ScoreProgress | None = None,
     after_scan: Callable[[ScanAnswer], None] | None = None,
 ) -> Scores:
     """Label every point (or object) of a split and compare; ignored points are left out.
@@ -79,7 +80,7 @@ def score_split(
         forward: from pyramid to logits; :func:`network_forward` makes one of a network.
         votes: passes over the data.
         looks: a protocol of :data:`dela.scan.protocols.PROTOCOLS` instead of votes.
-        progress: see :data:`Progress`.
+        progress: see :data:`ScoreProgress`.
         after_scan: called with the answer of every scan.
     """
     model = dataset.model
@@ -108,7 +109,7 @@ def _scenes(
     dataset: Dataset,
     votes: int,
     looks: Sequence[Look],
-    progress: Progress | None,
+    progress: ScoreProgress | None,
 ) -> Iterator[ScanAnswer]:
     for number, scan in enumerate(dataset.scans):
         sizes: dict[str, Any] = {
@@ -127,7 +128,7 @@ def _scenes(
         yield ScanAnswer(scan, best[answer.row_of_point], confidence[answer.row_of_point])
 
 
-def _within(progress: Progress, before: int, scans: int) -> Callable[[int, int], None]:
+def _within(progress: ScoreProgress, before: int, scans: int) -> Callable[[int, int], None]:
     return lambda done, total: progress(before + done / total, scans)
 
 

@@ -14,8 +14,8 @@ from torch.nn.utils import parametrize
 
 from dela.artifacts.checkpoint import load_weights, refuse_misfitting
 from dela.errors import CheckpointError, ConfigError
-from dela.families.dela import Network
-from dela.training.run.state import ADAPTERS, generator
+from dela.training.optimize.network import Network, adapted_layers, empty_network
+from dela.training.settings.seeds import ADAPTERS, torch_seed
 from dela.training.settings.train import ScheduleConfig
 
 Adapt = Callable[[Network], None]
@@ -65,7 +65,7 @@ def adapt_network(
     """
     lines = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(schedule.seed, ADAPTERS).integers(2**63)))
+        torch.manual_seed(torch_seed(schedule.seed, ADAPTERS))
         if schedule.low_rank:
             lines.append(_add_low_rank(model, schedule.low_rank, schedule.low_rank_alpha, fresh))
         if adapt is not None:
@@ -76,11 +76,7 @@ def adapt_network(
 
 def _add_low_rank(model: Network, rank: int, alpha: float, fresh: Collection[str]) -> str:
     count = 0
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if name.startswith("stages.") and isinstance(module, nn.Linear)
-    ]
+    layers = adapted_layers(model)
     for name, layer in layers:
         if f"{name}.weight" in fresh:
             raise ConfigError(
@@ -103,8 +99,7 @@ def _add_low_rank(model: Network, rank: int, alpha: float, fresh: Collection[str
 
 
 def _check_mergeable(model: Network) -> None:
-    with torch.device("meta"):
-        plain = Network(model.config)
+    plain = empty_network(model.config)
     own = dict(model.named_modules())
     wrapped = [f"{name}." for name, module in own.items() if _merges(module)]
     for name, module in plain.named_modules():
@@ -154,8 +149,7 @@ def merged(model: Network) -> Network:
         weights |= {f"{name}.{key}": value for key, value in values.items()}
     if not done:
         return model
-    with torch.device("meta"):
-        plain = Network(model.config)
+    plain = empty_network(model.config)
     load_weights(plain, weights, "the adapted network")
     return plain.eval()
 

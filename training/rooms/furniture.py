@@ -1,7 +1,7 @@
 """Furniture of generated rooms: each function draws one design and says how much room it takes.
 
 Local frame: x to the right, y ahead (away from the wall for pieces that stand against one, whose
-back is at y = 0), z up from the floor. Free-standing pieces are centred on the origin.
+back is at y = 0), z up from the floor. Free-standing pieces are centered on the origin.
 """
 
 from __future__ import annotations
@@ -333,5 +333,5 @@ def board(rng: Rng) -> Piece:
 
 
 def any_colored(rng: Rng) -> Material:
-    """Plastic or cloth of any colour."""
+    """Plastic or cloth of any color."""
     return plastic(rng) if rng.integers(len(PLASTICS) + len(FABRICS)) < 8 else fabric(rng)

@@ -1,7 +1,7 @@
-"""Colours, textures and light of generated rooms.
+"""Colors, textures and light of generated rooms.
 
 Classes share palettes on purpose: a white board, door, column and wall may have one white, and a
-wooden table, chair, door and bookcase one brown, so that colour alone gives no class away.
+wooden table, chair, door and bookcase one brown, so that color alone gives no class away.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Material:
     Attributes:
         color: RGB 0-255 under full light.
         texture: a key of ``TEXTURES``.
-        accent: the second colour of the texture.
+        accent: the second color of the texture.
         scale: size of the pattern, metres.
         contrast: strength of the pattern, 0..1.
         answers: share of rays that come back (glass, black plastic: below 1).
@@ -168,7 +168,7 @@ def color_surfaces(
 
 A = np.ndarray
 G = np.random.Generator
-# Brightness about -1..1 and share of the accent colour 0..1.
+# Brightness about -1..1 and share of the accent color 0..1.
 Pattern = tuple[np.ndarray, np.ndarray]
 
 

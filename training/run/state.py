@@ -15,27 +15,9 @@ import torch
 
 from dela.artifacts.checkpoint import refuse_misfitting
 from dela.errors import CheckpointError
-from dela.families.dela import Network
 from dela.scores.confusion import Confusion
 from dela.training.optimize.average import WeightAverage
-
-# Independent random streams of one seed.
-SAMPLE, NETWORK, MEASURE, ORDER, LARGEST, ADAPTERS = 1, 2, 3, 4, 5, 6
-
-
-def generator(seed: int, stream: int, *number: int) -> np.random.Generator:
-    """The random generator of one purpose and one step, sample or epoch.
-
-    Drawn from the numbers alone, so neither a resumed run nor the order in which workers prepare
-    samples changes what is drawn.
-    """
-    return np.random.default_rng(np.random.SeedSequence([seed, stream, *number]))
-
-
-def seed_torch(seed: int, step: int, batch: int = 0) -> None:
-    """Set torch's generators for one batch of a step (stochastic depth, head drop, coordinate
-    loss)."""
-    torch.manual_seed(int(generator(seed, NETWORK, step, batch).integers(2**63)))
+from dela.training.optimize.network import Network
 
 
 @dataclass

@@ -17,7 +17,7 @@ from typing import Any
 
 from dela.errors import ConfigError, InputError
 from dela.model.contract import ModelConfig
-from dela.training.augment.config import AugmentConfig
+from dela.training.settings.augment import AugmentConfig
 from dela.training.settings.data import ClassMap, DataConfig, named_classes
 from dela.training.settings.model import ModelSection, model_classes, model_config
 from dela.training.settings.sections import at_least, between, read_section, refuse_unknown
@@ -35,15 +35,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """``[train]``: length, optimiser and loss.
+    """``[train]``: length, optimizer and loss.
 
     Attributes:
         epochs: how many; the cosine schedule ends with the last.
-        steps_per_epoch: optimiser steps; 0 means once through the training data.
+        steps_per_epoch: optimizer steps; 0 means once through the training data.
         batch_size: samples that are packed and computed together, in each process.
         batch_points: most points (voxels) computed together in each process: samples are packed
             until so many are there, the last one is cut to what is left; 0 sets no limit.
-        accumulate: such batches per optimiser step, one after the other: a step of more samples
+        accumulate: such batches per optimizer step, one after the other: a step of more samples
             than fit into memory.
         learning_rate: at the top of the schedule (AdamW).
         weight_decay: on matrices; 1-D parameters have none.
@@ -55,7 +55,7 @@ class ScheduleConfig:
         coordinate_loss, coordinate_loss_decay: weight of the coordinate loss,
             ``coordinate_loss * coordinate_loss_decay ** progress``.
         class_weight_power: class weights ``count ** -power`` (mean 1); 0 weighs all alike.
-        lovasz: weight of the Lovász loss, which optimises intersection over union; 0 is off.
+        lovasz: weight of the Lovász loss, which optimizes intersection over union; 0 is off.
         clip_gradient: largest gradient norm; 0 leaves it alone.
         weight_average: decay per step of the running average of the weights that is validated and
             saved; 0 saves the weights themselves.

@@ -66,7 +66,7 @@ def test_s3dis_is_found_one_folder_deeper_too(rooms):
 @pytest.mark.parametrize(
     ("damaged", "mended"),
     [
-        # hallway_6: a byte where the blank between two colours was
+        # hallway_6: a byte where the blank between two colors was
         (b"22.350 6.692 3.048 185\x10187 182", [22.350, 6.692, 3.048, 185, 187, 182]),
         # office_19: a byte within a number
         (b"23.2 4.1 2.9 103.0\x100000 100 99", [23.2, 4.1, 2.9, 103, 100, 99]),
@@ -163,7 +163,7 @@ def meshes(tmp_path):
     return tmp_path, raw_layouts.write_scannet(tmp_path, side=12)
 
 
-def test_scannet_scenes_hold_vertices_colours_normals_and_classes(meshes):
+def test_scannet_scenes_hold_vertices_colors_normals_and_classes(meshes):
     root, expected = meshes
     plan = scannet.plan(root, scannet_options(root, "train", "val"))
     assert {unit.name: unit.split for unit in plan.units} == {
@@ -328,7 +328,7 @@ def test_semantickitti_learning_map_is_the_published_one():
     published |= {72: 17, 80: 18, 81: 19, 99: 0, 252: 1, 253: 7, 254: 6, 255: 8, 256: 5, 257: 5}
     published |= {258: 4, 259: 5}
     ours = dict.fromkeys(semantickitti.IGNORED_LABELS, 0)
-    for number, (_, ids, _) in enumerate(semantickitti.CLASSES, start=1):
+    for number, (_, ids, _) in enumerate(semantickitti.LABELS, start=1):
         ours |= dict.fromkeys(ids, number)
     assert ours == published
 
