@@ -60,7 +60,7 @@ def open_dataset(
     """
     if split not in SPLITS:
         raise ConfigError(f"split is {split!r}; it must be one of {', '.join(SPLITS)}")
-    scans = _KINDS[data.kind].open(data, model, split, progress)
+    scans = DATA_KINDS[data.kind].open(data, model, split, progress)
     return Dataset(scans, data, model, augmentation)
 
 
@@ -70,12 +70,12 @@ def names_scans(data: DataConfig, split: str) -> bool:
     Raises:
         InputError, ConfigError: entries for prepared data that do not fit it.
     """
-    return _KINDS[data.kind].names(data, split)
+    return DATA_KINDS[data.kind].names(data, split)
 
 
 def has_labels(data: DataConfig, split: str) -> bool:
     """Whether a split has scans with labels to score."""
-    return _KINDS[data.kind].scored(data, split)
+    return DATA_KINDS[data.kind].scored(data, split)
 
 
 def _open_prepared(
@@ -110,7 +110,7 @@ def _names_prepared(data: DataConfig, split: str) -> bool:
     return bool(prepared_names(data, split))
 
 
-_KINDS = {
+DATA_KINDS = {
     "prepared": DataKind(_open_prepared, _names_prepared, prepared_has_labels),
     "folder": DataKind(_open_files, _names_files, _names_files),
     "rooms": DataKind(_open_rooms, _names_rooms, _names_rooms),

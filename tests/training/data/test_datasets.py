@@ -13,9 +13,10 @@ from dela.cloud.formats import write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import ConfigError, InputError
 from dela.model.contract import AttributeInfo, ModelConfig
-from dela.training.data.kinds import open_dataset
+from dela.training.data.kinds import DATA_KINDS, has_labels, names_scans, open_dataset
 from dela.training.data.samples import pack_samples
 from dela.training.evaluate.split import score_split
+from dela.training.settings.data import KINDS, SPLITS
 from dela.training.settings.splits import map_labels, room_seeds
 from dela.training.settings.train import (
     AugmentConfig,
@@ -367,3 +368,12 @@ def test_training_scans_have_no_context(survey):
     plain = open_dataset(survey, MODEL, "train").scans
     found = open_dataset(data, MODEL, "train").scans
     assert [len(a.labels) for a in found] == [len(a.labels) for a in plain]
+
+
+def test_every_kind_of_data_says_which_splits_it_has(folder):
+    assert set(DATA_KINDS) == set(KINDS)
+    rooms = DataConfig(kind="rooms", train_rooms=1, val_rooms=0, test_rooms=2)
+    assert [names_scans(rooms, split) for split in SPLITS] == [True, False, True]
+    files = dataclasses.replace(DATA, root=str(folder), train=("a.ply",), val=())
+    assert [names_scans(files, split) for split in SPLITS] == [True, False, False]
+    assert [has_labels(files, split) for split in SPLITS] == [True, False, False]

@@ -14,6 +14,7 @@ from dela.training.prepare.plan import MalformedFiles, Options, Plan, Unit
 from dela.training.prepare.sources import folder, s3dis, scannet, semantickitti
 from dela.training.prepare.sources.mesh import read_mesh, vertex_normals
 from dela.training.prepare.sources.tables import read_table
+from dela.training.settings.data import named_classes
 
 
 def by_name(plan: Plan) -> dict[str, Unit]:
@@ -26,6 +27,17 @@ def test_every_dataset_has_a_module_with_a_plan_and_a_reader():
         assert callable(module.plan) and callable(module.read)
     with pytest.raises(InputError, match="unknown dataset 'kitti'; known: s3dis"):
         dataset_module("kitti")
+
+
+def test_every_dataset_tells_its_title_kind_and_classes():
+    for name in DATASETS:
+        module = dataset_module(name)
+        assert module.TITLE and module.KIND in ("scenes", "objects", "parts")
+        # The classes of `classes = "NAME"` in a configuration.
+        expected = [] if name == "folder" else named_classes(name)
+        assert [(c.name, c.code) for c in module.CLASSES] == [
+            (c["name"], c["code"]) for c in expected
+        ]
 
 
 # S3DIS

@@ -19,6 +19,7 @@ from dela.training.evaluate.split import network_forward, score_split  # noqa: E
 from dela.training.optimize.average import WeightAverage, measure_batch_norms  # noqa: E402
 from dela.training.optimize.finetune import make_optimizer  # noqa: E402
 from dela.training.optimize.losses import cross_entropy, gradient_norm, label_weight  # noqa: E402
+from dela.training.optimize.network import training_pass  # noqa: E402
 from dela.training.run.devices import computes_in_bf16  # noqa: E402
 from dela.training.run.folder import to_toml  # noqa: E402
 from dela.training.run.loop import train  # noqa: E402
@@ -101,6 +102,25 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_scan(with_schedule, tmp_p
     last = load_checkpoint(tmp_path / "last.pt")
     assert last.extra["step"] == 3
     assert all(torch.isfinite(value).all() for value in last.model.state_dict().values())
+
+
+def test_every_loss_of_the_network_is_weighted_and_logged(with_schedule, tmp_path, monkeypatch):
+    import dela.training.run.gradients as gradients
+
+    def with_another(network, inputs):
+        logits, losses = training_pass(network, inputs)
+        return logits, losses | {"size_loss": logits.square().mean()}
+
+    def weights(schedule, step, total_steps):
+        return {"coordinate_loss": 0.5, "size_loss": 2.0}
+
+    monkeypatch.setattr(gradients, "training_pass", with_another)
+    monkeypatch.setattr(gradients, "auxiliary_weights", weights)
+    train(with_schedule(epochs=1, accumulate=2), tmp_path, log=lambda line: None)
+    (row,) = ({k: float(v or 0) for k, v in row.items()} for row in _rows(tmp_path / "metrics.csv"))
+    assert row["size_loss"] > 0 and row["coordinate_loss"] > 0
+    parts = row["cross_entropy"] + 0.5 * row["coordinate_loss"] + 2.0 * row["size_loss"]
+    assert row["loss"] == pytest.approx(parts, rel=1e-4)
 
 
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(
