@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dela.cloud.formats import read_cloud
@@ -15,7 +15,8 @@ from dela.training.data.prepared import open_scans, prepared_has_labels, prepare
 from dela.training.data.scans import AnyScan, Scan, join_scans, label_scan
 from dela.training.prepare.plan import ScanProgress
 from dela.training.settings.augment import AugmentConfig
-from dela.training.settings.data import SPLITS, DataConfig
+from dela.training.settings.data import SPLITS, ClassMap, DataConfig
+from dela.training.settings.model import model_classes
 from dela.training.settings.splits import named_files, room_seeds, split_files
 
 # A scan's name, and what reads or generates it.
@@ -95,7 +96,10 @@ def _open_rooms(
     data: DataConfig, model: ModelConfig, split: str, progress: ScanProgress | None
 ) -> Sequence[AnyScan]:
     sources = [(f"room {seed}", _room(seed, data.room_points)) for seed in room_seeds(data, split)]
-    return _read(sources, data, model, split, progress)
+    # Labeled as files are that hold the codes of the rooms' classes.
+    classes = tuple(ClassMap(info.name, (info.code,)) for info in model_classes(data))
+    files = replace(data, kind="folder", label="classification", classes=classes)
+    return _read(sources, files, model, split, progress)
 
 
 def _names_files(data: DataConfig, split: str) -> bool:

@@ -143,8 +143,7 @@ def _scan(
 
 
 def _label_column(cloud: PointCloud, data: DataConfig) -> np.ndarray:
-    name = "classification" if data.kind == "rooms" else data.label
-    if name not in cloud.columns:
+    if data.label not in cloud.columns:
         present = ", ".join(sorted(cloud.columns)) or "none"
-        raise InputError(f"no label column {name!r}; columns present: {present}")
-    return cloud.columns[name]
+        raise InputError(f"no label column {data.label!r}; columns present: {present}")
+    return cloud.columns[data.label]

@@ -191,6 +191,7 @@ def _round_table(rng: Rng) -> Piece:
 
 
 def low_table(rng: Rng) -> Piece:
+    """A coffee table with a shelf."""
     w, d, h = rng.uniform(0.8, 1.2), rng.uniform(0.5, 0.65), rng.uniform(0.38, 0.46)
     top = board_stuff(rng)
 

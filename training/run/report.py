@@ -25,6 +25,7 @@ def chosen_score(config: TrainConfig, scores: Scores) -> float:
 
 
 def class_names(config: TrainConfig) -> list[str]:
+    """Names of the classes, in label order."""
     return [info.name for info in config.model.classes]
 
 

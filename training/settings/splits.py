@@ -11,7 +11,6 @@ from dela.cloud.formats import find_scans
 from dela.errors import ConfigError, InputError
 from dela.scores.confusion import IGNORED
 from dela.training.settings.data import SPLITS, DataConfig
-from dela.training.settings.model import model_classes
 
 # Apart enough that no split's rooms run into the next one's.
 SEED_STEP = 10_000
@@ -71,11 +70,8 @@ def map_labels(values: np.ndarray, data: DataConfig) -> np.ndarray:
         InputError: values that are in no class and not ignored, with how often each occurs.
     """
     codes, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    if data.kind == "rooms":
-        index_of = {code: code for code in range(len(model_classes(data)))}
-    else:
-        index_of = dict.fromkeys(data.ignore, IGNORED)
-        index_of |= {code: i for i, info in enumerate(data.classes) for code in info.codes}
+    index_of = dict.fromkeys(data.ignore, IGNORED)
+    index_of |= {code: i for i, info in enumerate(data.classes) for code in info.codes}
     unknown = [
         (c, n) for c, n in zip(codes.tolist(), counts.tolist(), strict=True) if c not in index_of
     ]
