@@ -1,0 +1,102 @@
+"""Where the time goes from ``dela predict`` to the first point it reads.
+
+    python benchmarks/start_up.py model.onnx scan.ply
+    python benchmarks/start_up.py model.onnx scan.laz --runs 40 --json
+
+Each run is a process of its own that ends when it is about to read the scan. ``wall`` and ``cpu``
+are of whole runs, interpreter included; ``cpu`` adds up user and system time of all threads, so it
+holds on a busy machine. The rows below come from runs under ``-X importtime``, which slows imports
+a little: each package's modules without what they import themselves, and the time in which the
+session was made. Least of all runs, for each module; files lie in the system's cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+# Stands in a child's place of `dela`: says what was used, and ends, where the scan would be read.
+CHILD = """
+import os, resource, sys, time
+
+def stop(path):
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    print(time.monotonic(), used.ru_utime + used.ru_stime, made[0], flush=True)
+    os._exit(0)
+
+def timed(*args, **kwargs):
+    start = time.perf_counter()
+    backend = load(*args, **kwargs)
+    made.append(time.perf_counter() - start)
+    return backend
+
+from dela.__main__ import main
+import dela.formats
+dela.formats.read_cloud = stop
+from dela.runtime import backends
+load, backends.load_backend, made = backends.load_backend, timed, []
+sys.argv = ["dela", "predict", sys.argv[2], "-m", sys.argv[1], "--json", "--overwrite"]
+main()
+"""
+LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+([\w.]+)")
+PACKAGES = ("numpy", "dela", "onnxruntime", "typer", "pydantic", "pydantic_core", "rich", "laspy")
+
+
+def run(words: list[str], *flags: str) -> tuple[float, float, float, dict[str, float]]:
+    """Seconds of one start: wall, CPU, loading the model, and the import of each module."""
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, *flags, "-c", CHILD, *words], capture_output=True, text=True
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    end, cpu, made = map(float, done.stdout.split())
+    imports = {module: int(own) / 1e6 for own, module in LINE.findall(done.stderr)}
+    return end - start, cpu, made, imports
+
+
+def measure(words: list[str], runs: int) -> dict[str, Any]:
+    """Least of several runs, in seconds, by name."""
+    plain = [run(words) for _ in range(runs)]
+    told = [run(words, "-X", "importtime") for _ in range(runs)]
+    parts: Counter[str] = Counter()
+    for module in {name for *_, imports in told for name in imports}:
+        package = module.partition(".")[0]
+        name = package if package in PACKAGES else "standard library"
+        parts[name] += min(imports[module] for *_, imports in told if module in imports)
+    parts["load the model"] = min(made for _, _, made, _ in told)
+    return {
+        "wall": min(wall for wall, *_ in plain),
+        "cpu": min(cpu for _, cpu, *_ in plain),
+        "parts": dict(parts.most_common()),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("model")
+    parser.add_argument("scan")
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    result = measure([options.model, options.scan], options.runs)
+    if options.json:
+        print(json.dumps(result, indent=2))
+        return
+    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}, least of {options.runs} runs")
+    print(f"until the first point: wall {result['wall']:.3f} s, cpu {result['cpu']:.3f} s")
+    for name, seconds in result["parts"].items():
+        print(f"  {name:<18}{1000 * seconds:7.1f} ms")
+
+
+if __name__ == "__main__":
+    main()
