@@ -44,7 +44,7 @@ def spamp(
         InputError: a shape, a dtype or, on the CPU, an index that does not fit.
         MissingDependencyError: CUDA tensors without the package that talks to the driver.
     """
-    if torch.onnx.is_in_onnx_export():
+    if _native.exporting():
         if centers is None:
             centers = torch.arange(neighbors.shape[0], dtype=torch.int32, device=neighbors.device)
         return torch.onnx.ops.symbolic(

@@ -36,7 +36,7 @@ def spse(
         InputError: a shape, a dtype or, on the CPU, a neighbor index that does not fit.
         MissingDependencyError: CUDA tensors without the package that talks to the driver.
     """
-    if torch.onnx.is_in_onnx_export():
+    if _native.exporting():
         return torch.onnx.ops.symbolic(
             "dela::SPSE",
             (points, neighbors, weight),
