@@ -6,9 +6,9 @@
 Each run is a process of its own that ends when it is about to read the scan. ``wall`` and ``cpu``
 are of whole runs, interpreter included; ``cpu`` adds up user and system time of all threads, so it
 holds on a busy machine. The rows below come from runs under ``-X importtime``, which slows imports
-a little: each package's modules without what they import themselves, and the time in which the
-session was made. Least of all runs, for each module. Files lie in the system's cache, and all bytecode in a
-folder of its own, as after an installation.
+a little: each package's modules without what they import themselves, and loading the model with
+ONNX Runtime imported. Least of all runs, for each module. Files lie in the system's cache, and all
+bytecode in a folder of its own, as after an installation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, NamedTuple
 
 # Stands in a child's place of `dela`: says what was used, and ends, where the scan would be read.
 CHILD = """
@@ -51,8 +51,17 @@ LINE = re.compile(r"import time:\s+(\d+) \|\s+\d+ \|\s+([\w.]+)")
 PACKAGES = ("numpy", "dela", "onnxruntime", "typer", "pydantic", "pydantic_core", "rich", "laspy")
 
 
-def run(words: list[str], bytecode: str, *flags: str) -> tuple[float, float, float, dict[str, float]]:
-    """Seconds of one start: wall, CPU, loading the model, and the import of each module."""
+class Start(NamedTuple):
+    """Seconds of one start; ``load`` is of the model, ``imports`` of each module itself."""
+
+    wall: float
+    cpu: float
+    load: float
+    imports: dict[str, float]
+
+
+def run(words: list[str], bytecode: str, *flags: str) -> Start:
+    """Starts ``dela predict`` in a process of its own."""
     environment = os.environ | {"PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": ""}
     command = [sys.executable, *flags, "-c", CHILD, *words]
     start = time.monotonic()
@@ -61,7 +70,13 @@ def run(words: list[str], bytecode: str, *flags: str) -> tuple[float, float, flo
         raise SystemExit(done.stderr)
     end, cpu, made = map(float, done.stdout.split())
     imports = {module: int(own) / 1e6 for own, module in LINE.findall(done.stderr)}
-    return end - start, cpu, made, imports
+    load = made - sum(own for name, own in imports.items() if package_of(name) == "onnxruntime")
+    return Start(end - start, cpu, load, imports)
+
+
+def package_of(module: str) -> str:
+    package = module.partition(".")[0]
+    return package if package in PACKAGES else "standard library"
 
 
 def measure(words: list[str], runs: int) -> dict[str, Any]:
@@ -71,14 +86,13 @@ def measure(words: list[str], runs: int) -> dict[str, Any]:
         plain = [run(words, bytecode) for _ in range(runs)]
         told = [run(words, bytecode, "-X", "importtime") for _ in range(runs)]
     parts: Counter[str] = Counter()
-    for module in {name for *_, imports in told for name in imports}:
-        package = module.partition(".")[0]
-        name = package if package in PACKAGES else "standard library"
-        parts[name] += min(imports[module] for *_, imports in told if module in imports)
-    parts["load the model"] = min(made for _, _, made, _ in told)
+    for module in {name for start in told for name in start.imports}:
+        each = [start.imports[module] for start in told if module in start.imports]
+        parts[package_of(module)] += min(each)
+    parts["load the model"] = min(start.load for start in told)
     return {
-        "wall": min(wall for wall, *_ in plain),
-        "cpu": min(cpu for _, cpu, *_ in plain),
+        "wall": min(start.wall for start in plain),
+        "cpu": min(start.cpu for start in plain),
         "parts": dict(parts.most_common()),
     }
 

@@ -272,9 +272,7 @@ def _backward_again(ctx, gradient):
     return _gradients(ctx, gradient, points, neighbors, weight, centers, out, winner)
 
 
-_FORWARD = (
-    "(Tensor features, Tensor points, Tensor neighbors, Tensor weight, Tensor? centers=None)"
-)
+_FORWARD = "(Tensor features, Tensor points, Tensor neighbors, Tensor weight, Tensor? centers=None)"
 
 _register.operator(
     f"spamp{_FORWARD} -> Tensor",
