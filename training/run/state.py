@@ -117,7 +117,9 @@ class Interruption:
 
     Used as a context manager around the training. A first signal raises KeyboardInterrupt, within
     :meth:`held` only at the block's end; a second Ctrl-C raises it at once, wherever that is.
-    Outside the main thread, where Python delivers no signals, it does nothing.
+    Outside the main thread, where Python delivers no signals, it does nothing. A signal that the
+    run was started to ignore, as nohup and a shell's ``&`` do, stays ignored; under a launcher of
+    several processes both are heard, because it repeats to each what it means them to follow.
 
     Attributes:
         asked: a signal came.
@@ -138,6 +140,8 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.SIG_IGN and not self._agreed:
+                    continue
                 self._previous[number] = signal.signal(number, self._signalled)
         return self
 

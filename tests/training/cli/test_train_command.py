@@ -84,6 +84,7 @@ def test_packaged_configurations_go_by_their_names(tmp_path, monkeypatch):
         find_config("nowhere")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_saves_and_says_how_to_go_on(config_file, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "dela", "train", str(config_file), "-o", str(run)]

@@ -306,6 +306,7 @@ def test_a_killed_preparation_is_gone_on_with(rooms, tmp_path, workers):
     assert contents(out) == contents(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_preparation_leaves_nothing_half_written(rooms, tmp_path, workers):
     raw, out = rooms
