@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import pickle
+import signal
 import statistics
 import subprocess
 import sys
@@ -321,6 +322,8 @@ def main() -> None:
         if len(usable) < PROCESSORS:
             raise SystemExit(f"{len(usable)} processor usable; this needs {PROCESSORS}")
         os.sched_setaffinity(0, usable[:PROCESSORS])
+        # Ended from outside, too, it takes its processes along.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         cases = run(arguments.points, arguments.rounds, arguments.busy, arguments.jobs)
         if arguments.json:
             kept = [
