@@ -40,9 +40,9 @@ def timed(*args, **kwargs):
     return backend
 
 from dela.__main__ import main
-import dela.formats
-dela.formats.read_cloud = stop
-from dela.runtime import backends
+import dela.cloud.formats
+dela.cloud.formats.read_cloud = stop
+from dela.runtime.backends import base as backends
 load, backends.load_backend, made = backends.load_backend, timed, []
 sys.argv = ["dela", "predict", sys.argv[2], "-m", sys.argv[1], "--json", "--overwrite"]
 main()
