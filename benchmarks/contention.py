@@ -112,7 +112,7 @@ def make_step(variant: str, job: str, folder: Path) -> Callable[[], object]:
     """What is timed, in this process."""
     config, distances, pyramid = pickle.loads((folder / "input.pickle").read_bytes())
     if job == "onnx":
-        from dela.runtime.backends.base import OnnxRuntimeBackend
+        from dela.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
         backend = OnnxRuntimeBackend(folder / "network.onnx")
         return lambda: backend.run(pyramid)

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dela.formats import write_cloud
+from dela.cloud.formats import write_cloud
 from small_networks import make_cloud
 
 # In the place of `dela`: the modules imported beyond Typer's own, where the scan would be read.
@@ -21,8 +21,8 @@ def stop(path):
     os._exit(0)
 
 from dela.__main__ import main
-import dela.formats
-dela.formats.read_cloud = stop
+import dela.cloud.formats
+dela.cloud.formats.read_cloud = stop
 main()
 """
 
@@ -44,15 +44,15 @@ def imported(network, tmp_path):
 @pytest.mark.parametrize("suffix", [".ply", ".npz"])
 def test_predict_imports_no_more_than_it_needs_to_read_a_point(imported, suffix):
     found = imported(suffix)
-    assert {"numpy", "onnxruntime", "dela.runtime.predictor"} <= found
+    assert {"numpy", "onnxruntime", "dela.runtime.predict.predictor"} <= found
     packages = {"torch", "onnx", "rich", "laspy", "lazrs", "scipy", "PIL", "cuda", "tensorrt"}
     assert not packages & {name.partition(".")[0] for name in found}
     own = {name for name in found if name.startswith("dela.")}
     rooms = {"training", "export", "network", "ops", "checkpoint"}
     assert not {name for name in own if rooms & set(name.split("."))}
-    assert not own & {"dela.runtime.doctor", "dela.runtime.verify", "dela.formats.las"}
+    assert not own & {"dela.runtime.doctor", "dela.runtime.verify", "dela.cloud.formats.las"}
 
 
 def test_predict_imports_the_format_it_reads(imported):
     found = imported(".las")
-    assert "dela.formats.las" in found and "dela.formats.ply" not in found
+    assert "dela.cloud.formats.las" in found and "dela.cloud.formats.ply" not in found
