@@ -47,7 +47,7 @@ FORMATS[".toy"] = Format("TOY", read_toy, write_toy)
 def main(path: Path) -> dela.PointCloud:
     """Writes a small scan and reads it again, as any code that is given a path does."""
     rng = np.random.default_rng(0)
-    points = rng.uniform(0, 10, (1000, 3)) + [651_000, 6_860_000, 120]
+    points = rng.uniform((651_000, 6_860_000, 120), (651_010, 6_860_010, 130), (1000, 3))
     scan = dela.PointCloud(points, {"intensity": rng.integers(0, 4000, 1000)})
     dela.write_cloud(path, scan, overwrite=True)
     again = dela.read_cloud(path)
