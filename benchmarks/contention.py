@@ -18,6 +18,7 @@ import contextlib
 import json
 import os
 import pickle
+import signal
 import statistics
 import subprocess
 import sys
@@ -111,7 +112,7 @@ def make_step(variant: str, job: str, folder: Path) -> Callable[[], object]:
     """What is timed, in this process."""
     config, distances, pyramid = pickle.loads((folder / "input.pickle").read_bytes())
     if job == "onnx":
-        from dela.runtime.backends import OnnxRuntimeBackend
+        from dela.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
         backend = OnnxRuntimeBackend(folder / "network.onnx")
         return lambda: backend.run(pyramid)
@@ -321,6 +322,8 @@ def main() -> None:
         if len(usable) < PROCESSORS:
             raise SystemExit(f"{len(usable)} processor usable; this needs {PROCESSORS}")
         os.sched_setaffinity(0, usable[:PROCESSORS])
+        # Ended from outside, too, it takes its processes along.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
         cases = run(arguments.points, arguments.rounds, arguments.busy, arguments.jobs)
         if arguments.json:
             kept = [

@@ -136,7 +136,7 @@ def run_case(case: str, points: int, repeats: int) -> dict[str, float]:
 
     step: Callable[[], object]
     if operators == "onnx":
-        from dela.runtime.backends.base import OnnxRuntimeBackend
+        from dela.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
         backend = OnnxRuntimeBackend(onnx_file, threads=torch.get_num_threads())
 

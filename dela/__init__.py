@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from dela.threads import settle as _settle_threads
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # Before anything loads OpenMP, which reads its variables once.
 _settle_threads()

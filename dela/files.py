@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -34,7 +33,7 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
     path = Path(path)
     target = Path(os.path.realpath(path))
     check_writable(path, overwrite)
-    temporary = target.with_name(f".{target.stem[:64]}.{secrets.token_hex(4)}{target.suffix}")
+    temporary = target.with_name(f".{target.stem[:64]}.{os.urandom(4).hex()}{target.suffix}")
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:

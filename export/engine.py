@@ -344,9 +344,13 @@ def _build(
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Turns Ctrl-C into an event: an exception cannot pass through TensorRT's own frames."""
+    """Turns Ctrl-C into an event: an exception cannot pass through TensorRT's own frames.
+
+    A process started to ignore Ctrl-C (in the background) goes on ignoring it.
+    """
     interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if ignored or threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())

@@ -12,9 +12,8 @@ import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.families import family_of
 from dela.model.contract import CATEGORY, Contract
-from dela.model.inputs import Inputs, rows_of
+from dela.model.inputs import Inputs, pack_inputs
 from dela.runtime.backends.base import Backend
 from dela.runtime.predict.labeller import HostLabeller, Labeller, Labels, labeller_of
 from dela.runtime.predict.predictor import MAX_POINTS
@@ -169,7 +168,7 @@ class _Clock:
         self.end("preprocess")
         logits = labeller.run(pyramid)
         self.end("network")
-        self.points += rows_of(pyramid)
+        self.points += pyramid.rows
         self.runs += 1
         return logits
 
@@ -200,7 +199,7 @@ def _name_clouds(
         voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
         (tile,) = voxels.cut(config, len(cloud))
         pyramids.append(voxels.inputs(tile, config))
-    probabilities = softmax(clock.run(HostLabeller(backend), family_of(config).pack(pyramids)))
+    probabilities = softmax(clock.run(HostLabeller(backend), pack_inputs(pyramids)))
     found = probabilities.argmax(axis=1), probabilities.max(axis=1)
     clock.end("postprocess")
     return found

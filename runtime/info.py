@@ -14,7 +14,8 @@ from dela.cloud.formats import SUFFIXES, read_cloud
 from dela.errors import InputError
 from dela.families import family_of
 from dela.model.contract import Contract
-from dela.runtime.backends.base import BACKENDS, OnnxRuntimeBackend
+from dela.runtime.backends.base import BACKENDS
+from dela.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -29,15 +30,15 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         raise InputError(f"{path} {what}")
     suffix = path.suffix.lower()
     common = {"file": str(path), "bytes": path.stat().st_size}
-    if suffix in BACKENDS["onnxruntime"]:
+    if suffix in BACKENDS["onnxruntime"].suffixes:
         return {"kind": "onnx", **common, **_exported(path)}
     if suffix == SUFFIX:
         return {"kind": "engine", **common, **_engine(path)}
-    if suffix in BACKENDS["torch"]:
+    if suffix in BACKENDS["torch"].suffixes:
         return {"kind": "checkpoint", **common, **_checkpoint(path)}
     if suffix in SUFFIXES:
         return {"kind": "scan", **common, **_scan(path)}
-    known = sorted({*SUFFIXES, *(s for suffixes in BACKENDS.values() for s in suffixes)})
+    known = sorted({*SUFFIXES, *(s for kind in BACKENDS.values() for s in kind.suffixes)})
     raise InputError(f"{path}: unknown suffix {suffix!r}; dela info reads {', '.join(known)}")
 
 

@@ -203,7 +203,8 @@ def tolerance_of(backend: Backend) -> Tolerance:
 
 
 def _check_same_network(config: Contract, name: str, other: Contract) -> None:
-    ours, theirs = config.to_dict(), other.to_dict()
+    ours = {"family": config.family} | config.to_dict()
+    theirs = {"family": other.family} | other.to_dict()
     differing = [key for key in ours if ours[key] != theirs.get(key)]
     if differing:
         key = differing[0]

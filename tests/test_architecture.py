@@ -4,10 +4,10 @@
 from __future__ import annotations
 
 import ast
+import copy
 import importlib
 import re
 import sys
-from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -180,7 +180,7 @@ def test_a_dataset_is_its_module_and_a_line(entry, tmp_path, monkeypatch):
 
     rng = np.random.default_rng(0)
     scene = rng.uniform(0, 2, (500, 3))
-    toy = ModuleType("toy_dataset")
+    toy: Any = ModuleType("toy_dataset")
     classes = named_classes("floor wall")
     units = (Unit("one", "train", (tmp_path / "raw" / "one.npy",)),)
     toy.TITLE, toy.KIND, toy.CLASSES = "a toy", "scenes", classes
@@ -220,14 +220,17 @@ def test_an_adapter_is_a_function_given_to_train(tmp_path):
             return self.layer(x) + self.shift
 
         def merged(self):
-            plain = nn.Linear(self.layer.in_features, self.layer.out_features)
-            plain.load_state_dict(self.layer.state_dict())
+            plain = copy.deepcopy(self.layer)
             plain.bias.data += self.shift.data
             return plain
 
     def adapt(model):
         model.requires_grad_(False)
-        name = [name for name, part in model.named_modules() if type(part) is nn.Linear][-1]
+        name = [
+            name
+            for name, part in model.named_modules()
+            if type(part) is nn.Linear and part.bias is not None
+        ][-1]
         parent = model.get_submodule(name.rpartition(".")[0])
         setattr(parent, name.rpartition(".")[2], Shifted(model.get_submodule(name)))
         changed.append(f"{name}.bias")
@@ -253,25 +256,25 @@ def test_an_adapter_is_a_function_given_to_train(tmp_path):
     assert {name for name in weights if not found[name].equal(start[name])} == set(changed)
 
 
-def test_a_backend_is_its_module_and_an_entry(entry, network, tmp_path):
+def test_a_backend_is_its_module_and_an_entry(entry, network, tmp_path, monkeypatch):
     from dela.runtime import Predictor, load_backend
-    from dela.runtime.backends.base import BACKENDS
+    from dela.runtime.backends.base import BackendKind
 
     checkpoint = load_backend(network.checkpoint)
-    calls = []
+    toy: Any = ModuleType("toy_backend")
 
-    def load(path, *given, **options):
-        calls.append(Path(path))
+    def load(path, options):
+        assert options.name == "toy"
         facts = {name: getattr(checkpoint, name) for name in ("config", "metadata", "sha256")}
         return SimpleNamespace(name="toy", path=path, max_points=None, run=checkpoint.run, **facts)
 
-    one = BACKENDS["torch"]
-    (loader,) = {field.name for field in fields(one)} & {"load", "loader"}
-    entry("backend", "toy", replace(one, suffixes=(".toy",), **{loader: load}))
+    toy.load = load
+    monkeypatch.setitem(sys.modules, "toy_backend", toy)
+    entry("backend", "toy", BackendKind((".toy",), "toy_backend:load"))
     (tmp_path / "model.toy").write_bytes(b"toy")
     scan = make_cloud(800, (2.0, 2.0, 1.0))
     backend = load_backend(tmp_path / "model.toy")
-    assert calls == [tmp_path / "model.toy"]
+    assert backend.name == "toy"
     np.testing.assert_array_equal(
         Predictor(backend).predict(scan).labels, Predictor(checkpoint).predict(scan).labels
     )
@@ -291,7 +294,7 @@ def test_an_operator_is_in_every_place_that_its_list_names():
 def test_a_command_is_a_module_and_a_line(entry, monkeypatch, capsys):
     from dela.cli import main as cli
 
-    toy = ModuleType("toy_command")
+    toy: Any = ModuleType("toy_command")
 
     def greet(name: str) -> None:
         """Greet a point."""

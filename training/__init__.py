@@ -6,7 +6,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dela.training.data.scans import open_dataset
+    from dela.training.data.kinds import open_dataset
     from dela.training.run.loop import TrainResult, train
     from dela.training.settings.train import TrainConfig, load_config
 
@@ -15,7 +15,7 @@ _HOMES = {
     "TrainConfig": "dela.training.settings.train",
     "TrainResult": "dela.training.run.loop",
     "load_config": "dela.training.settings.train",
-    "open_dataset": "dela.training.data.scans",
+    "open_dataset": "dela.training.data.kinds",
     "train": "dela.training.run.loop",
 }
 

@@ -7,7 +7,6 @@ sidecar does, so that a misfit is told before TensorRT refuses the file. No torc
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from dataclasses import dataclass, field
@@ -227,5 +226,7 @@ def read_sidecar(engine: str | os.PathLike[str], check_digest: bool = True) -> S
 
 def digest_of(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file, hexadecimal."""
+    import hashlib
+
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

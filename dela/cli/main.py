@@ -175,8 +175,18 @@ def _group(group: typer.Typer) -> typer.Typer:
 
 
 def _unwrapped(text: str) -> str:
-    """Paragraphs in one line each: the terminal's width breaks them, not the source's."""
-    return "\n\n".join(" ".join(part.split()) for part in inspect.cleandoc(text).split("\n\n"))
+    """Paragraphs in one line each: the terminal's width breaks them, not the source's.
+
+    A paragraph whose lines start with ``$ `` (commands) keeps its lines.
+    """
+    return "\n\n".join(map(_unwrapped_paragraph, inspect.cleandoc(text).split("\n\n")))
+
+
+def _unwrapped_paragraph(text: str) -> str:
+    lines = text.splitlines()
+    if all(line.startswith("$ ") for line in lines):
+        return text
+    return " ".join(text.split())
 
 
 def _resolve(target: str) -> Callable[..., Any]:

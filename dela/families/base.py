@@ -29,12 +29,19 @@ class Family(Protocol):
         config: its configuration, a frozen dataclass that extends
             :class:`~dela.model.contract.Contract`.
         presets: name -> configuration; a preset's name belongs to one family alone.
+        input_fields: fields of the configuration that shape its input.
+        derived_fields: fields that follow from the voxel sizes, so that a preset's are left out
+            where other sizes are given.
+        written: field -> how it may be written in ``[model]``, where that is not its own type.
         on_gpu: whether :mod:`dela.pyramid.gpu` can prepare its input on a GPU.
     """
 
     name: str
     config: type[Any]
     presets: Mapping[str, Any]
+    input_fields: tuple[str, ...]
+    derived_fields: tuple[str, ...]
+    written: Mapping[str, Any]
     on_gpu: bool
 
     def sizes(self, config: Any) -> tuple[RowSize, ...]:
@@ -61,7 +68,6 @@ class Family(Protocol):
         *,
         seed: int | None = None,
         pick: int | None = 0,
-        threads: int | None = None,
         origin: np.ndarray | None = None,
     ) -> Inputs:
         """The input of one cloud.
@@ -73,17 +79,12 @@ class Family(Protocol):
             config: of the network.
             seed: of random choices.
             pick: which point stands for a coarser voxel; None: a random one (training).
-            threads: native threads; None for all.
             origin: [3] where coarser voxels are counted from, see
                 :func:`dela.pyramid.cpu.build_pyramid`.
 
         Raises:
             InputError: no points, or shapes and values that do not fit.
         """
-        ...
-
-    def pack(self, parts: Sequence[Any]) -> Inputs:
-        """One input of several clouds, one after the other."""
         ...
 
     def example(self, config: Any, size: int, seed: int = 0) -> Inputs:
@@ -174,6 +175,9 @@ class FamilyDefaults:
     """What most families answer alike, to be inherited."""
 
     name: str
+    input_fields: tuple[str, ...] = ()
+    derived_fields: tuple[str, ...] = ()
+    written: Mapping[str, Any] = {}
     on_gpu = False
     presets: Mapping[str, Any] = {}
 

@@ -8,12 +8,14 @@ one, because OpenMP's threads do not survive a fork. No torch.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import math
 import os
+import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +41,22 @@ def _use_one_thread() -> None:
 
 
 os.register_at_fork(after_in_child=_use_one_thread)
+
+_limits = threading.local()
+
+
+@contextlib.contextmanager
+def native_threads(count: int | None) -> Iterator[None]:
+    """Within the block, calls of this thread that ask for no number of threads use ``count``."""
+    before, _limits.count = getattr(_limits, "count", None), count
+    try:
+        yield
+    finally:
+        _limits.count = before
+
+
+def _threads(asked: int | None) -> int:
+    return asked or getattr(_limits, "count", None) or _default_threads
 
 
 @functools.cache
@@ -161,7 +179,7 @@ def voxel_grid(
         edge,
         -1 if pick is None else pick,
         seed & 0xFFFFFFFFFFFFFFFF,
-        threads or _default_threads,
+        _threads(threads),
         kept.ctypes.data,
         voxel_of_point.ctypes.data,
         ctypes.byref(count),
@@ -190,7 +208,7 @@ class SearchTree:
         self._size = len(points)
         handle = ctypes.c_void_p()
         status = _library().dela_tree_build(
-            points.ctypes.data, len(points), threads or _default_threads, ctypes.byref(handle)
+            points.ctypes.data, len(points), _threads(threads), ctypes.byref(handle)
         )
         _check_status(status, points, "neighbor search")
         self._handle = handle
@@ -222,7 +240,7 @@ class SearchTree:
         if out is None:
             out = np.empty((len(asked), k), dtype=np.int32)
         status = _library().dela_tree_knn(
-            self._handle, asked._handle, k, offset, threads or _default_threads, out.ctypes.data
+            self._handle, asked._handle, k, offset, _threads(threads), out.ctypes.data
         )
         native.check(status, "neighbor search")
         return out
@@ -338,7 +356,7 @@ def farthest_point_sampling(
         starts.ctypes.data,
         len(out),
         count,
-        threads or _default_threads,
+        _threads(threads),
         out.ctypes.data,
     )
     native.check(status, "farthest_point_sampling")

@@ -6,7 +6,7 @@ they serve networks of any family. Numpy only; tensors are made on request.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, Self
 
@@ -62,6 +62,11 @@ class Inputs(Protocol):
     @property
     def lengths(self) -> tuple[tuple[int, ...], ...]: ...
 
+    @property
+    def rows(self) -> int:
+        """Rows of the first size over all clouds: points of stage 0."""
+        ...
+
     def inputs(self) -> Iterator[tuple[str, Any]]:
         """Name and array of every graph input, in the order of the exported file."""
         ...
@@ -70,14 +75,18 @@ class Inputs(Protocol):
         """Raises InputError for a shape, dtype or index that does not fit."""
         ...
 
+    def each(self, change: Callable[[Any], Any]) -> Self:
+        """The same with ``change`` applied to every array."""
+        ...
+
+    @classmethod
+    def packed(cls, parts: Sequence[Any]) -> Self:
+        """One input of several: clouds one after the other, indices moved along."""
+        ...
+
     def to_tensors(self, device: Any = None) -> Self:
         """The same as torch tensors, float32 and int32, on ``device`` (None: the CPU)."""
         ...
-
-
-def rows_of(inputs: Inputs) -> int:
-    """Rows of the first size over all clouds: points of stage 0."""
-    return sum(inputs.lengths[0])
 
 
 @dataclass(frozen=True)
@@ -96,9 +105,16 @@ class NamedInputs:
     sizes: tuple[RowSize, ...]
     specs: tuple[InputSpec, ...]
 
+    @property
+    def rows(self) -> int:
+        return sum(self.lengths[0])
+
     def inputs(self) -> Iterator[tuple[str, Any]]:
         for spec in self.specs:
             yield spec.name, self.arrays[spec.name]
+
+    def each(self, change: Callable[[Any], Any]) -> NamedInputs:
+        return replace(self, arrays={name: change(value) for name, value in self.arrays.items()})
 
     def validate(self) -> NamedInputs:
         """Checks names, dtypes, shapes, numbers and indices.
@@ -115,6 +131,10 @@ class NamedInputs:
             _check_array(spec, host_array(self.arrays[spec.name]), counts)
         return self
 
+    @classmethod
+    def packed(cls, parts: Sequence[NamedInputs]) -> NamedInputs:
+        return _pack_named(parts)
+
     def to_tensors(self, device: Any = None) -> NamedInputs:
         import torch
 
@@ -128,14 +148,18 @@ class NamedInputs:
         return replace(self, arrays=tensors)
 
 
-def pack_named(parts: Sequence[NamedInputs]) -> NamedInputs:
-    """One input of several: clouds one after the other, indices moved along.
+def pack_inputs(parts: Sequence[Any]) -> Any:
+    """One input of several of the same network.
 
     Raises:
         InputError: nothing to pack, or inputs of different networks.
     """
     if not parts:
         raise InputError("nothing to pack; give at least one input")
+    return type(parts[0]).packed(parts)
+
+
+def _pack_named(parts: Sequence[NamedInputs]) -> NamedInputs:
     first = parts[0]
     for number, part in enumerate(parts):
         if part.specs != first.specs:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-_library = torch.library.Library("dela", "IMPL")
+from dela.ops._register import library
 
 
 def keep_float32(name: str, arguments: tuple[str, ...]) -> None:
@@ -35,4 +35,4 @@ def keep_float32(name: str, arguments: tuple[str, ...]) -> None:
                     )
                 )
 
-        _library.impl(name, rule, f"Autocast{device}", with_keyset=True)
+        library.impl(name, rule, f"Autocast{device}", with_keyset=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,12 @@ def _function(name: str) -> Callable[..., int]:
 def call(name: str, *arguments: Any) -> None:
     """Runs one function of the C ABI on torch's number of threads; a failure raises."""
     native.check(_function(name)(*arguments, torch.get_num_threads()), name)
+
+
+def exporting() -> bool:
+    """Whether torch is writing an ONNX graph: never where its exporter has not been imported."""
+    exporter = sys.modules.get("torch.onnx")
+    return exporter is not None and exporter.is_in_onnx_export()
 
 
 def winner_dtype(neighbors: Tensor) -> torch.dtype:

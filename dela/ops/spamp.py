@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dela.errors import InputError
-from dela.ops import _autocast, _cuda, _native, reference, select
+from dela.ops import _autocast, _cuda, _native, _register, reference, select
 
 _FEATURE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
@@ -44,7 +44,7 @@ def spamp(
         InputError: a shape, a dtype or, on the CPU, an index that does not fit.
         MissingDependencyError: CUDA tensors without the package that talks to the driver.
     """
-    if torch.onnx.is_in_onnx_export():
+    if _native.exporting():
         if centers is None:
             centers = torch.arange(neighbors.shape[0], dtype=torch.int32, device=neighbors.device)
         return torch.onnx.ops.symbolic(
@@ -147,7 +147,6 @@ def _forward(
     return out, winner
 
 
-@torch.library.custom_op("dela::spamp", mutates_args=(), device_types="cpu")
 def _spamp(
     features: Tensor,
     points: Tensor,
@@ -158,19 +157,16 @@ def _spamp(
     return _forward(features, points, neighbors, weight, centers, with_winner=False)[0]
 
 
-@_spamp.register_kernel("cuda")
-def _(features, points, neighbors, weight, centers=None):
+def _spamp_cuda(features, points, neighbors, weight, centers=None):
     _check(features, points, neighbors, weight, centers, torch.float32)
     return _cuda.spamp_forward(features, points, neighbors, weight, centers, False)[0]
 
 
-@_spamp.register_fake
-def _(features, points, neighbors, weight, centers=None):
+def _spamp_fake(features, points, neighbors, weight, centers=None):
     _check(features, points, neighbors, weight, centers, torch.float32)
     return features.new_empty(neighbors.shape[0], features.shape[1])
 
 
-@torch.library.custom_op("dela::spamp_training", mutates_args=(), device_types="cpu")
 def _spamp_training(
     features: Tensor,
     points: Tensor,
@@ -182,20 +178,17 @@ def _spamp_training(
     return _forward(features, points, neighbors, weight, centers, with_winner=True)
 
 
-@_spamp_training.register_kernel("cuda")
-def _(features, points, neighbors, weight, centers=None):
+def _spamp_training_cuda(features, points, neighbors, weight, centers=None):
     _check(features, points, neighbors, weight, centers, torch.float32)
     return _cuda.spamp_forward(features, points, neighbors, weight, centers, True)
 
 
-@_spamp_training.register_fake
-def _(features, points, neighbors, weight, centers=None):
+def _spamp_training_fake(features, points, neighbors, weight, centers=None):
     _check(features, points, neighbors, weight, centers, torch.float32)
     out = features.new_empty(neighbors.shape[0], features.shape[1])
     return out, torch.empty_like(out, dtype=_native.winner_dtype(neighbors))
 
 
-@torch.library.custom_op("dela::spamp_backward", mutates_args=(), device_types="cpu")
 def _spamp_backward(
     gradient: Tensor,
     points: Tensor,
@@ -235,11 +228,7 @@ def _spamp_backward(
     return feature_gradient.to(out.dtype), weight_gradient
 
 
-_spamp_backward.register_kernel("cuda")(_cuda.spamp_backward)
-
-
-@_spamp_backward.register_fake
-def _(gradient, points, neighbors, weight, centers, out, winner):
+def _spamp_backward_fake(gradient, points, neighbors, weight, centers, out, winner):
     return (
         out.new_empty(points.shape[0], out.shape[1]),
         torch.empty_like(weight, memory_format=torch.contiguous_format),
@@ -272,9 +261,6 @@ def _backward(ctx, gradient, _winner_gradient):
     return _gradients(ctx, gradient, points, neighbors, weight, centers, out, winner)
 
 
-_spamp_training.register_autograd(_backward, setup_context=_save)
-
-
 def _save_inputs(ctx, inputs, output) -> None:
     ctx.save_for_backward(*inputs)
 
@@ -286,7 +272,30 @@ def _backward_again(ctx, gradient):
     return _gradients(ctx, gradient, points, neighbors, weight, centers, out, winner)
 
 
-_spamp.register_autograd(_backward_again, setup_context=_save_inputs)
+_FORWARD = "(Tensor features, Tensor points, Tensor neighbors, Tensor weight, Tensor? centers=None)"
 
+_register.operator(
+    f"spamp{_FORWARD} -> Tensor",
+    cpu=_spamp,
+    cuda=_spamp_cuda,
+    fake=_spamp_fake,
+    backward=_backward_again,
+    setup_context=_save_inputs,
+)
+_register.operator(
+    f"spamp_training{_FORWARD} -> (Tensor, Tensor)",
+    cpu=_spamp_training,
+    cuda=_spamp_training_cuda,
+    fake=_spamp_training_fake,
+    backward=_backward,
+    setup_context=_save,
+)
+_register.operator(
+    "spamp_backward(Tensor gradient, Tensor points, Tensor neighbors, Tensor weight, "
+    "Tensor? centers, Tensor out, Tensor winner) -> (Tensor, Tensor)",
+    cpu=_spamp_backward,
+    cuda=_cuda.spamp_backward,
+    fake=_spamp_backward_fake,
+)
 for _name in ("spamp", "spamp_training"):
     _autocast.keep_float32(_name, ("points", "weight"))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from dela.errors import InputError
-from dela.ops import _autocast, _cuda, _native, reference, select
+from dela.ops import _autocast, _cuda, _native, _register, reference, select
 
 
 def spse(
@@ -36,7 +36,7 @@ def spse(
         InputError: a shape, a dtype or, on the CPU, a neighbor index that does not fit.
         MissingDependencyError: CUDA tensors without the package that talks to the driver.
     """
-    if torch.onnx.is_in_onnx_export():
+    if _native.exporting():
         return torch.onnx.ops.symbolic(
             "dela::SPSE",
             (points, neighbors, weight),
@@ -111,60 +111,49 @@ def _sizes(points: Tensor, neighbors: Tensor, weight: Tensor, directions: int) -
     return points.shape[0], neighbors.shape[1], weight.shape[1], attributes, directions
 
 
-@torch.library.custom_op("dela::spse", mutates_args=(), device_types="cpu")
+def _rows(points: Tensor, neighbors: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The three as the native library reads them."""
+    return _native.as_rows(points), neighbors.contiguous(), weight.contiguous()
+
+
 def _spse(
     points: Tensor, neighbors: Tensor, weight: Tensor, epsilon: float, directions: int = 0
 ) -> Tensor:
     _check(points, neighbors, weight, directions, torch.float32)
-    points, neighbors, weight = (
-        _native.as_rows(points),
-        neighbors.contiguous(),
-        weight.contiguous(),
-    )
-    return _forward(points, neighbors, weight, epsilon, directions, None)
+    return _forward(*_rows(points, neighbors, weight), epsilon, directions, None)
 
 
-@_spse.register_kernel("cuda")
-def _(points, neighbors, weight, epsilon, directions=0):
+def _spse_cuda(points, neighbors, weight, epsilon, directions=0):
     _check(points, neighbors, weight, directions, torch.float32)
     return _cuda.spse_forward(points, neighbors, weight, epsilon, directions, False)[0]
 
 
-@_spse.register_fake
-def _(points, neighbors, weight, epsilon, directions=0):
+def _spse_fake(points, neighbors, weight, epsilon, directions=0):
     _check(points, neighbors, weight, directions, torch.float32)
     return points.new_empty(points.shape[0], weight.shape[1])
 
 
-@torch.library.custom_op("dela::spse_training", mutates_args=(), device_types="cpu")
 def _spse_training(
     points: Tensor, neighbors: Tensor, weight: Tensor, epsilon: float, directions: int = 0
 ) -> tuple[Tensor, Tensor]:
     """The output and, for the backward pass, the winner's slot of each."""
     _check(points, neighbors, weight, directions, torch.float32)
-    points, neighbors, weight = (
-        _native.as_rows(points),
-        neighbors.contiguous(),
-        weight.contiguous(),
-    )
     winner = torch.empty(points.shape[0], weight.shape[1], dtype=_native.winner_dtype(neighbors))
-    return _forward(points, neighbors, weight, epsilon, directions, winner), winner
+    rows = _rows(points, neighbors, weight)
+    return _forward(*rows, epsilon, directions, winner), winner
 
 
-@_spse_training.register_kernel("cuda")
-def _(points, neighbors, weight, epsilon, directions=0):
+def _spse_training_cuda(points, neighbors, weight, epsilon, directions=0):
     _check(points, neighbors, weight, directions, torch.float32)
     return _cuda.spse_forward(points, neighbors, weight, epsilon, directions, True)
 
 
-@_spse_training.register_fake
-def _(points, neighbors, weight, epsilon, directions=0):
+def _spse_training_fake(points, neighbors, weight, epsilon, directions=0):
     _check(points, neighbors, weight, directions, torch.float32)
     out = points.new_empty(points.shape[0], weight.shape[1])
     return out, torch.empty_like(out, dtype=_native.winner_dtype(neighbors))
 
 
-@torch.library.custom_op("dela::spse_backward", mutates_args=(), device_types="cpu")
 def _spse_backward(
     gradient: Tensor,
     points: Tensor,
@@ -174,11 +163,7 @@ def _spse_backward(
     winner: Tensor,
     directions: int,
 ) -> Tensor:
-    points, neighbors, weight = (
-        _native.as_rows(points),
-        neighbors.contiguous(),
-        weight.contiguous(),
-    )
+    points, neighbors, weight = _rows(points, neighbors, weight)
     gradient, out, winner = gradient.contiguous(), out.contiguous(), winner.contiguous()
     weight_gradient = torch.empty_like(weight)
     _native.call(
@@ -196,11 +181,7 @@ def _spse_backward(
     return weight_gradient
 
 
-_spse_backward.register_kernel("cuda")(_cuda.spse_backward)
-
-
-@_spse_backward.register_fake
-def _(gradient, points, neighbors, weight, out, winner, directions):
+def _spse_backward_fake(gradient, points, neighbors, weight, out, winner, directions):
     return torch.empty_like(weight, memory_format=torch.contiguous_format)
 
 
@@ -223,9 +204,6 @@ def _backward(ctx, gradient, _winner_gradient):
     return None, None, weight_gradient, None, None
 
 
-_spse_training.register_autograd(_backward, setup_context=_save)
-
-
 def _save_inputs(ctx, inputs, output) -> None:
     points, neighbors, weight, ctx.epsilon, ctx.directions = inputs
     ctx.save_for_backward(points, neighbors, weight)
@@ -245,7 +223,30 @@ def _backward_again(ctx, gradient):
     return None, None, weight_gradient, None, None
 
 
-_spse.register_autograd(_backward_again, setup_context=_save_inputs)
+_FORWARD = "(Tensor points, Tensor neighbors, Tensor weight, float epsilon, SymInt directions=0)"
 
+_register.operator(
+    f"spse{_FORWARD} -> Tensor",
+    cpu=_spse,
+    cuda=_spse_cuda,
+    fake=_spse_fake,
+    backward=_backward_again,
+    setup_context=_save_inputs,
+)
+_register.operator(
+    f"spse_training{_FORWARD} -> (Tensor, Tensor)",
+    cpu=_spse_training,
+    cuda=_spse_training_cuda,
+    fake=_spse_training_fake,
+    backward=_backward,
+    setup_context=_save,
+)
+_register.operator(
+    "spse_backward(Tensor gradient, Tensor points, Tensor neighbors, Tensor weight, Tensor out, "
+    "Tensor winner, SymInt directions) -> Tensor",
+    cpu=_spse_backward,
+    cuda=_cuda.spse_backward,
+    fake=_spse_backward_fake,
+)
 for _name in ("spse", "spse_training"):
     _autocast.keep_float32(_name, ("points", "weight"))

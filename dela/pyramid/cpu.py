@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -63,6 +63,27 @@ class Pyramid:
     @property
     def clouds(self) -> int:
         return len(self.lengths[0])
+
+    @property
+    def rows(self) -> int:
+        """Points of stage 0 over all clouds."""
+        return len(self.points)
+
+    def each(self, change: Callable[[Any], Any]) -> Pyramid:
+        """The same pyramid with ``change`` applied to its arrays."""
+        return Pyramid(
+            change(self.points),
+            change(self.attributes),
+            tuple(map(change, self.neighbors)),
+            tuple(map(change, self.kept)),
+            tuple(map(change, self.nearest)),
+            self.lengths,
+        )
+
+    @classmethod
+    def packed(cls, parts: Sequence[Pyramid]) -> Pyramid:
+        """One pyramid of several, see :func:`pack`."""
+        return pack(parts)
 
     def inputs(self) -> Iterator[tuple[str, Any]]:
         """Name and array of every graph input, in the order of the exported file.
@@ -184,7 +205,6 @@ def build_pyramid(
     config: PyramidConfig,
     seed: int | None = None,
     pick: int | None = 0,
-    threads: int | None = None,
     origin: np.ndarray | None = None,
 ) -> Pyramid:
     """The pyramid of one cloud.
@@ -201,7 +221,6 @@ def build_pyramid(
         config: stages, neighbors, grid sizes or point counts.
         seed: of the random choices; None draws one from the system.
         pick: n takes the n-th point of every voxel, None a random one (training).
-        threads: native threads; None for all.
         origin: [3] where the voxels of later stages are counted from, which then keep the order of
             the given points: a part of a scene gets the stages that the whole has there, except
             at its edge. None counts from each stage's lowest corner.
@@ -211,27 +230,27 @@ def build_pyramid(
     """
     points, attributes = checked_cloud(points, attributes, config)
     if config.task == "classification":
-        return classification_pyramid(points, config, seed, pick, threads)[0]
+        return classification_pyramid(points, config, seed, pick)[0]
 
     seeds = stage_seeds(seed, config)
     stage_0 = points
-    trees = [SearchTree(points, threads)]
-    neighbors = [trees[0].knn(config.neighbors[0], threads=threads)]
+    trees = [SearchTree(points)]
+    neighbors = [trees[0].knn(config.neighbors[0])]
     kept = []
     for stage in range(1, config.stages):
-        grid = voxel_grid(points, config.grid[stage], pick, int(seeds[stage]), threads, origin)
+        grid = voxel_grid(points, config.grid[stage], pick, int(seeds[stage]), origin=origin)
         # Morton order depends on where the cloud begins, the order of its points does not.
         rows = grid.kept if origin is None else np.sort(grid.kept)
         kept.append(rows)
         points = points[rows]
-        trees.append(SearchTree(points, threads))
-        neighbors.append(trees[-1].knn(config.neighbors[stage], threads=threads))
+        trees.append(SearchTree(points))
+        neighbors.append(trees[-1].knn(config.neighbors[stage]))
     return Pyramid(
         stage_0,
         attributes,
         tuple(neighbors),
         tuple(kept),
-        tuple(tree.knn(1, trees[0], threads)[:, 0] for tree in trees[1:]),
+        tuple(tree.knn(1, trees[0])[:, 0] for tree in trees[1:]),
         tuple((len(tree),) for tree in trees),
     )
 
@@ -273,7 +292,6 @@ def classification_pyramid(
     config: PyramidConfig,
     seed: int | None = None,
     pick: int | None = 0,
-    threads: int | None = None,
 ) -> tuple[Pyramid, np.ndarray]:
     """:func:`build_pyramid` for classification, and the row of ``points`` behind each of its rows.
 
@@ -283,16 +301,16 @@ def classification_pyramid(
     count = config.points[0]
     if pick is None:
         # The published training samples 1200 points and keeps 1024 of them in random order.
-        more = farthest_point_sampling(points, math.ceil(count * 1200 / 1024), threads=threads)
+        more = farthest_point_sampling(points, math.ceil(count * 1200 / 1024))
         rows = np.random.default_rng(seed).permutation(more)[:count]
     else:
-        rows = farthest_point_sampling(points, count, threads=threads)
+        rows = farthest_point_sampling(points, count)
     points = points[rows]
     pyramid = Pyramid(
         points,
         np.zeros((count, 0), dtype=np.float32),
         tuple(
-            SearchTree(points[:size], threads).knn(k, threads=threads)
+            SearchTree(points[:size]).knn(k)
             for size, k in zip(config.points, config.neighbors, strict=True)
         ),
         tuple(np.arange(size, dtype=np.int32) for size in config.points[1:]),

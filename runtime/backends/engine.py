@@ -20,6 +20,7 @@ from dela.errors import DelaError, EngineError, InputError, MissingDependencyErr
 from dela.model.contract import Contract
 from dela.model.inputs import Inputs
 from dela.plugins.tensorrt import bindings, messages
+from dela.runtime.backends.base import LoadOptions
 from dela.runtime.backends.gpu_buffers import (
     ALIGNMENT,
     InputBlock,
@@ -33,6 +34,11 @@ from dela.runtime.backends.graphs import Executions
 from dela.runtime.backends.profiles import choose_profile, padded_counts
 
 Where = Literal["host", "pinned", "device"]
+
+
+def load(path: Path, options: LoadOptions) -> EngineBackend:
+    """The entry of :data:`dela.runtime.backends.base.BACKENDS`."""
+    return EngineBackend(path, options.name, device=options.gpu or 0, graphs=options.graphs)
 
 
 class EngineBackend:

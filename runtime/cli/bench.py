@@ -117,7 +117,7 @@ def _jobs(models: Sequence[Path], backends: Sequence[str]) -> list[tuple[str, Pa
         return [(backend_of(model), model) for model in models]
     jobs = []
     for name in backends:
-        suffixes = BACKENDS[name]
+        suffixes = BACKENDS[name].suffixes
         given = [model for model in models if model.suffix.lower() in suffixes]
         beside = [model.with_suffix(suffix) for model in models for suffix in suffixes]
         files = given or [path for path in dict.fromkeys(beside) if path.is_file()]

@@ -8,24 +8,26 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from dela.errors import DelaError
-from dela.runtime.doctor import BROKEN, NOTE, OK, WARNING, Finding
-from dela.runtime.verify import Parity
-from dela.scores.confusion import Confusion
+
+if TYPE_CHECKING:  # rich is imported once something is drawn
+    from rich.console import Console
+    from rich.table import Table
+
+    from dela.runtime.doctor import Finding
+    from dela.runtime.verify import Parity
+    from dela.scores.confusion import Confusion
 
 # Wide enough for every table when the output is a file or a pipe.
 _PLAIN_WIDTH = 120
-_MARKS = {OK: "[green]ok[/]", NOTE: "[dim]note[/]", WARNING: "[yellow]warning[/]"}
-_MARKS[BROKEN] = "[red]broken[/]"
 
 
 def console() -> Console:
     """Standard output; plain text of a fixed width where it is no terminal."""
+    from rich.console import Console
+
     return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
 
 
@@ -56,6 +58,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda done, total: None
         return
+    from rich.console import Console
     from rich.progress import (
         BarColumn,
         Progress,
@@ -161,7 +164,11 @@ def latency_table(results: Sequence[dict[str, Any]]) -> Table:
 
 def findings_table(findings: Sequence[Finding]) -> Table:
     """What ``dela doctor`` found, the mend under each finding that needs one."""
-    table = Table(box=None, pad_edge=False, show_header=False)
+    from dela.runtime.doctor import BROKEN, NOTE, OK, WARNING
+
+    marks = {OK: "[green]ok[/]", NOTE: "[dim]note[/]", WARNING: "[yellow]warning[/]"}
+    marks[BROKEN] = "[red]broken[/]"
+    table = _bare_table(show_header=False)
     for name in ("status", "subject"):
         table.add_column(name, no_wrap=True)
     table.add_column("detail", overflow="fold")
@@ -169,13 +176,13 @@ def findings_table(findings: Sequence[Finding]) -> Table:
         detail = finding.detail
         if finding.mend and finding.status != OK:
             detail += f"\n[dim]->[/] {_escape(finding.mend)}"
-        table.add_row(_MARKS[finding.status], finding.subject, detail)
+        table.add_row(marks[finding.status], finding.subject, detail)
     return table
 
 
 def info_table(values: dict[str, Any]) -> Table:
     """Names and values; lists in one line, tables of classes, inputs and columns a line each."""
-    table = Table(box=None, pad_edge=False, show_header=False)
+    table = _bare_table(show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in values.items():
@@ -200,8 +207,14 @@ def _class_cell(report: Parity, index: int) -> str:
     return f"{agreement}, max {item.max_error:.1e}"
 
 
+def _bare_table(**looks: Any) -> Table:
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, **looks)
+
+
 def _table(*headers: str, left: int = 1) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = _bare_table(header_style="bold")
     for index, header in enumerate(headers):
         table.add_column(
             header,

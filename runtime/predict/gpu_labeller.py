@@ -16,7 +16,7 @@ from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.families import family_of
 from dela.geometry.gpu_queue import Workspace
-from dela.model.inputs import Inputs, rows_of
+from dela.model.inputs import Inputs
 from dela.pyramid.gpu import PyramidBuilder
 from dela.runtime.backends.gpu_buffers import cuda_in_words
 from dela.runtime.predict.labeller import Labels
@@ -73,7 +73,7 @@ class DeviceLabeller:
 
     def run(self, pyramid: Inputs) -> Any:
         """Logits on the device."""
-        shape = (rows_of(pyramid), self._backend.config.num_classes)
+        shape = (pyramid.rows, self._backend.config.num_classes)
         return self._backend.run(pyramid, self._memory.array("logits", shape, np.float32))
 
     def label(

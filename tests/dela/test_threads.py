@@ -181,7 +181,8 @@ COUNT = """
 import dela
 import numpy as np
 import onnxruntime, torch
-from dela import geometry, threads
+from dela import threads
+from dela.geometry import cpu as geometry
 from dela.plugins import native
 geometry.knn(np.random.default_rng(0).random((40000, 3), dtype=np.float32), 8)
 omp = native.library().omp_get_max_threads()

@@ -204,6 +204,7 @@ def test_progress_names_phases_that_nest(small, tmp_path):
     assert len(recorder.events) > 10
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_an_interrupted_build_stops_and_leaves_nothing(small, tmp_path):
     class Impatient(Recorder):
         def advanced(self, phase, step):
@@ -214,6 +215,18 @@ def test_an_interrupted_build_stops_and_leaves_nothing(small, tmp_path):
         build_engine(small("four_stages"), tmp_path / "m.engine", RTX, progress=Impatient())
     assert signal.getsignal(signal.SIGINT) is before
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_build_started_to_ignore_ctrl_c_goes_on(small, tmp_path):
+    class Pressed(Recorder):
+        def advanced(self, phase, step):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    build_engine(small("four_stages"), tmp_path / "m.engine", RTX, progress=Pressed())
+    assert (tmp_path / "m.engine").stat().st_size > 0
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 def test_existing_files_are_kept(small, tmp_path):

@@ -20,8 +20,8 @@ from dela.families import create_model
 from dela.families.dela.config import DelaConfig
 from dela.geometry.cpu import voxel_grid
 from dela.pyramid.cpu import Pyramid, build_pyramid, pack
+from dela.training.optimize.finetune import make_optimizer
 from dela.training.optimize.losses import cross_entropy
-from dela.training.run.loop import make_optimizer
 from dela.training.settings.train import TrainConfig, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -73,7 +73,7 @@ def step(name: str, clouds: int) -> dict[str, Any]:
     config = recipe.model
     pyramid = pack([sample(config, recipe.data.points, seed) for seed in range(clouds)])
     model = create_model(config, seed=0)
-    optimizer = make_optimizer(model, recipe)
+    optimizer = make_optimizer(model, recipe.train)
     before = [parameter.detach().clone() for parameter in model.parameters()]
     start = time.perf_counter()
     logits, coordinate = model(pyramid)

@@ -67,9 +67,7 @@ def prepare_scene(
     voxel_of_point = np.full(len(cloud), -1, dtype=np.int32)
 
     if config.task == "classification":
-        pyramid, kept = classification_pyramid(
-            points.astype(np.float32), config, seed, pick, threads
-        )
+        pyramid, kept = classification_pyramid(points.astype(np.float32), config, seed, pick)
         voxel_of_point[rows] = 0
     else:
         grid = scan_grid(points, config, pick, seed, threads)
@@ -81,6 +79,6 @@ def prepare_scene(
             )
         voxel_of_point[rows] = grid.voxel_of_point
         pyramid = build_pyramid(
-            points[kept].astype(np.float32), attributes[kept], config, seed, pick, threads, CORNER
+            points[kept].astype(np.float32), attributes[kept], config, seed, pick, CORNER
         )
     return Scene(pyramid, voxel_of_point, rows[kept].astype(np.int32), origin)

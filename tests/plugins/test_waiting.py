@@ -20,7 +20,7 @@ import ctypes, json, os, sys, time
 import numpy as np
 {first}
 import dela
-from dela import geometry
+from dela.geometry import cpu as geometry
 from dela.plugins import native
 
 points = np.random.default_rng(0).random((8000, 3), dtype=np.float32)

@@ -1,4 +1,4 @@
-"""Random changes to the network's input columns: colour, heights, intensity.
+"""Random changes to the network's input columns: color, heights, intensity.
 
 Attributes [N, F] float32 are already scaled (:meth:`~dela.model.contract.AttributeInfo.scaled`), so
 each function is told which columns are what (:class:`Columns`); nothing is changed in place.
@@ -12,7 +12,7 @@ import numpy as np
 
 from dela.cloud.formats.columns import COLORS
 from dela.model.contract import AttributeInfo, Contract
-from dela.training.augment.config import AugmentConfig
+from dela.training.settings.augment import AugmentConfig
 
 HEIGHT_NAMES = ("height", "height_above_ground")
 
@@ -46,7 +46,7 @@ def change_color(
     config: AugmentConfig,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Contrast, shift, noise and drop of the colour columns, in that order."""
+    """Contrast, shift, noise and drop of the color columns, in that order."""
     rows = list(columns.color)
     if not rows:
         return attributes

@@ -1,6 +1,6 @@
 """Random changes to where points are: pure functions of arrays and a generator.
 
-Coordinates are metres about the sample's centre, float32 [N, 3]; nothing is changed in place.
+Coordinates are metres about the sample's center, float32 [N, 3]; nothing is changed in place.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def elastic_offsets(
 
 
 def _mean_of_three(values: np.ndarray, axis: int) -> np.ndarray:
-    """Mean of every node and its two neighbours along an axis, zero beyond the ends."""
+    """Mean of every node and its two neighbors along an axis, zero beyond the ends."""
     total = values.copy()
     ahead, behind = [slice(None)] * values.ndim, [slice(None)] * values.ndim
     ahead[axis], behind[axis] = slice(1, None), slice(None, -1)
@@ -133,8 +133,8 @@ def cut_out(
     """
     outside = np.ones(len(points), bool)
     for _ in range(int(generator.integers(1, max(1, most) + 1))):
-        centre = points[generator.integers(len(points))]
-        left = outside & (np.square(points - centre).sum(axis=1) >= radius**2)
+        center = points[generator.integers(len(points))]
+        left = outside & (np.square(points - center).sum(axis=1) >= radius**2)
         if left.any():
             outside = left
     return np.flatnonzero(outside)

@@ -14,13 +14,13 @@ def mix_scenes(
     second_floor: float,
     vertical: int = 2,
 ) -> np.ndarray:
-    """float32 [N + M, 3]: two pieces about their own centres as one, on one floor.
+    """float32 [N + M, 3]: two pieces about their own centers as one, on one floor.
 
-    Centre stands on centre; the second is moved up or down until the lowest points of the two
+    Center stands on center; the second is moved up or down until the lowest points of the two
     scenes are level. Every point keeps its label. After Nekrasov et al., "Mix3D", 2021.
 
     Args:
-        first, second: [N, 3] and [M, 3] float32, metres about the centre of each piece.
+        first, second: [N, 3] and [M, 3] float32, metres about the center of each piece.
         first_floor, second_floor: where each scene's lowest point is in the same coordinates.
         vertical: index of the vertical axis.
     """

@@ -20,7 +20,6 @@ from dela.training.augment.columns import (
     scale_intensity,
     shift_height,
 )
-from dela.training.augment.config import AugmentConfig
 from dela.training.augment.geometry import (
     any_rotation,
     elastic_offsets,
@@ -30,6 +29,7 @@ from dela.training.augment.geometry import (
     transform,
     transform_directions,
 )
+from dela.training.settings.augment import AugmentConfig
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def move_points(
     """Mirror, scale, turn, distort; jitter is left for the points that are kept.
 
     Args:
-        points: [N, 3] float32, metres about the sample's centre; untouched.
+        points: [N, 3] float32, metres about the sample's center; untouched.
     """
     factors = random_scale(config.scale, config.scale_axes, generator)
     if config.rotate_all:
@@ -100,7 +100,7 @@ def change_attributes(
     config: AugmentConfig,
     generator: np.random.Generator,
 ) -> np.ndarray:
-    """Colour, normals, heights and intensity of a whole sample; [N, F], untouched as given."""
+    """Color, normals, heights and intensity of a whole sample; [N, F], untouched as given."""
     attributes = change_color(attributes, columns, config, generator)
     if columns.directions and generator.random() < config.normal_drop:
         attributes = drop_normals(attributes, columns)

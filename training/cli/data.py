@@ -6,28 +6,21 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dela.errors import InputError
+from dela.training.prepare import DATASETS, dataset_module
 
+if TYPE_CHECKING:
+    from dela.training.prepare.runner import Summary
 
-class DatasetName(StrEnum):
-    """Choices of NAME: the keys of :data:`~dela.training.prepare.DATASETS`."""
-
-    s3dis = "s3dis"
-    scannet = "scannet"
-    scanobjectnn = "scanobjectnn"
-    modelnet40 = "modelnet40"
-    shapenetpart = "shapenetpart"
-    semantickitti = "semantickitti"
-    folder = "folder"
-
+# Choices of NAME.
+DatasetName = StrEnum("DatasetName", {name: name for name in DATASETS})  # type: ignore[misc]
 
 data = typer.Typer(help="Prepare datasets for training, and look at prepared ones.")
 _LISTS = ("train", "val", "test")
-_OBJECTS = ("scanobjectnn", "modelnet40", "shapenetpart")
 
 
 @data.command()
@@ -64,9 +57,14 @@ def prepare(
 ) -> Any:
     """Convert a raw dataset to memory-mapped columns.
 
-    NAME is s3dis, scannet, scanobjectnn, modelnet40, shapenetpart, semantickitti or folder. Scenes
+    NAME is {names}. Scenes
     that are there already and whole are kept, so an interrupted preparation goes on where it
     stopped. Malformed files are reported with their place and cost their own scene only.
+
+    Examples:
+
+    $ dela data prepare s3dis raw/s3dis -o data/s3dis
+    $ dela data prepare folder scans/ --config my.toml -o data/mine
     """
     from dela.training.cli.train import find_config
     from dela.training.prepare.plan import Options
@@ -75,33 +73,44 @@ def prepare(
 
     given = dict(zip(_LISTS, (train_list, val_list, test_list), strict=True))
     lists = {split: path for split, path in given.items() if path is not None}
-    if lists and name != "scannet":
-        raise typer.BadParameter(f"scene lists are for scannet; {name} has its own splits")
-    if config is not None and name != "folder":
-        raise typer.BadParameter(f"--config is for a folder of scans; {name} needs none")
-    if grid is not None and name in _OBJECTS:
-        raise typer.BadParameter(f"--grid is for scenes; the small clouds of {name} have no index")
-    if grid is not None and not grid > 0:
-        raise typer.BadParameter(f"--grid is {grid}; give metres above 0")
+    _refuse_unfit_options(name.value, lists, config, grid)
+    path = None if config is None else find_config(config)
+    options = Options(grid, lists, path, workers, overwrite)
     with PrepareProgress() as progress:
-        summary = run(
-            name.value,
-            raw,
-            output,
-            options=Options(grid, lists, None if config is None else find_config(config)),
-            workers=workers,
-            overwrite=overwrite,
-            log=progress.line,
-            progress=progress,
-        )
+        summary = run(name.value, raw, output, options, log=progress.line, progress=progress)
     print(json.dumps(summary.to_dict()) if json_ else summary_text(summary))
+    _refuse_malformed(summary)
+    return summary
+
+
+# The names of the table, in its order.
+prepare.__doc__ = (prepare.__doc__ or "").replace(
+    "{names}", " or ".join(", ".join(DATASETS).rsplit(", ", 1))
+)
+
+
+def _refuse_malformed(summary: Summary) -> None:
+    """Files that could not be used make the command fail."""
     if summary.failed:
         more = len(summary.failed) > 5
         raise InputError(
             f"{summary.malformed} malformed files, see above; mend them and repeat the command "
             f"(concerned: {', '.join(sorted(summary.failed)[:5])}{' ...' if more else ''})"
         )
-    return summary
+
+
+def _refuse_unfit_options(
+    name: str, lists: dict[str, Path], config: str | None, grid: float | None
+) -> None:
+    """Options that are for other datasets are usage errors."""
+    if lists and name != "scannet":
+        raise typer.BadParameter(f"scene lists are for scannet; {name} has its own splits")
+    if config is not None and name != "folder":
+        raise typer.BadParameter(f"--config is for a folder of scans; {name} needs none")
+    if grid is not None and dataset_module(name).KIND != "scenes":
+        raise typer.BadParameter(f"--grid is for scenes; the small clouds of {name} have no index")
+    if grid is not None and not grid > 0:
+        raise typer.BadParameter(f"--grid is {grid}; give metres above 0")
 
 
 @data.command()
@@ -112,7 +121,13 @@ def info(
     ] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
 ) -> Any:
-    """Describe prepared data: splits, columns, classes and their counts."""
+    """Describe prepared data: splits, columns, classes and their counts.
+
+    Examples:
+
+    $ dela data info data/s3dis
+    $ dela data info data/s3dis --check
+    """
     from dela.training.prepare.report import manifest_text
     from dela.training.prepare.store import SCENES, damage, read_manifest
 

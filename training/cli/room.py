@@ -21,9 +21,14 @@ def room(
         bool, typer.Option("--overwrite", help="Replace an existing file.")
     ] = False,
 ) -> Path:
-    """Generate a furnished room as a scanner would see it, with colours and 13 classes.
+    """Generate a furnished room as a scanner would see it, with colors and 13 classes.
 
     The same seed gives the same room; label codes follow the order of the S3DIS classes.
+
+    Examples:
+
+    $ dela room --seed 7 -o room.ply
+    $ dela room --seed 7 --points 1000000 -o room.laz
     """
     from dela.training.rooms.scan import generate_room
 

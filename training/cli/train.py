@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dela.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from dela.training.run.loop import TrainResult
 
 EXIT_INTERRUPTED = 130
 
@@ -48,59 +51,76 @@ def train(
 
     The run folder receives config.toml, best.pt, last.pt, metrics.csv, metrics.json and
     summary.html. Several GPUs: `torchrun --nproc-per-node 4 -m dela train rooms --device cuda`.
+
+    Examples:
+
+    $ dela train my.toml --data /path/to/scans -o runs/mine
+    $ dela train my.toml -o runs/mine --resume
     """
     from dela.training.run.loop import TrainingInterrupted
     from dela.training.run.loop import train as run
-    from dela.training.settings.train import load_config, override_parts
+    from dela.training.settings.train import load_config
 
     if resume and overwrite:
         raise typer.BadParameter("--resume goes on with a run, --overwrite removes it; give one")
-    overrides = list(set_ or [])
-    for override in overrides:
-        try:
-            override_parts(override)
-        except ConfigError as error:
-            raise typer.BadParameter(f"--set: {error}") from None
+    overrides = _overrides(set_ or [], epochs, seed, init)
     path = find_config(config)
-    overrides += [
-        f"train.{key}={value}"
-        for key, value in (("epochs", epochs), ("seed", seed))
-        if value is not None
-    ]
-    if init is not None:
-        overrides.append(f"train.init={json.dumps(str(init.absolute()))}")
-    folder = output or Path("runs") / path.stem
     log = _log_to(sys.stderr if json_ else sys.stdout)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started
     try:
-        result = run(
-            load_config(path, overrides, data),
-            folder,
-            resume=resume,
-            overwrite=overwrite,
-            device=device,
-            log=log,
-        )
+        loaded = load_config(path, overrides, data)
+        folder = output or Path("runs") / path.stem
+        result = run(loaded, folder, resume=resume, overwrite=overwrite, device=device, log=log)
     except TrainingInterrupted as interruption:
         if first:
             print(interruption, file=sys.stderr)
         raise SystemExit(EXIT_INTERRUPTED) from None
-    if not first:
-        return result
-    if json_:
+    if first:
+        _show_result(result, json_, log)
+    return result
+
+
+def _overrides(
+    given: Sequence[str], epochs: int | None, seed: int | None, init: Path | None
+) -> list[str]:
+    """What the command line sets of the configuration, as ``section.key=value``."""
+    from dela.training.settings.train import override_parts
+
+    for override in given:
+        try:
+            override_parts(override)
+        except ConfigError as error:
+            raise typer.BadParameter(f"--set: {error}") from None
+    own = {"epochs": epochs, "seed": seed}
+    overrides = [
+        *given,
+        *(f"train.{key}={value}" for key, value in own.items() if value is not None),
+    ]
+    if init is not None:
+        overrides.append(f"train.init={json.dumps(str(init.absolute()))}")
+    return overrides
+
+
+def _show_result(result: TrainResult, as_json: bool, log: Callable[[str], None]) -> None:
+    if as_json:
         print(json.dumps(result.metrics))
-        return result
+        return
     scores = result.metrics["validation"]
     if scores is not None:
         log(_scores_table(scores))
     log(f"network: {result.best_path}")
-    return result
 
 
 def summary(
     run: Annotated[Path, typer.Argument(help="Run folder of `dela train`.")],
 ) -> Path:
-    """Draw the curves, the confusion matrix and the classes of a run into its summary.html."""
+    """Draw the curves, the confusion matrix and the classes of a run into its summary.html.
+
+    Examples:
+
+    $ dela summary runs/rooms
+    $ python -m webbrowser "$(dela summary runs/rooms)"
+    """
     from dela.training.run.folder import RunFolder
     from dela.training.run.summary import write_summary
 

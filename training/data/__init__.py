@@ -1,1 +1,1 @@
-"""Labelled data as training reads it: scans, samples, batches, their way to the device."""
+"""Labelled data as training reads it: scans, samples, batches, made ahead of their step."""

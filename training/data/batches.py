@@ -8,10 +8,10 @@ from functools import lru_cache
 
 import numpy as np
 
+from dela.training.data.dataset import Dataset
 from dela.training.data.prefetch import pinned
 from dela.training.data.samples import Batch, Sample, pack_samples
-from dela.training.data.scans import Dataset
-from dela.training.run.state import LARGEST, ORDER, SAMPLE, generator
+from dela.training.settings.seeds import LARGEST, ORDER, SAMPLE, generator
 from dela.training.settings.train import ScheduleConfig
 
 # A batch that is nearly full is not topped up with a sample below this share of a whole one.
@@ -64,7 +64,7 @@ class BatchMaker:
                 not schedule.gpu_pyramid,
             )
             taken.append(sample)
-            left -= len(sample.pyramid.points)
+            left -= sample.pyramid.rows
         return taken
 
     def largest(self) -> tuple[Batch, list[str]]:
@@ -76,7 +76,7 @@ class BatchMaker:
             random = generator(schedule.seed, LARGEST, len(taken))
             build = not schedule.gpu_pyramid
             taken.append(self.dataset.sample(random, self.threads, scan, most=left, build=build))
-            left -= len(taken[-1].pyramid.points)
+            left -= taken[-1].pyramid.rows
         return pack_samples(taken), [self.dataset.scans[scan].name]
 
     def __call__(self, step: int, slots: Sequence[int] | None = None) -> tuple[Batch, list[str]]:

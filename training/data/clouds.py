@@ -10,7 +10,6 @@ import numpy as np
 
 from dela.geometry.cpu import check_finite
 from dela.geometry.gpu_queue import Bounds
-from dela.model.contract import Contract
 from dela.pyramid.cpu import checked_cloud
 
 
@@ -37,7 +36,7 @@ class Clouds:
 
     @classmethod
     def of(
-        cls, points: np.ndarray, attributes: np.ndarray | None, config: Contract, seed: int
+        cls, points: np.ndarray, attributes: np.ndarray | None, config: Any, seed: int
     ) -> Clouds:
         """One cloud, checked.
 
@@ -50,6 +49,10 @@ class Clouds:
         bounds = Bounds(low, high)
         bounds.check_range()
         return cls(points, attributes, (len(points),), (bounds,), (seed,))
+
+    @property
+    def rows(self) -> int:
+        return len(self.points)
 
     def each(self, change: Callable[[Any], Any]) -> Clouds:
         """The same clouds with ``change`` applied to their arrays."""

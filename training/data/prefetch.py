@@ -1,6 +1,6 @@
 """Prepare the next steps' data in the background while the current step trains.
 
-Reading, voxel grids and neighbour search run in native code or numpy, which mostly let go of the
+Reading, voxel grids and neighbor search run in native code or numpy, which mostly let go of the
 interpreter lock, so a few threads do; processes keep many workers busy. Results come in order and
 each depends on its own number alone, so the workers change nothing but the speed.
 """
@@ -17,40 +17,24 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from dela.errors import DelaError
-from dela.pyramid.cpu import Pyramid
-from dela.training.data.clouds import Clouds
 
 if TYPE_CHECKING:
     import torch
 
 T = TypeVar("T")
-Input = TypeVar("Input", bound=Pyramid | Clouds)
 
 
-def pinned(pyramid: Input) -> Input:
+def pinned(pyramid: Any) -> Any:
     """The arrays as tensors in page-locked memory, from where a GPU fetches them by itself.
 
     What is there already stays as it is.
     """
-    return _each(pyramid.to_tensors(), lambda tensor: tensor.pin_memory())
+    return pyramid.to_tensors().each(lambda tensor: tensor.pin_memory())
 
 
-def on_device(pyramid: Input, device: torch.device) -> Input:
+def on_device(pyramid: Any, device: torch.device) -> Any:
     """The tensors of :func:`pinned` on their way to a GPU; later work there waits for them."""
-    return _each(pyramid, lambda tensor: tensor.to(device, non_blocking=True))
-
-
-def _each(pyramid: Any, change: Callable[[Any], Any]) -> Any:
-    if isinstance(pyramid, Clouds):
-        return pyramid.each(change)
-    return Pyramid(
-        change(pyramid.points),
-        change(pyramid.attributes),
-        tuple(map(change, pyramid.neighbors)),
-        tuple(map(change, pyramid.kept)),
-        tuple(map(change, pyramid.nearest)),
-        pyramid.lengths,
-    )
+    return pyramid.each(lambda tensor: tensor.to(device, non_blocking=True))
 
 
 def prefetch(

@@ -285,7 +285,7 @@ class ObjectScan(_ColumnSource):
 
     def column(self, name: str) -> np.ndarray:
         """A column of this cloud. Points of parts are counted from their lowest corner, as
-        voxels are; for classification they stay in the set's own frame, centred."""
+        voxels are; for classification they stay in the set's own frame, centered."""
         if name == CATEGORY:
             return np.full(len(self), self._objects.column("cloud_labels")[self._number])
         values = self._objects.column(name)[self._span()]
@@ -337,6 +337,19 @@ def prepared_names(data: DataConfig, split: str) -> list[str]:
         if shared:
             raise ConfigError(f"{min(shared)} is in data.train and in data.{split}; keep it in one")
     return names
+
+
+def prepared_has_labels(data: DataConfig, split: str) -> bool:
+    """Whether the scenes of a split have labels to score; those that the configuration names do.
+
+    Raises:
+        InputError: no prepared data.
+    """
+    if getattr(data, split):
+        return True
+    manifest = read_manifest(Path(data.root))
+    scenes = [manifest["scenes"][name]["columns"] for name in manifest["splits"][split]]
+    return bool(scenes) and all("labels" in found or "cloud_labels" in found for found in scenes)
 
 
 def open_scans(

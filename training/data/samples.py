@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dela.geometry.cpu import voxel_grid
+from dela.families import family_of
+from dela.geometry.cpu import native_threads, voxel_grid
 from dela.model.contract import Contract
-from dela.pyramid.cpu import Pyramid, build_pyramid, pack
+from dela.model.inputs import Inputs, pack_inputs
 from dela.training.augment.columns import Columns
-from dela.training.augment.config import AugmentConfig
 from dela.training.augment.geometry import cut_out, jitter, keep_rows
 from dela.training.augment.mixing import mix_objects, mix_scenes
 from dela.training.augment.steps import change_attributes, move_attributes, move_points
 from dela.training.data.clouds import Clouds, pack_clouds
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from dela.training.data.scans import AnyScan
+from dela.training.data.scans import AnyScan
+from dela.training.settings.augment import AugmentConfig
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class Sample:
             say it.
     """
 
-    pyramid: Pyramid | Clouds
+    pyramid: Inputs | Clouds
     labels: np.ndarray
     scan: int
     target: np.ndarray | None = None
@@ -50,14 +47,14 @@ class Batch:
         targets: [clouds, classes] float32 class shares of objects; None where no sample has any.
     """
 
-    pyramid: Pyramid | Clouds
+    pyramid: Inputs | Clouds
     labels: np.ndarray
     targets: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a scan, moved, one point per voxel; coordinates are metres about its centre.
+    """A part of a scan, moved, one point per voxel; coordinates are metres about its center.
 
     Attributes:
         floor: where along the vertical axis the scan's lowest point is in these coordinates.
@@ -88,22 +85,22 @@ class Sampler:
     build: bool = True
 
     def piece(
-        self, scan: AnyScan, centre_row: int, count: int, generator: np.random.Generator
+        self, scan: AnyScan, center_row: int, count: int, generator: np.random.Generator
     ) -> Piece:
         """At most ``count`` voxels of a scan, the nearest to one of its voxels, moved.
 
         Args:
-            centre_row: row of ``scan.grid.kept``.
+            center_row: row of ``scan.grid.kept``.
         """
         config = self.augmentation
         voxels = scan.points[scan.grid.kept]
-        centre = voxels[centre_row]
+        center = voxels[center_row]
         # Enlarging spreads the crop over more voxels; the surplus is cut after augmentation.
         wanted = int(count * 1.2 / min(1.0, config.scale[0]) ** 2)
-        rows = _members_of(scan, nearest_rows(voxels, centre, wanted))
+        rows = _members_of(scan, nearest_rows(voxels, center, wanted))
         if config.drop_points:
             rows = rows[keep_rows(len(rows), config.drop_points, generator)]
-        points, motion = move_points(scan.points[rows] - centre, config, generator)
+        points, motion = move_points(scan.points[rows] - center, config, generator)
         kept = self._one_per_voxel(points, generator)
         if len(kept) > count:
             kept = kept[nearest_rows(points[kept], np.zeros(3, np.float32), count)]
@@ -112,12 +109,12 @@ class Sampler:
             points = jitter(points, config.jitter, generator)
         attributes = move_attributes(scan.attributes[rows[kept]], self.columns, motion.select(kept))
         labels = scan.labels[rows[kept]].astype(np.int64)
-        return Piece(points, attributes, labels, -motion.growth * float(centre[config.vertical]))
+        return Piece(points, attributes, labels, -motion.growth * float(center[config.vertical]))
 
     def mixed(
         self, first: Piece, second: Piece, count: int, generator: np.random.Generator
     ) -> Piece:
-        """Two pieces laid over each other, at most ``count`` voxels about their common centre."""
+        """Two pieces laid over each other, at most ``count`` voxels about their common center."""
         vertical = self.augmentation.vertical
         points = mix_scenes(first.points, second.points, first.floor, second.floor, vertical)
         whole = Piece(
@@ -150,7 +147,7 @@ class Sampler:
             return Sample(
                 Clouds.of(piece.points, attributes, self.model, seed), piece.labels, index
             )
-        pyramid = build_pyramid(piece.points, attributes, self.model, seed, None, self.threads)
+        pyramid = self._prepared(piece.points, attributes, seed)
         return Sample(pyramid, piece.labels, index)
 
     def object_sample(
@@ -168,7 +165,7 @@ class Sampler:
             target[0, labels[0]] += 1 - share
             target[0, other.labels[0]] += share
             labels = target.argmax(axis=1)
-        pyramid = build_pyramid(points, None, self.model, seed_of(generator), None, self.threads)
+        pyramid = self._prepared(points, None, seed_of(generator))
         return Sample(pyramid, labels, index, target)
 
     def _object(self, scan: AnyScan, generator: np.random.Generator) -> np.ndarray:
@@ -180,6 +177,13 @@ class Sampler:
             points = points[keep_rows(len(points), config.drop_points, generator)]
         points, _ = move_points(points, config, generator)
         return jitter(points, config.jitter, generator) if config.jitter else points
+
+    def _prepared(self, points: np.ndarray, attributes: np.ndarray | None, seed: int) -> Inputs:
+        """The network's input, its choices drawn at random."""
+        with native_threads(self.threads):
+            return family_of(self.model).prepare(
+                points, attributes, self.model, seed=seed, pick=None
+            )
 
     def _one_per_voxel(self, points: np.ndarray, generator: np.random.Generator) -> np.ndarray:
         return voxel_grid(points, self.model.grid[0], None, seed_of(generator), self.threads).kept
@@ -198,10 +202,10 @@ def pack_samples(samples: Sequence[Sample]) -> Batch:
                 for sample in samples
             ]
         )
-    pyramids = [sample.pyramid for sample in samples if isinstance(sample.pyramid, Pyramid)]
+    pyramids = [sample.pyramid for sample in samples if not isinstance(sample.pyramid, Clouds)]
     clouds = [sample.pyramid for sample in samples if isinstance(sample.pyramid, Clouds)]
     return Batch(
-        pack_clouds(clouds) if clouds else pack(pyramids),
+        pack_clouds(clouds) if clouds else pack_inputs(pyramids),
         np.concatenate([sample.labels for sample in samples]),
         targets,
     )
@@ -212,11 +216,11 @@ def seed_of(generator: np.random.Generator) -> int:
     return int(generator.integers(2**31))
 
 
-def nearest_rows(points: np.ndarray, centre: np.ndarray, count: int) -> np.ndarray:
+def nearest_rows(points: np.ndarray, center: np.ndarray, count: int) -> np.ndarray:
     """Ascending rows of the ``count`` points nearest a place."""
     if count >= len(points):
         return np.arange(len(points))
-    distance = np.square(points - centre).sum(1)
+    distance = np.square(points - center).sum(1)
     return np.sort(np.argpartition(distance, count - 1)[:count])
 
 

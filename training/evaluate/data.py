@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dela.cloud.formats import find_scans, read_cloud
+from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.model.contract import Contract
-from dela.training.data.scans import Dataset, Scan, label_scan, open_dataset
-from dela.training.prepare.store import read_manifest
+from dela.training.data.dataset import Dataset
+from dela.training.data.kinds import has_labels, open_dataset
+from dela.training.data.scans import Scan, label_scan
 from dela.training.settings.train import (
     ClassMap,
     DataConfig,
@@ -45,19 +47,8 @@ def open_split(
             f"{source} has the classes {', '.join(offered)}; the network tells apart "
             f"{', '.join(names)}; give the configuration it was trained with"
         )
-    name = split or ("test" if has_split(data, "test") else "val")
+    name = split or ("test" if has_labels(data, "test") else "val")
     return open_dataset(data, model, name), name
-
-
-def has_split(data: DataConfig, split: str) -> bool:
-    """Whether a split has scans with labels to score."""
-    if data.kind == "rooms":
-        return bool(getattr(data, f"{split}_rooms"))
-    if data.kind != "prepared" or getattr(data, split):
-        return bool(getattr(data, split))
-    manifest = read_manifest(Path(data.root))
-    scenes = [manifest["scenes"][name]["columns"] for name in manifest["splits"][split]]
-    return bool(scenes) and all("labels" in found or "cloud_labels" in found for found in scenes)
 
 
 def checkpoint_data(path: Path) -> DataConfig:
@@ -107,34 +98,16 @@ def open_files(
             "the network classifies objects; files with a label per point do not score it, give "
             "--config with prepared objects"
         )
-    codes: dict[int, list[int]] = {info.code: [info.code] for info in model.classes}
-    for code, meant in (aliases or {}).items():
-        if meant not in codes:
-            raise InputError(
-                f"code {code} is to count as {meant}, which no class has; "
-                f"codes: {', '.join(map(str, codes))}"
-            )
-        codes[meant].append(code)
-    data = DataConfig(
-        kind="folder",
-        classes=tuple(
-            ClassMap(info.name, tuple(codes[info.code]), info.code, info.color)
-            for info in model.classes
-        ),
-    )
-    known = {code for members in codes.values() for code in members}
+    data = _network_classes(model, aliases or {})
+    known = {code for info in data.classes for code in info.codes}
     left_out: dict[int, int] = {}
     scans: list[Scan] = []
     for path in find_scans(paths):
         cloud = read_cloud(path)
         column = label or next((n for n in LABEL_COLUMNS if n in cloud.columns), LABEL_COLUMNS[0])
-        other: list[int] = []
-        if column in cloud.columns:
-            values, counts = np.unique(cloud.columns[column], return_counts=True)
-            for code, count in zip(values.tolist(), counts.tolist(), strict=True):
-                if code not in known:
-                    other.append(code)
-                    left_out[int(code)] = left_out.get(int(code), 0) + count
+        other = _unknown_codes(cloud, column, known)
+        for code, count in other.items():
+            left_out[int(code)] = left_out.get(int(code), 0) + count
         own = dataclasses.replace(data, label=column, ignore=tuple(other))
         scans.append(label_scan(cloud, str(path), own, model))
     if not scans:
@@ -150,3 +123,29 @@ def open_files(
         listed = ", ".join(f"{code} ({count:,})" for code, count in sorted(left_out.items()))
         warn(f"codes that no class has are not scored: {listed} points")
     return dataset
+
+
+def _network_classes(model: Contract, aliases: Mapping[int, int]) -> DataConfig:
+    """``[data]`` of files whose codes are those of a network's classes."""
+    codes: dict[int, list[int]] = {info.code: [info.code] for info in model.classes}
+    for code, meant in aliases.items():
+        if meant not in codes:
+            raise InputError(
+                f"code {code} is to count as {meant}, which no class has; "
+                f"codes: {', '.join(map(str, codes))}"
+            )
+        codes[meant].append(code)
+    classes = (
+        ClassMap(info.name, tuple(codes[info.code]), info.code, info.color)
+        for info in model.classes
+    )
+    return DataConfig(kind="folder", classes=tuple(classes))
+
+
+def _unknown_codes(cloud: PointCloud, column: str, known: Collection[int]) -> dict[int, int]:
+    """Codes of a scan that no class has, and how many points have each."""
+    if column not in cloud.columns:
+        return {}
+    values, counts = np.unique(cloud.columns[column], return_counts=True)
+    found = zip(values.tolist(), counts.tolist(), strict=True)
+    return {code: count for code, count in found if code not in known}

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from dela.pyramid.cpu import Pyramid, classification_pyramid, pack
+from dela.families import family_of
+from dela.model.inputs import Inputs, pack_inputs
 from dela.scan.protocols import Look, add_looks
 from dela.scan.votes import Forward, predict_voxels, softmax
 from dela.scores.confusion import Confusion
 from dela.scores.parts import PartScores
-from dela.training.data.scans import AnyScan, Dataset
+from dela.training.data.dataset import Dataset
+from dela.training.data.scans import AnyScan
 
 # Called with the scans done (a fraction while one is under way) and the scans in all.
-Progress = Callable[[float, int], None]
+ScoreProgress = Callable[[float, int], None]
 # Objects that go through the network together.
 OBJECTS = 32
 
@@ -66,7 +68,7 @@ def score_split(
     *,
     votes: int = 1,
     looks: Sequence[Look] = (),
-    progress: Progress | None = None,
+    progress: ScoreProgress | None = None,
     after_scan: Callable[[ScanAnswer], None] | None = None,
 ) -> Scores:
     """Label every point (or object) of a split and compare; ignored points are left out.
@@ -79,7 +81,7 @@ def score_split(
         forward: from pyramid to logits; :func:`network_forward` makes one of a network.
         votes: passes over the data.
         looks: a protocol of :data:`dela.scan.protocols.PROTOCOLS` instead of votes.
-        progress: see :data:`Progress`.
+        progress: see :data:`ScoreProgress`.
         after_scan: called with the answer of every scan.
     """
     model = dataset.model
@@ -108,7 +110,7 @@ def _scenes(
     dataset: Dataset,
     votes: int,
     looks: Sequence[Look],
-    progress: Progress | None,
+    progress: ScoreProgress | None,
 ) -> Iterator[ScanAnswer]:
     for number, scan in enumerate(dataset.scans):
         sizes: dict[str, Any] = {
@@ -127,22 +129,24 @@ def _scenes(
         yield ScanAnswer(scan, best[answer.row_of_point], confidence[answer.row_of_point])
 
 
-def _within(progress: Progress, before: int, scans: int) -> Callable[[int, int], None]:
+def _within(progress: ScoreProgress, before: int, scans: int) -> Callable[[int, int], None]:
     return lambda done, total: progress(before + done / total, scans)
 
 
 def _objects(forward: Forward, dataset: Dataset, votes: int) -> Iterator[ScanAnswer]:
+    model = dataset.model
+    family = family_of(model)
     for first in range(0, len(dataset.scans), OBJECTS):
         scans = dataset.scans[first : first + OBJECTS]
-        total = np.zeros((len(scans), dataset.model.num_classes), np.float32)
+        total = np.zeros((len(scans), model.num_classes), np.float32)
         for vote in range(votes):
-            pyramids = [
-                classification_pyramid(
-                    np.asarray(scan.points), dataset.model, vote, None if vote else 0
-                )[0]
+            inputs = [
+                family.prepare(
+                    np.asarray(scan.points), None, model, seed=vote, pick=None if vote else 0
+                )
                 for scan in scans
             ]
-            total += softmax(forward(pack(pyramids)))
+            total += softmax(forward(pack_inputs(inputs)))
         for scan, row in zip(scans, total / np.float32(votes), strict=True):
             yield ScanAnswer(scan, row.argmax()[None], row.max()[None])
 
@@ -154,8 +158,8 @@ def network_forward(model: object) -> Forward:
     assert isinstance(model, torch.nn.Module)
     model.eval()
 
-    def forward(pyramid: Pyramid) -> np.ndarray:
+    def forward(inputs: Inputs) -> np.ndarray:
         with torch.inference_mode():
-            return model(pyramid).float().cpu().numpy()
+            return model(inputs).float().cpu().numpy()
 
     return forward

@@ -1,1 +1,1 @@
-"""What turns losses into better weights: losses, schedules, averages, adapters."""
+"""What turns losses into better weights: the network in training, losses, schedules, adapters."""

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dela.errors import CheckpointError, ConfigError
-from dela.families.dela import Network
 from dela.model.weights import load_weights, refuse_misfitting
-from dela.training.run.state import ADAPTERS, generator
+from dela.training.optimize.network import adapted_layers, config_of, empty_network
+from dela.training.settings.seeds import ADAPTERS, torch_seed
 from dela.training.settings.train import ScheduleConfig
 
-Adapt = Callable[[Network], None]
+Adapt = Callable[[nn.Module], None]
 
 
 class LowRank(nn.Module):
@@ -41,7 +41,7 @@ class LowRank(nn.Module):
 
 
 def adapt_network(
-    model: Network,
+    model: nn.Module,
     schedule: ScheduleConfig,
     fresh: Collection[str] = (),
     adapt: Adapt | None = None,
@@ -65,7 +65,7 @@ def adapt_network(
     """
     lines = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(generator(schedule.seed, ADAPTERS).integers(2**63)))
+        torch.manual_seed(torch_seed(schedule.seed, ADAPTERS))
         if schedule.low_rank:
             lines.append(_add_low_rank(model, schedule.low_rank, schedule.low_rank_alpha, fresh))
         if adapt is not None:
@@ -74,13 +74,9 @@ def adapt_network(
     return lines
 
 
-def _add_low_rank(model: Network, rank: int, alpha: float, fresh: Collection[str]) -> str:
+def _add_low_rank(model: nn.Module, rank: int, alpha: float, fresh: Collection[str]) -> str:
     count = 0
-    layers = [
-        (name, module)
-        for name, module in model.named_modules()
-        if name.startswith("stages.") and isinstance(module, nn.Linear)
-    ]
+    layers = adapted_layers(model)
     for name, layer in layers:
         if f"{name}.weight" in fresh:
             raise ConfigError(
@@ -102,9 +98,8 @@ def _add_low_rank(model: Network, rank: int, alpha: float, fresh: Collection[str
     )
 
 
-def _check_mergeable(model: Network) -> None:
-    with torch.device("meta"):
-        plain = Network(model.config)
+def _check_mergeable(model: nn.Module) -> None:
+    plain = empty_network(config_of(model))
     own = dict(model.named_modules())
     wrapped = [f"{name}." for name, module in own.items() if _merges(module)]
     for name, module in plain.named_modules():
@@ -126,7 +121,7 @@ def _check_mergeable(model: Network) -> None:
 
 
 @torch.no_grad()
-def merged(model: Network) -> Network:
+def merged(model: nn.Module) -> nn.Module:
     """The plain network that computes the same as an adapted one, as a checkpoint holds it.
 
     Returns:
@@ -154,8 +149,7 @@ def merged(model: Network) -> Network:
         weights |= {f"{name}.{key}": value for key, value in values.items()}
     if not done:
         return model
-    with torch.device("meta"):
-        plain = Network(model.config)
+    plain = empty_network(config_of(model))
     load_weights(plain, weights, "the adapted network")
     return plain.eval()
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -63,21 +64,36 @@ def measure_batch_norms(
         inputs: what the model's forward takes, at least one.
         frozen: names of modules that keep the statistics they have.
     """
-    norms = [
+    norms = batch_norms(model, frozen)
+    model.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train()
+    try:
+        with norm_momentum(norms, None):  # plain mean over the batches
+            for batch in inputs:
+                model(batch)
+    finally:
+        model.eval()
+
+
+def batch_norms(model: nn.Module, frozen: Collection[str] = ()) -> list[nn.BatchNorm1d]:
+    """The batch norms of a network, without those among the ``frozen`` modules."""
+    return [
         module
         for name, module in model.named_modules()
         if isinstance(module, nn.BatchNorm1d) and name not in frozen
     ]
-    momenta = [norm.momentum for norm in norms]
-    model.eval()
+
+
+@contextlib.contextmanager
+def norm_momentum(norms: Sequence[nn.BatchNorm1d], momentum: float | None) -> Iterator[None]:
+    """A block in which batch norms follow their batches with this momentum; 1 takes the last."""
+    before = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # plain mean over the batches
-        norm.train()
+        norm.momentum = momentum
     try:
-        for batch in inputs:
-            model(batch)
+        yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.eval()
+        for norm, value in zip(norms, before, strict=True):
+            norm.momentum = value

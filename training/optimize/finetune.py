@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from dela.artifacts.checkpoint import Checkpoint, load_checkpoint
+from dela.artifacts.checkpoint import load_checkpoint
 from dela.errors import ConfigError
-from dela.families.dela import Network
-from dela.model.contract import AttributeInfo, Contract
+from dela.families import family_of
 from dela.training.optimize.adapters import LowRank
+from dela.training.optimize.network import config_of, depth_below_head, differences
 from dela.training.settings.train import ScheduleConfig
 
 _LISTED = 6
@@ -49,11 +49,10 @@ class TakenWeights:
         return lines + list(self.remarks)
 
 
-def take_weights(model: Network, path: str) -> TakenWeights:
+def take_weights(model: nn.Module, path: str) -> TakenWeights:
     """Put into ``model`` what fits of a checkpoint; the rest keeps its starting values.
 
-    Tensors go by name and shape. The classifier is new unless both networks tell the same classes
-    apart; ellipsoids are taken column by column of the input, by the columns' names.
+    The family says what fits (:meth:`dela.families.base.Family.carry_over`).
 
     Args:
         path: a dela checkpoint; one of the published code comes from ``dela import-checkpoint``.
@@ -62,32 +61,27 @@ def take_weights(model: Network, path: str) -> TakenWeights:
         CheckpointError: no readable checkpoint.
         ConfigError: another task, or a network of which no stage fits.
     """
-    source = load_checkpoint(path)
-    if source.config.task != model.config.task:
-        raise ConfigError(
-            f"{path} is for {source.config.task}, model.task is {model.config.task}; "
-            "start from a network for the same task"
-        )
-    offered = source.model.state_dict()
-    same_classes = _names(source.config) == _names(model.config)
-    taken: list[str] = []
-    fresh: list[str] = []
-    count = 0
+    source, ours = load_checkpoint(path), config_of(model)
+    for what, theirs, here in (
+        ("family", source.config.family, ours.family),
+        ("task", source.config.task, ours.task),
+    ):
+        if theirs != here:
+            raise ConfigError(
+                f"{path} is for {theirs}, model.{what} is {here}; start from a network for the "
+                f"same {what}"
+            )
+    own, offered = model.state_dict(), source.model.state_dict()
+    try:
+        found = family_of(ours).carry_over(own, offered, ours, source.config)
+    except ConfigError as error:
+        raise ConfigError(f"no stage of {path} fits: {error}") from error
     with torch.no_grad():
-        for name, own in model.state_dict().items():
-            found = _fitting(name, own, offered, source.config, model.config, same_classes)
-            if found is None:
-                fresh.append(name)
-                continue
-            own.copy_(found)
-            taken.append(name)
-            count += own.numel()
-    if not any(".block." in name and name.endswith(".weight") for name in taken):
-        raise ConfigError(
-            f"no stage of {path} fits: its model.dims is {list(source.config.dims)}, depths "
-            f"{list(source.config.depths)}; here {list(model.config.dims)} and "
-            f"{list(model.config.depths)}"
-        )
+        for name, values in found.items():
+            own[name].copy_(values)
+    taken = [name for name in own if name in found]
+    fresh = [name for name in own if name not in found]
+    count = sum(own[name].numel() for name in taken)
     total = sum(value.numel() for value in model.state_dict().values())
     return TakenWeights(
         str(path),
@@ -95,56 +89,8 @@ def take_weights(model: Network, path: str) -> TakenWeights:
         tuple(taken),
         tuple(fresh),
         count / total,
-        tuple(_remarks(source, model.config)),
+        tuple(differences(source.config, ours)),
     )
-
-
-def _fitting(
-    name: str,
-    own: Tensor,
-    offered: dict[str, Tensor],
-    theirs: Contract,
-    ours: Contract,
-    same_classes: bool,
-) -> Tensor | None:
-    """What a tensor of ours becomes; None: it stays as it is."""
-    if name not in offered or (name.startswith("head.classify.") and not same_classes):
-        return None
-    found = offered[name]
-    if name == "ellipsoids.0.attributes":
-        return _by_column(own, found, ours.attributes, theirs.attributes)
-    if name == "ellipsoids.0.directions":
-        return _by_column(own, found, ours.directions, theirs.directions)
-    return found if found.shape == own.shape else None
-
-
-def _by_column(
-    own: Tensor,
-    found: Tensor,
-    ours: Sequence[AttributeInfo],
-    theirs: Sequence[AttributeInfo],
-) -> Tensor | None:
-    """Reference values [E C] with the rows of columns that both networks have taken over."""
-    rows, others = own.view(len(ours), -1).clone(), found.view(len(theirs), -1)
-    position = {info.name: row for row, info in enumerate(theirs)}
-    shared = [row for row, info in enumerate(ours) if info.name in position]
-    if not shared or rows.shape[1] != others.shape[1]:
-        return None
-    for row in shared:
-        rows[row] = others[position[ours[row].name]]
-    return rows.flatten()
-
-
-def _remarks(source: Checkpoint, ours: Contract) -> Iterator[str]:
-    theirs = source.config
-    for name in ("grid", "points", "neighbors", "coordinate_scale", "spread"):
-        before, now = getattr(theirs, name), getattr(ours, name)
-        if before != now:
-            yield f"model.{name} was {_plain(before)} there, is {_plain(now)} here"
-    for kind in ("attributes", "directions"):
-        before, now = getattr(theirs, kind), getattr(ours, kind)
-        if before != now:
-            yield f"model.{kind} were {_columns(before)} there, are {_columns(now)} here"
 
 
 def freeze_parts(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
@@ -193,7 +139,13 @@ def _under(name: str, prefix: str) -> bool:
     return name == prefix or name.startswith(f"{prefix}.")
 
 
-def parameter_groups(model: Network, schedule: ScheduleConfig) -> list[dict[str, object]]:
+def make_optimizer(model: nn.Module, schedule: ScheduleConfig) -> torch.optim.AdamW:
+    """AdamW over :func:`parameter_groups`."""
+    groups = parameter_groups(model, schedule)
+    return torch.optim.AdamW(groups, lr=schedule.learning_rate, fused=True)
+
+
+def parameter_groups(model: nn.Module, schedule: ScheduleConfig) -> list[dict[str, object]]:
     """Groups for AdamW: matrices decay, biases, norms and ellipsoids (one-dimensional) do not.
 
     With ``train.layer_decay`` a group for each stage's part of the learning rate, ``scale``.
@@ -201,7 +153,7 @@ def parameter_groups(model: Network, schedule: ScheduleConfig) -> list[dict[str,
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            scale = schedule.layer_decay ** _depth_below_head(name, model.config.stages)
+            scale = schedule.layer_decay ** depth_below_head(name, config_of(model))
             groups.setdefault((scale, parameter.ndim > 1), []).append(parameter)
     return [
         {
@@ -211,31 +163,6 @@ def parameter_groups(model: Network, schedule: ScheduleConfig) -> list[dict[str,
         }
         for (scale, decays), parameters in sorted(groups.items(), key=lambda g: g[0], reverse=True)
     ]
-
-
-def _depth_below_head(name: str, stages: int) -> int:
-    """0 for heads, 1 for the last stage, more for earlier ones; ellipsoids count as the first."""
-    part, _, rest = name.partition(".")
-    if part == "stages":
-        return stages - int(rest.partition(".")[0])
-    return stages if part == "ellipsoids" else 0
-
-
-def _names(config: Contract) -> list[str]:
-    return [info.name for info in config.classes]
-
-
-def _plain(value: object) -> str:
-    return str(list(value)) if isinstance(value, tuple) else str(value)
-
-
-def _columns(columns: Sequence[AttributeInfo]) -> str:
-    return ", ".join(map(_column, columns)) or "none"
-
-
-def _column(info: AttributeInfo) -> str:
-    rest = [f"{key} {getattr(info, key):g}" for key in ("offset", "log") if getattr(info, key)]
-    return f"{info.name} / {info.scale:g}" + (f" ({', '.join(rest)})" if rest else "")
 
 
 def _listed(names: Sequence[str]) -> str:

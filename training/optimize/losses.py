@@ -1,4 +1,4 @@
-"""What the optimiser minimises: smoothed cross-entropy and, when asked, the Lovász IoU loss."""
+"""What the optimizer minimizes: smoothed cross-entropy and, when asked, the Lovász IoU loss."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def gradient_norm(model: torch.nn.Module) -> Tensor:
 def lovasz_softmax(logits: Tensor, labels: Tensor) -> Tensor:
     """Lovász extension of the mean Jaccard loss over the classes present (Berman et al. 2018).
 
-    Optimises intersection over union itself, which cross-entropy weights by class size.
+    Optimizes intersection over union itself, which cross-entropy weights by class size.
 
     Args:
         logits: [N, C]; labels: [N] int64, -1 rows left out.

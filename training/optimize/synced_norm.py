@@ -1,4 +1,4 @@
-"""Batch normalisation over the rows of every process of a run.
+"""Batch normalization over the rows of every process of a run.
 
 PyTorch's own ``SyncBatchNorm`` works on GPUs alone; this one computes the same on any device.
 """
@@ -11,20 +11,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from dela.families.dela.layers import BatchNorm
-from dela.families.dela.recompute import recomputing
+from dela.families.layers import BatchNorm
+from dela.families.recompute import recomputing
 
 
-def synchronise_norms(model: nn.Module) -> None:
+def synchronize_norms(model: nn.Module) -> None:
     """Has every batch norm of ``model`` look at all processes' rows in training, in place."""
     for module in model.modules():
-        if type(module) is BatchNorm:
+        if type(module) in (BatchNorm, nn.BatchNorm1d):
             # Parameters, statistics and names stay: only the computation differs.
             module.__class__ = SyncedBatchNorm
 
 
 class SyncedBatchNorm(BatchNorm):
-    """In training, normalises by mean and variance over the rows of all processes.
+    """In training, normalizes by mean and variance over the rows of all processes.
 
     Each process may have another number of rows, at least one; two processes always have the two
     rows that a variance needs.
@@ -37,7 +37,7 @@ class SyncedBatchNorm(BatchNorm):
         if not recomputing():
             self._follow(mean, variance * (count / (count - 1)))
         scale = (variance + self.eps).rsqrt()
-        result: Tensor = _Normalise.apply(x, self.weight, self.bias, mean, scale, count)
+        result: Tensor = _Normalize.apply(x, self.weight, self.bias, mean, scale, count)
         return result
 
     @torch.no_grad()
@@ -71,7 +71,7 @@ def _wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """``(x - mean) * scale * weight + bias`` where mean and scale stem from all processes' x."""
 
     @staticmethod
@@ -91,9 +91,9 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, scale, count = ctx.saved_tensors
         gradient = _wide(gradients[0])
-        normalised = (_wide(x) - mean) * scale
-        own = torch.stack([gradient.sum(0), (gradient * normalised).sum(0)])
+        normalized = (_wide(x) - mean) * scale
+        own = torch.stack([gradient.sum(0), (gradient * normalized).sum(0)])
         everywhere = own.clone()
         dist.all_reduce(everywhere)
-        centred = gradient - (everywhere[0] + normalised * everywhere[1]) / count
-        return (centred * (scale * weight)).to(x.dtype), own[1], own[0], None, None, None
+        centered = gradient - (everywhere[0] + normalized * everywhere[1]) / count
+        return (centered * (scale * weight)).to(x.dtype), own[1], own[0], None, None, None

@@ -1,29 +1,33 @@
 """Preparation of the published datasets, and of folders of scans, for memory-mapped training.
 
-One module a dataset, each with two functions: ``plan(raw, options)`` lists the scenes and
-``read(unit)`` reads one of them. :mod:`~dela.training.prepare.runner` does the rest.
+One module a dataset (:class:`~dela.training.prepare.plan.Source`): what it is called, its classes,
+and two functions, ``plan(raw, options)``, which lists the scenes, and ``read(unit)``, which reads
+one of them. :mod:`~dela.training.prepare.runner` does the rest.
 """
 
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING, cast
 
 from dela.errors import InputError
 
-# name on the command line -> what stands in its help
+if TYPE_CHECKING:
+    from dela.training.prepare.plan import Source
+
+# name on the command line -> the module of the dataset, imported when it is wanted
 DATASETS = {
-    "s3dis": "S3DIS, aligned version 1.2 (Area_1 .. Area_6)",
-    "scannet": "ScanNet v2 (meshes and labels)",
-    "scanobjectnn": "ScanObjectNN, PB_T50_RS (h5)",
-    "modelnet40": "ModelNet40, 2048 points (h5)",
-    "shapenetpart": "ShapeNetPart with normals (txt)",
-    "semantickitti": "SemanticKITTI (bin and label)",
-    "folder": "labelled LAS, LAZ, PLY, PCD, NPY, NPZ or text files, with --config",
+    "s3dis": "dela.training.prepare.sources.s3dis",
+    "scannet": "dela.training.prepare.sources.scannet",
+    "scanobjectnn": "dela.training.prepare.sources.scanobjectnn",
+    "modelnet40": "dela.training.prepare.sources.modelnet40",
+    "shapenetpart": "dela.training.prepare.sources.shapenetpart",
+    "semantickitti": "dela.training.prepare.sources.semantickitti",
+    "folder": "dela.training.prepare.sources.folder",
 }
 
 
-def dataset_module(name: str) -> ModuleType:
+def dataset_module(name: str) -> Source:
     """The module of a dataset.
 
     Raises:
@@ -31,4 +35,4 @@ def dataset_module(name: str) -> ModuleType:
     """
     if name not in DATASETS:
         raise InputError(f"unknown dataset {name!r}; known: {', '.join(DATASETS)}")
-    return importlib.import_module(f"{__name__}.sources.{name}")
+    return cast("Source", importlib.import_module(DATASETS[name]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ def encode(
 ) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """Columns to store and what ``scene.json`` says of them.
 
-    Points are moved to their lowest corner in float64 and stored as float32; colours become uint8,
+    Points are moved to their lowest corner in float64 and stored as float32; colors become uint8,
     normals float16, labels int16.
 
     Args:
@@ -34,28 +35,15 @@ def encode(
         InputError: no points, non-finite values, lengths that differ, labels out of range.
     """
     columns = dict(record.columns)
-    points = np.asarray(columns.pop("points"))
-    count = len(points)
-    if points.ndim != 2 or points.shape[1] != 3:
-        raise InputError(f"points have shape {list(points.shape)}; expected [N, 3]")
-    if not count:
-        raise InputError("there are no points")
-    _check_finite(points, "coordinates")
-    shared = {"offsets", "cloud_labels"} if task != "segmentation" else set()
-    stored: dict[str, np.ndarray] = {}
-    for name, column in columns.items():
-        if name not in shared and len(column) != count:
-            raise InputError(f"column {name} has {len(column):,} rows for {count:,} points")
-        if name == "labels" or (name == "cloud_labels" and task == "classification"):
-            _check_labels(np.asarray(column), classes)
-        stored[name] = _stored(name, np.asarray(column))
+    points = _checked_points(columns.pop("points"))
+    stored = _stored_columns(columns, len(points), task, classes)
+    labels = stored.get("labels")
     facts: dict[str, Any] = {
         "task": task,
-        "points": count,
+        "points": len(points),
         "notes": list(record.notes),
         "malformed": list(record.malformed),
     }
-    labels = stored.get("labels")
     if labels is not None:
         facts["ignored"] = int((labels == IGNORED).sum())
     if task == "segmentation":
@@ -64,29 +52,59 @@ def encode(
         stored["points"] = moved.astype(np.float32)
         facts["counts"] = _counts(labels, classes)
         if grid is not None:
-            # Of the float64 points, as for a scan from a file: scanners that round put many on the
-            # border between two voxels.
-            index = voxel_grid(moved, grid, threads=1)
-            stored[GRID_KEPT], stored[GRID_VOXEL] = index.kept, index.voxel_of_point
-            facts |= {"grid": grid, "voxels": len(index.kept)}
-            kept = None if labels is None else labels[index.kept]
-            facts["voxel_counts"] = _counts(kept, classes)
+            facts |= _add_grid(stored, moved, grid, classes)
     else:
-        # Small clouds keep their own frame: they are centred already.
+        # Small clouds keep their own frame: they are centered already.
         origin = np.zeros(3)
         stored["points"] = points.astype(np.float32)
-        facts |= _cloud_facts(stored, task, classes, count)
+        facts |= _cloud_facts(stored, task, classes, len(points))
     facts["origin"] = origin.tolist()
     return stored, facts
 
 
+def _checked_points(points: np.ndarray) -> np.ndarray:
+    points = np.asarray(points)
+    if points.ndim != 2 or points.shape[1] != 3:
+        raise InputError(f"points have shape {list(points.shape)}; expected [N, 3]")
+    if not len(points):
+        raise InputError("there are no points")
+    _check_finite(points, "coordinates")
+    return points
+
+
+def _stored_columns(
+    columns: Mapping[str, np.ndarray], count: int, task: str, classes: int
+) -> dict[str, np.ndarray]:
+    """All columns but the points, checked, in the types that are stored."""
+    shared = {"offsets", "cloud_labels"} if task != "segmentation" else set()
+    stored: dict[str, np.ndarray] = {}
+    for name, column in columns.items():
+        if name not in shared and len(column) != count:
+            raise InputError(f"column {name} has {len(column):,} rows for {count:,} points")
+        if name == "labels" or (name == "cloud_labels" and task == "classification"):
+            _check_labels(np.asarray(column), classes)
+        stored[name] = _stored(name, np.asarray(column))
+    return stored
+
+
+def _add_grid(
+    stored: dict[str, np.ndarray], points: np.ndarray, grid: float, classes: int
+) -> dict[str, Any]:
+    """Adds the voxel index of float64 points to the columns; what ``scene.json`` says of it."""
+    # Of the float64 points, as for a scan from a file: scanners that round put many on the border
+    # between two voxels.
+    index = voxel_grid(points, grid, threads=1)
+    stored[GRID_KEPT], stored[GRID_VOXEL] = index.kept, index.voxel_of_point
+    labels = stored.get("labels")
+    counts = _counts(None if labels is None else labels[index.kept], classes)
+    return {"grid": grid, "voxels": len(index.kept), "voxel_counts": counts}
+
+
 def _stored(name: str, column: np.ndarray) -> np.ndarray:
     if name == "color":
-        _check_finite(column, "colours")
+        _check_finite(column, "colors")
         if len(column) and not 0 <= column.min() <= column.max() <= 255:
-            raise InputError(
-                f"colours lie in {column.min():g} .. {column.max():g}, not in 0 .. 255"
-            )
+            raise InputError(f"colors lie in {column.min():g} .. {column.max():g}, not in 0 .. 255")
         return np.rint(column).astype(np.uint8)
     if name == "normals":
         with np.errstate(over="ignore"):

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, TypeAlias
 
 from dela.errors import InputError
 from dela.model.contract import ClassInfo
+from dela.training.prepare.store import Record
 
-SPLITS = ("train", "val", "test")
+# Called with (scans done, scans in all, the name of the one at hand).
+ScanProgress: TypeAlias = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -71,11 +73,15 @@ class Options:
         grid: instead of the dataset's own voxel size.
         lists: scene lists by split (ScanNet).
         config: training configuration with the class map, splits and columns (``folder``).
+        workers: processes; 1 works in this one, None takes a process per core.
+        overwrite: make every scene anew, also over another dataset's preparation.
     """
 
     grid: float | None = None
     lists: Mapping[str, Path] = field(default_factory=dict)
     config: Path | None = None
+    workers: int | None = None
+    overwrite: bool = False
 
 
 class MalformedFiles(InputError):
@@ -87,3 +93,32 @@ class MalformedFiles(InputError):
 
     def __reduce__(self) -> Any:
         return MalformedFiles, (list(self.messages),)
+
+
+class Source(Protocol):
+    """What the module of a dataset holds.
+
+    Attributes:
+        TITLE: which data and which version, in words.
+        KIND: ``scenes`` (a label per point), ``objects`` (a label per cloud) or ``parts`` (objects
+            with a label per point).
+        CLASSES: in label order; empty where a configuration tells them.
+    """
+
+    TITLE: str
+    KIND: Literal["scenes", "objects", "parts"]
+    CLASSES: tuple[ClassInfo, ...]
+
+    def plan(self, raw: Path, options: Options) -> Plan:
+        """The units of a raw folder.
+
+        Raises:
+            InputError: it has not the dataset's layout.
+        """
+
+    def read(self, unit: Unit) -> Record:
+        """One unit; called in a worker.
+
+        Raises:
+            InputError: it cannot be used; :class:`MalformedFiles` for several files.
+        """

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any
 
+from dela.cli.console import ProgressBar, warn
 from dela.training.prepare.runner import Summary
 
 # Seconds between two lines of the plain log.
@@ -16,53 +18,27 @@ class PrepareProgress:
     """A bar on a terminal's stderr, a line every ten seconds elsewhere; a context manager."""
 
     def __init__(self) -> None:
-        self._bar: Any = None
-        self._task: Any = None
-        self._spoke = time.monotonic()
+        self._bar = ProgressBar("preparing")
+        self._quiet_until = math.inf if sys.stderr.isatty() else time.monotonic() + _LOG_EVERY
 
     def __enter__(self) -> PrepareProgress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import (
-                BarColumn,
-                MofNCompleteColumn,
-                Progress,
-                TextColumn,
-                TimeRemainingColumn,
-            )
-
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-                console=Console(stderr=True),
-                transient=True,
-                redirect_stdout=False,
-                redirect_stderr=False,
-            )
-            self._bar.start()
-            self._task = self._bar.add_task("preparing", total=None)
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+    def __exit__(self, *error: object) -> None:
+        self._bar.__exit__(*error)
 
     def __call__(self, done: int, total: int, name: str) -> None:
         """``done`` of ``total`` scenes, ``name`` the last."""
-        if self._bar is not None:
-            self._bar.update(self._task, completed=done, total=total, description=name)
-        elif time.monotonic() - self._spoke > _LOG_EVERY and done < total:
-            self._spoke = time.monotonic()
-            print(f"{done} of {total}: {name}", file=sys.stderr, flush=True)
+        self._bar.update(done, total, name)
+        if time.monotonic() > self._quiet_until and done < total:
+            self._quiet_until = time.monotonic() + _LOG_EVERY
+            warn(f"{done} of {total}: {name}")
 
     def line(self, text: str) -> None:
         """A line on stderr, above the bar."""
-        if self._bar is not None:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        with self._bar.paused():
+            warn(text)
 
 
 def summary_text(summary: Summary) -> str:

@@ -76,7 +76,7 @@ class _Furnisher:
         return None
 
     def stand(self, piece: Piece, x: float, y: float, yaw: float, gap: float) -> Placed | None:
-        """Stand a centred piece at a place if it is free."""
+        """Stand a centered piece at a place if it is free."""
         cos, sin = abs(np.cos(yaw)), abs(np.sin(yaw))
         w = (piece.size[0] * cos + piece.size[1] * sin) / 2
         d = (piece.size[0] * sin + piece.size[1] * cos) / 2
@@ -188,7 +188,7 @@ def furnish(plan: Plan, solids: Solids, rng: Rng) -> list[Rectangle]:
 
 
 def _beside_wall(maker: _Furnisher, piece: Piece) -> None:
-    """A centred piece with its back to a wall."""
+    """A centered piece with its back to a wall."""
     shift = piece.size[1] / 2 + 0.02
     moved = Piece(
         piece.label,

@@ -1,7 +1,7 @@
 """Furniture of generated rooms: each function draws one design and says how much room it takes.
 
 Local frame: x to the right, y ahead (away from the wall for pieces that stand against one, whose
-back is at y = 0), z up from the floor. Free-standing pieces are centred on the origin.
+back is at y = 0), z up from the floor. Free-standing pieces are centered on the origin.
 """
 
 from __future__ import annotations
@@ -191,6 +191,7 @@ def _round_table(rng: Rng) -> Piece:
 
 
 def low_table(rng: Rng) -> Piece:
+    """A coffee table with a shelf."""
     w, d, h = rng.uniform(0.8, 1.2), rng.uniform(0.5, 0.65), rng.uniform(0.38, 0.46)
     top = board_stuff(rng)
 
@@ -333,5 +334,5 @@ def board(rng: Rng) -> Piece:
 
 
 def any_colored(rng: Rng) -> Material:
-    """Plastic or cloth of any colour."""
+    """Plastic or cloth of any color."""
     return plastic(rng) if rng.integers(len(PLASTICS) + len(FABRICS)) < 8 else fabric(rng)

@@ -1,7 +1,7 @@
-"""Colours, textures and light of generated rooms.
+"""Colors, textures and light of generated rooms.
 
 Classes share palettes on purpose: a white board, door, column and wall may have one white, and a
-wooden table, chair, door and bookcase one brown, so that colour alone gives no class away.
+wooden table, chair, door and bookcase one brown, so that color alone gives no class away.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class Material:
     Attributes:
         color: RGB 0-255 under full light.
         texture: a key of ``TEXTURES``.
-        accent: the second colour of the texture.
+        accent: the second color of the texture.
         scale: size of the pattern, metres.
         contrast: strength of the pattern, 0..1.
         answers: share of rays that come back (glass, black plastic: below 1).
@@ -60,28 +60,34 @@ PAPERS: tuple[Color, ...] = (
 
 
 def paint(rng: np.random.Generator) -> Material:
+    """A wall or a board in one color."""
     return Material(_vary(_pick(PAINTS, rng), rng), "plain", scale=1.5, contrast=0.04)
 
 
 def wood(rng: np.random.Generator) -> Material:
+    """Grained along the longest side."""
     return Material(
         _vary(_pick(WOODS, rng), rng), "wood", scale=rng.uniform(0.015, 0.05), contrast=0.14
     )
 
 
 def plastic(rng: np.random.Generator) -> Material:
+    """One even color."""
     return Material(_vary(_pick(PLASTICS, rng), rng), contrast=0.04, answers=0.95)
 
 
 def metal(rng: np.random.Generator) -> Material:
+    """Grays of legs, frames and lamps."""
     return Material(_vary(_pick(METALS, rng), rng), scale=0.2, contrast=0.12, answers=0.93)
 
 
 def fabric(rng: np.random.Generator) -> Material:
+    """Covers and curtains, coarse in grain."""
     return Material(_vary(_pick(FABRICS, rng), rng), "grain", scale=0.3, contrast=0.14)
 
 
 def paper(rng: np.random.Generator) -> Material:
+    """Covers of books and folders."""
     return Material(_vary(_pick(PAPERS, rng), rng), contrast=0.05)
 
 
@@ -91,6 +97,7 @@ def board_stuff(rng: np.random.Generator) -> Material:
 
 
 def floor_covering(rng: np.random.Generator) -> Material:
+    """Planks, tiles, carpet or stone."""
     choice = rng.integers(4)
     if choice == 0:
         return replace(wood(rng), texture="planks", scale=rng.uniform(0.09, 0.18))
@@ -105,6 +112,7 @@ def floor_covering(rng: np.random.Generator) -> Material:
 
 
 def ceiling_covering(rng: np.random.Generator) -> Material:
+    """Paint, or white tiles."""
     if rng.random() < 0.5:
         return paint(rng)
     white = _vary(PAINTS[0], rng)
@@ -112,6 +120,7 @@ def ceiling_covering(rng: np.random.Generator) -> Material:
 
 
 def wall_covering(rng: np.random.Generator) -> Material:
+    """Mostly paint, else bricks or wood."""
     draw = rng.random()
     if draw < 0.8:
         return paint(rng)
@@ -121,11 +130,13 @@ def wall_covering(rng: np.random.Generator) -> Material:
 
 
 def glass(rng: np.random.Generator) -> Material:
+    """A window: half of the rays are lost in it, the others see the sky."""
     sky = _vary((176, 200, 224), rng, 18)
     return Material(sky, "sky", (96, 128, 84), scale=0.8, contrast=0.1, answers=0.5, glow=0.7)
 
 
 def frosted_glass(rng: np.random.Generator) -> Material:
+    """Glass of partitions and doors, which answers most rays."""
     return replace(paint(rng), answers=0.7, glow=0.15)
 
 
@@ -168,7 +179,7 @@ def color_surfaces(
 
 A = np.ndarray
 G = np.random.Generator
-# Brightness about -1..1 and share of the accent colour 0..1.
+# Brightness about -1..1 and share of the accent color 0..1.
 Pattern = tuple[np.ndarray, np.ndarray]
 
 
@@ -271,4 +282,5 @@ def _vary(color: Color, rng: np.random.Generator, amount: float = 10.0) -> Color
 
 
 def shade(color: Color, factor: float) -> Color:
+    """A darker or lighter color."""
     return (color[0] * factor, color[1] * factor, color[2] * factor)

@@ -52,7 +52,7 @@ class Wall:
         return Placed(solids, (x, y, z), self.yaw, label)
 
     def footprint(self, s: float, width: float, depth: float) -> Rectangle:
-        """Rectangle on the floor of a piece centred at ``s``."""
+        """Rectangle on the floor of a piece centered at ``s``."""
         corners = np.array(
             [
                 self.start + (s + side * width / 2) * self.along + reach * self.inward

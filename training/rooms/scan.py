@@ -2,7 +2,7 @@
 
 A room is a plan (:mod:`dela.training.rooms.plan`), furniture placed without collisions, and a scan:
 rays from several standpoints give occlusion, range-dependent density and range noise; shared
-palettes, light, shadow and exposure give the colours. The same seed gives the same points.
+palettes, light, shadow and exposure give the colors. The same seed gives the same points.
 """
 
 from __future__ import annotations

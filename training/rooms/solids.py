@@ -84,7 +84,14 @@ class Placed:
         turn: float = 0.0,
     ) -> None:
         """A box; ``lean`` tips it about x (radians, the top goes to -y), ``turn`` about z."""
-        self._add(BOX, center, size, material, lean, turn)
+        frame = _scaling(size)
+        if lean:
+            cos, sin = np.cos(lean), np.sin(lean)
+            frame = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ frame
+        if turn:
+            cos, sin = np.cos(turn), np.sin(turn)
+            frame = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]]) @ frame
+        self._place(BOX, center, frame, material)
 
     def ball(
         self,
@@ -92,7 +99,7 @@ class Placed:
         size: tuple[float, float, float],
         material: Material,
     ) -> None:
-        self._add(BALL, center, size, material)
+        self._place(BALL, center, _scaling(size), material)
 
     def pane(
         self,
@@ -103,7 +110,7 @@ class Placed:
     ) -> None:
         """An upright rectangle, facing y."""
         frame = np.array([[width / 2, 0, 0], [0, 0, 1e-3], [0, height / 2, 0]])
-        self._place(PANE, center, frame, material, 1.0)
+        self._place(PANE, center, frame, material)
 
     def floor(
         self,
@@ -113,7 +120,7 @@ class Placed:
         material: Material,
     ) -> None:
         """A level rectangle."""
-        self._place(PANE, center, np.diag([width / 2, depth / 2, 1e-3]), material, 1.0)
+        self._place(PANE, center, np.diag([width / 2, depth / 2, 1e-3]), material)
 
     def round(
         self,
@@ -122,30 +129,10 @@ class Placed:
         height: float,
         material: Material,
         taper: float = 1.0,
-        lean: float = 0.0,
-        turn: float = 0.0,
     ) -> None:
         """A cylinder or cone along z; its top is ``taper`` as wide."""
-        self._add(TAPER, center, (2 * radius, 2 * radius, height), material, lean, turn, taper)
-
-    def _add(
-        self,
-        kind: int,
-        center: tuple[float, float, float],
-        size: tuple[float, float, float],
-        material: Material,
-        lean: float = 0.0,
-        turn: float = 0.0,
-        taper: float = 1.0,
-    ) -> None:
-        frame = np.diag(np.maximum(np.asarray(size, float), 1e-3) / 2)
-        if lean:
-            cos, sin = np.cos(lean), np.sin(lean)
-            frame = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]]) @ frame
-        if turn:
-            cos, sin = np.cos(turn), np.sin(turn)
-            frame = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1.0]]) @ frame
-        self._place(kind, center, frame, material, taper)
+        size = (2 * radius, 2 * radius, height)
+        self._place(TAPER, center, _scaling(size), material, taper)
 
     def _place(
         self,
@@ -153,7 +140,7 @@ class Placed:
         center: tuple[float, float, float],
         frame: np.ndarray,
         material: Material,
-        taper: float,
+        taper: float = 1.0,
     ) -> None:
         self.solids.add(
             kind,
@@ -163,6 +150,11 @@ class Placed:
             material,
             taper,
         )
+
+
+def _scaling(size: tuple[float, float, float]) -> np.ndarray:
+    """The frame of a unit shape of this size, metres along x, y and z."""
+    return np.diag(np.maximum(np.asarray(size, float), 1e-3) / 2)
 
 
 def cast(

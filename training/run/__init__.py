@@ -1,1 +1,1 @@
-"""One training run: the loop, its state, its folder, what it reports."""
+"""One training run: the loop, its state, its devices and processes, its folder, its reports."""

@@ -1,4 +1,4 @@
-"""The training loop: data, network, optimiser, steps, validation, checkpoints, top to bottom."""
+"""The training loop, top to bottom: data, network, epochs, steps, validation, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,50 +6,37 @@ import contextlib
 import copy
 import dataclasses
 import functools
-import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 import dela
 from dela.artifacts.checkpoint import save_checkpoint
-from dela.errors import CheckpointError, DelaError
-from dela.families import create_model
-from dela.families.dela import Network, measure_neighbor_distances
-from dela.pyramid.cpu import Pyramid
+from dela.errors import CheckpointError
+from dela.model.inputs import Inputs
 from dela.scores.confusion import Confusion
 from dela.training.data.batches import BatchMaker, StepBatches
 from dela.training.data.clouds import Clouds
-from dela.training.data.delivery import open_delivery
+from dela.training.data.dataset import Dataset
 from dela.training.data.prefetch import prefetch
-from dela.training.data.scans import Batch, Dataset, open_dataset, pack_samples
+from dela.training.data.samples import pack_samples
 from dela.training.evaluate.split import Scores, network_forward, score_split
-from dela.training.optimize.adapters import Adapt, adapt_network, merged
-from dela.training.optimize.average import WeightAverage, measure_batch_norms
-from dela.training.optimize.finetune import freeze_parts, parameter_groups, take_weights
-from dela.training.optimize.losses import (
-    class_weights,
-    cross_entropy,
-    gradient_norm,
-    label_weight,
-    lovasz_softmax,
-)
-from dela.training.optimize.schedule import coordinate_weight, learning_rate
-from dela.training.optimize.synced_norm import synchronise_norms
-from dela.training.run.devices import (
-    computes_in_bf16,
-    memory_in_words,
-    peak_memory,
-    smaller_steps,
-)
-from dela.training.run.distributed import Group, gradients_kept_local, join_group
+from dela.training.optimize.adapters import Adapt, merged
+from dela.training.optimize.average import batch_norms, measure_batch_norms, norm_momentum
+from dela.training.optimize.finetune import make_optimizer
+from dela.training.optimize.schedule import scheduled_rate
+from dela.training.run.delivery import Step, Steps, open_delivery
+from dela.training.run.devices import computes_in_bf16, memory_in_words, peak_memory
+from dela.training.run.distributed import Group, join_group
 from dela.training.run.events import EventLog
 from dela.training.run.folder import RunFolder
+from dela.training.run.gradients import Gradients
 from dela.training.run.progress import TrainingProgress
 from dela.training.run.report import (
     chosen_score,
@@ -59,20 +46,12 @@ from dela.training.run.report import (
     log_row,
     opening_line,
 )
-from dela.training.run.resume import stage_ratios, state_to_resume
-from dela.training.run.state import (
-    MEASURE,
-    Interruption,
-    Totals,
-    TrainingState,
-    generator,
-    seed_torch,
-)
+from dela.training.run.resume import state_to_resume
+from dela.training.run.setup import Hooks, build_network, open_data
+from dela.training.run.state import Interruption, Totals, TrainingState
 from dela.training.run.summary import write_summary
+from dela.training.settings.seeds import MEASURE, generator
 from dela.training.settings.train import TrainConfig
-
-# Samples on which neighbour distances and the sizes of coarser stages are measured.
-MEASURED_SAMPLES = 16
 
 
 @dataclass(frozen=True)
@@ -129,321 +108,282 @@ def train(
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
     folder = RunFolder(run_dir)
     with join_group(device) as group, Interruption(agreed=group.size > 1) as interruption:
-        log = log if group.leads else _silent
+        hooks = Hooks(log if group.leads else _silent, after_step, adapt)
         with folder.claimed() if group.leads else contextlib.nullcontext():
-            return _train(
-                config, folder, group, interruption, resume, overwrite, log, after_step, adapt
-            )
-
-
-def _train(
-    config: TrainConfig,
-    folder: RunFolder,
-    group: Group,
-    interruption: Interruption,
-    resume: bool,
-    overwrite: bool,
-    log: Callable[[str], None],
-    after_step: Callable[[int, float], None] | None,
-    adapt: Adapt | None,
-) -> TrainResult:
-    schedule = config.train
-    saved = state_to_resume(folder, config, group.size) if resume else None
-    if not resume and not overwrite:
-        folder.refuse_existing()
-    if saved is None and schedule.init and not Path(schedule.init).is_file():
-        raise CheckpointError(f"train.init: there is no checkpoint file at {schedule.init}")
-    group.wait()
-
-    delivery = open_delivery(config, group.device)
-    training = open_dataset(config.data, config.model, "train", config.augment)
-    validation = open_dataset(config.data, config.model, "val") if _has_validation(config) else None
-    batches_per_step = schedule.accumulate * group.size
-    steps_per_epoch = schedule.steps_per_epoch or training.steps_per_epoch(
-        schedule.batch_size * batches_per_step
-    )
-    total_steps = schedule.epochs * steps_per_epoch
-    warmup_steps = round(schedule.warmup * steps_per_epoch)
-    weights = None
-    if schedule.class_weight_power:
-        counted = class_weights(training.class_counts(), schedule.class_weight_power)
-        weights = torch.from_numpy(counted).to(group.device)
-
-    fresh: tuple[str, ...] = ()
-    if saved is None:
-        pyramids = list(_measured_pyramids(training, schedule.seed, range(MEASURED_SAMPLES)))
-        distances = measure_neighbor_distances(pyramids, config.model)
-        model = create_model(config.model, neighbor_distances=distances, seed=schedule.seed)
-        origin = {"stage_ratios": stage_ratios(pyramids), "processes": group.size, "init": None}
-        if schedule.init:
-            taken = take_weights(model, schedule.init)
-            fresh = taken.fresh
-            origin["init"] = {"path": taken.source, "sha256": taken.sha256}
-            for line in taken.lines():
-                log(line)
-    else:
-        model = create_model(config.model, seed=schedule.seed)
-        origin = {name: saved[name] for name in ("stage_ratios", "processes", "init")}
-    for line in adapt_network(model, schedule, fresh, adapt):
-        log(line)
-    model.to(group.device)
-    model.checkpoint_blocks = schedule.checkpoint
-    frozen = freeze_parts(model, schedule.freeze)
-    synced_norms = schedule.sync_norm and group.size > 1
-    if synced_norms:
-        synchronise_norms(model)
-    average = WeightAverage(model, schedule.weight_average) if schedule.weight_average else None
-    if schedule.compile:
-        model.compile_training()
-    network = group.parallel(model)
-    state = TrainingState(
-        model, make_optimizer(model, config), average, Totals(Confusion(config.model.num_classes))
-    )
-    if saved is not None:
-        state.restore(saved["resume"])
-    if group.leads and saved is None:
-        folder.start(config)
-    elif group.leads:
-        folder.keep_log_until(state.step - state.totals.steps)
-    half = computes_in_bf16(schedule.dtype, group.device)
-    log(opening_line(config, training, validation, state, total_steps, half, group.size))
-    events = EventLog(folder, schedule.tensorboard and group.leads, state.step, log)
-
-    # Beside a training step one native thread per worker is enough; two would take turns with it.
-    make_batch = BatchMaker(
-        training,
-        schedule,
-        steps_per_epoch,
-        total_steps,
-        schedule.batch_size * batches_per_step,
-        1 if schedule.workers else None,
-    )
-    threads_pin = group.device.type == "cuda" and not schedule.worker_processes
-    make_step = StepBatches(make_batch, group.rank, group.size, threads_pin)
-
-    def compute_gradients(
-        batches: list[tuple[Batch, list[str]]], step: int
-    ) -> tuple[dict[str, float], torch.Tensor]:
-        """Leave a step's gradients in the model; its losses, and its confusion matrix.
-
-        Both are over all batches of all processes. A labelled point weighs the same in each.
-        """
-        model.train()
-        for name in frozen:
-            model.get_submodule(name).eval()
-        state.optimizer.zero_grad(set_to_none=True)
-        labels = [torch.from_numpy(batch.labels).to(group.device) for batch, _ in batches]
-        targets = [
-            truth if batch.targets is None else torch.from_numpy(batch.targets).to(group.device)
-            for (batch, _), truth in zip(batches, labels, strict=True)
-        ]
-        amounts = torch.stack([label_weight(values, weights) for values in targets])
-        shares = amounts / group.sum(amounts.sum()).clamp(min=1e-12)
-        parts = len(batches) * group.size
-        coordinate_share = coordinate_weight(
-            step, total_steps, schedule.coordinate_loss, schedule.coordinate_loss_decay
-        )
-        rows = []
-        confusion = Confusion(config.model.num_classes)
-        for number, ((batch, _), truth) in enumerate(zip(batches, labels, strict=True)):
-            seed_torch(schedule.seed, step, number * group.size + group.rank)
-            pyramid = delivery(batch.pyramid)
-            with (
-                memory_in_words(
-                    f"a batch of {len(pyramid.points):,} points",
-                    smaller_steps(config, group.device),
-                    group.device,
-                ),
-                gradients_kept_local(network, number + 1 < len(batches)),
-            ):
-                with torch.autocast(group.device.type, dtype=torch.bfloat16, enabled=half):
-                    logits, coordinate = network(pyramid)
-                classification = shares[number] * cross_entropy(
-                    logits, targets[number], schedule.label_smoothing, weights
+            saved = state_to_resume(folder, config, group.size) if resume else None
+            if not resume and not overwrite:
+                folder.refuse_existing()
+            if saved is None and config.train.init and not Path(config.train.init).is_file():
+                raise CheckpointError(
+                    f"train.init: there is no checkpoint file at {config.train.init}"
                 )
-                coordinate = coordinate.float() / parts
-                loss = classification + coordinate * coordinate_share
-                if schedule.lovasz:
-                    loss = loss + schedule.lovasz / parts * lovasz_softmax(logits, truth)
-                # The processes' gradients are averaged; a step wants their sum.
-                (loss * group.size).backward()
-            rows.append(torch.stack([loss, classification, coordinate]).detach())
-            confusion.add(batch.labels, logits.detach().argmax(1).cpu().numpy())
-        own = torch.stack(rows)
-        losses = group.sum(own.sum(0)).tolist()
-        norm = gradient_norm(model).item()
-        if not math.isfinite(losses[0] + norm):
-            suspects = [
-                names
-                for (_, names), row in zip(batches, own, strict=True)
-                if math.isfinite(losses[0]) or not bool(row.isfinite().all())
-            ]
-            raise DelaError(_not_finite(losses[0], norm, step, group.gather(suspects), folder))
-        figures = dict(zip(("loss", "cross_entropy", "coordinate_loss"), losses, strict=True))
-        counts = group.sum(torch.from_numpy(confusion.counts))
-        return figures | {"gradient_norm": norm}, counts
+            group.wait()
+            Run(config, folder, group, interruption, hooks, saved).train()
+            return TrainResult(folder.best, folder.last, folder.read_scores())
 
-    def prove_memory() -> None:
-        """Gradients of the largest batch: memory runs out now or never, and norms saw the data."""
-        norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm1d)]
-        before = [copy.deepcopy(norm.state_dict()) for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0
-        batch, names = make_batch.largest()
-        compute_gradients([(batch, names)], 0)
-        state.optimizer.zero_grad(set_to_none=True)
-        for norm, values in zip(norms, before, strict=True):
-            norm.momentum = config.model.bn_momentum
-            if schedule.init:  # it brought statistics of its own
-                norm.load_state_dict(values)
-        log(f"largest batch, {len(batch.pyramid.points):,} points: {peak_memory(group.device)}")
 
-    def take_step(batches: list[tuple[Batch, list[str]]]) -> float:
-        started = time.perf_counter()
-        step = state.step
-        rate = learning_rate(
-            step,
-            total_steps,
-            warmup_steps,
-            schedule.learning_rate,
-            schedule.final_rate * schedule.learning_rate,
-            schedule.warmup_start * schedule.learning_rate,
-            schedule.warmup_inside,
+class Run:
+    """One training run in this process.
+
+    Args:
+        folder: claimed by this run.
+        saved: the checkpoint it goes on from; None starts anew.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        folder: RunFolder,
+        group: Group,
+        interruption: Interruption,
+        hooks: Hooks,
+        saved: dict[str, Any] | None,
+    ) -> None:
+        self.config, self.schedule = config, config.train
+        self.folder, self.group = folder, group
+        self.interruption, self.hooks = interruption, hooks
+        self.delivery = open_delivery(config, group.device)
+        self.data = data = open_data(config, group)
+        self.network = network = build_network(config, data, group, hooks, saved)
+        optimizer = make_optimizer(network.model, self.schedule)
+        totals = Totals(Confusion(config.model.num_classes))
+        self.state = TrainingState(network.model, optimizer, network.average, totals)
+        if saved is not None:
+            self.state.restore(saved["resume"])
+        self.rate = scheduled_rate(self.schedule, data.steps_per_epoch, data.total_steps)
+        self.gradients = Gradients(
+            config,
+            group,
+            self.delivery,
+            network.model,
+            network.parallel,
+            network.frozen,
+            data.class_weights,
+            data.total_steps,
+            folder.last,
         )
+        # Beside a training step one native thread per worker is enough; two would take turns
+        # with it.
+        self.make_batch = BatchMaker(
+            data.training,
+            self.schedule,
+            data.steps_per_epoch,
+            data.total_steps,
+            data.samples_per_step,
+            1 if self.schedule.workers else None,
+        )
+        self.events = self.open_folder(new=saved is None)
+        self.progress = TrainingProgress(
+            data.total_steps, self.state.step, hooks.log, shown=group.leads
+        )
+        self.saved_at = time.monotonic()
+
+    def open_folder(self, new: bool) -> EventLog:
+        """Write or go on with the files of the folder, and say what is trained."""
+        group, state = self.group, self.state
+        if group.leads and new:
+            self.folder.start(self.config)
+        elif group.leads:
+            self.folder.keep_log_until(state.step - state.totals.steps)
+        half = computes_in_bf16(self.schedule.dtype, group.device)
+        self.hooks.log(opening_line(self.config, self.data, state, half, group.size))
+        wanted = self.schedule.tensorboard and group.leads
+        return EventLog(self.folder, wanted, state.step, self.hooks.log)
+
+    def train(self) -> None:
+        """Train to the end, from wherever the run is.
+
+        Raises:
+            TrainingInterrupted: Ctrl-C or SIGTERM, once the state is saved.
+        """
+        state = self.state
+        if state.step == 0 and not state.totals.steps:
+            self.prove_memory()
+        self.saved_at = time.monotonic()
+        with self.progress:
+            try:
+                if state.totals.steps and self.at_epochs_end:
+                    self.finish_epoch()  # the run was interrupted while it validated
+                self.take_steps()
+            except KeyboardInterrupt:
+                if self.interruption.hurried:
+                    raise
+                self.save_interrupted()
+            finally:
+                self.events.close()
+
+    def prove_memory(self) -> None:
+        """Gradients of the largest batch: memory runs out now or never, and norms saw the data."""
+        norms = batch_norms(self.network.model)
+        before = [copy.deepcopy(norm.state_dict()) for norm in norms]
+        batch, names = self.make_batch.largest()
+        with norm_momentum(norms, 1.0):
+            self.gradients.compute(0, [(batch, names)])
+        self.state.optimizer.zero_grad(set_to_none=True)
+        if self.schedule.init:  # it brought statistics of its own
+            for norm, values in zip(norms, before, strict=True):
+                norm.load_state_dict(values)
+        used = peak_memory(self.group.device)
+        self.hooks.log(f"largest batch, {batch.pyramid.rows:,} points: {used}")
+
+    def take_steps(self) -> None:
+        """All steps that are left, with what is due after each."""
+        state = self.state
+        with contextlib.closing(self.delivery.ahead(self.prepared_steps())) as steps:
+            for batches in steps:
+                epoch = state.step // self.data.steps_per_epoch + 1
+                with self.interruption.held():
+                    loss = self.take_step(batches)
+                self.progress.step(state.step, f"epoch {epoch} loss {loss:.3f}")
+                if self.hooks.after_step is not None:
+                    self.hooks.after_step(state.step, loss)
+                if self.save_is_due():
+                    self.save_state(state.evaluated, None)
+                if self.at_epochs_end:
+                    self.finish_epoch()
+                if self.group.size > 1 and self.group.any(self.interruption.asked):
+                    raise KeyboardInterrupt
+
+    def prepared_steps(self) -> Steps:
+        """This process's batches of each step that is left, some of them made ahead."""
+        schedule, group = self.schedule, self.group
+        pin = group.device.type == "cuda" and not schedule.worker_processes
+        return prefetch(
+            StepBatches(self.make_batch, group.rank, group.size, pin),
+            self.state.step,
+            self.data.total_steps,
+            schedule.workers,
+            max(2, schedule.workers),
+            schedule.worker_processes,
+        )
+
+    def take_step(self, batches: Step) -> float:
+        """Gradients, then one step of the optimizer; the loss."""
+        started = time.perf_counter()
+        state = self.state
+        rate = self.rate.at(state.step)
         for parameters in state.optimizer.param_groups:
             parameters["lr"] = rate * parameters["scale"]
-        figures, counts = compute_gradients(batches, step)
-        if schedule.clip_gradient:
-            torch.nn.utils.clip_grad_norm_(model.parameters(), schedule.clip_gradient)
+        state.optimizer.zero_grad(set_to_none=True)
+        result = self.gradients.compute(state.step, batches)
+        if self.schedule.clip_gradient:
+            trained = self.network.model.parameters()
+            torch.nn.utils.clip_grad_norm_(trained, self.schedule.clip_gradient)
         state.optimizer.step()
         if state.average is not None:
             state.average.update()
         state.step += 1
-        state.totals.confusion.counts += counts.cpu().numpy()
-        state.totals.add(figures, time.perf_counter() - started)
-        events.add(state.step, "step", figures | {"learning_rate": rate})
-        return figures["loss"]
+        state.totals.confusion.counts += result.counts.cpu().numpy()
+        state.totals.add(result.figures, time.perf_counter() - started)
+        self.events.add(state.step, "step", result.figures | {"learning_rate": rate})
+        return result.figures["loss"]
 
-    def save_state(network: Network, scores: Scores | None) -> None:
-        if group.leads:
-            extra = _extra(config, state, origin, scores) | {"resume": state.to_dict()}
-            save_checkpoint(folder.last, merged(network), extra)
+    @property
+    def at_epochs_end(self) -> bool:
+        return self.state.step % self.data.steps_per_epoch == 0
 
-    def show_validation(done: float, scans: int) -> None:
-        progress.step(state.step, f"validating, scan {min(int(done) + 1, scans)} of {scans}")
-
-    def finish_epoch() -> None:
-        epoch = state.step // steps_per_epoch
-        last_epoch = state.step == total_steps
-        due = last_epoch or epoch % schedule.validate_every == 0
+    def finish_epoch(self) -> None:
+        """Validate when it is due, log the epoch, keep the network if it is the best, save."""
+        state = self.state
+        epoch = state.step // self.data.steps_per_epoch
+        due = state.step == self.data.total_steps or epoch % self.schedule.validate_every == 0
         evaluated = state.evaluated
-        if due and schedule.norm_batches:
-            evaluated = copy.deepcopy(evaluated)
-            everyone = group if synced_norms else Group(group.device)
-            batches = map(delivery, _norm_batches(training, config, everyone))
-            measure_batch_norms(evaluated, batches, frozen)
-        group.take_buffers(evaluated)
-        scores = None
-        if due and validation is not None:
-            mine = copy.copy(validation)
-            mine.scans = group.share(validation.scans)
-            smaller = f"data.eval_points below {config.data.eval_points:,}"
-            with memory_in_words("the validation", smaller, group.device):
-                own = score_split(network_forward(evaluated), mine, progress=show_validation)
-            scores = functools.reduce(operator.add, group.gather(own))
-        with interruption.held():
-            score = None if scores is None else chosen_score(config, scores)
-            better = score is not None and (state.best is None or score > state.best)
-            if better:
-                state.best = score
-            row = log_row(config, state, epoch, scores)
-            if group.leads:
-                if better or (validation is None and last_epoch):
-                    extra = _extra(config, state, origin, scores)
-                    save_checkpoint(folder.best, merged(evaluated), extra)
-                folder.append_log(row)
-                if scores is not None or last_epoch:
-                    folder.write_scores(final_scores(config, state, scores, row))
-                write_summary(folder)
-            events.add(state.step, "epoch", row)
-            progress.line(epoch_line(config, row, scores, state.best), state.step)
+        if due and self.schedule.norm_batches:
+            evaluated = self.with_measured_norms(evaluated)
+        self.group.take_buffers(evaluated)
+        scores = self.validate(evaluated) if due else None
+        with self.interruption.held():
+            self.record_epoch(epoch, evaluated, scores)
             state.new_epoch()
             # Last: until this file stands, a resumed run repeats the end of the epoch.
-            save_state(evaluated, scores)
-        group.wait()
+            self.save_state(evaluated, scores)
+        self.group.wait()
 
-    if state.step == 0 and not state.totals.steps:
-        prove_memory()
-    saved_at = time.monotonic()
-    with TrainingProgress(total_steps, state.step, log, shown=group.leads) as progress:
-        try:
-            if state.totals.steps and state.step % steps_per_epoch == 0:
-                finish_epoch()  # the run was interrupted while it validated
-            ready = prefetch(
-                make_step,
-                state.step,
-                total_steps,
-                schedule.workers,
-                max(2, schedule.workers),
-                schedule.worker_processes,
-            )
-            with contextlib.closing(delivery.ahead(ready)) as steps:
-                for batches in steps:
-                    epoch = state.step // steps_per_epoch + 1
-                    with interruption.held():
-                        loss = take_step(batches)
-                    progress.step(state.step, f"epoch {epoch} loss {loss:.3f}")
-                    if after_step is not None:
-                        after_step(state.step, loss)
-                    if _save_due(config, state.step, time.monotonic() - saved_at):
-                        save_state(state.evaluated, None)
-                        saved_at = time.monotonic()
-                    if state.step % steps_per_epoch == 0:
-                        finish_epoch()
-                        saved_at = time.monotonic()
-                    if group.size > 1 and group.any(interruption.asked):
-                        raise KeyboardInterrupt
-        except KeyboardInterrupt:
-            if interruption.hurried:
-                raise
-            if state.totals.steps or not state.step:  # else the epoch's end has just saved it
-                with interruption.held():
-                    save_state(state.evaluated, None)
-            raise TrainingInterrupted(
-                f"interrupted after step {state.step} of {total_steps}; the state is in "
-                f"{folder.last}: repeat the command with --resume to go on"
-            ) from None
-        finally:
-            events.close()
+    def with_measured_norms(self, model: nn.Module) -> nn.Module:
+        """A copy whose batch norms have the statistics of some training batches."""
+        model = copy.deepcopy(model)
+        everyone = self.group if self.network.synced_norms else Group(self.group.device)
+        batches = map(self.delivery, _norm_batches(self.data.training, self.config, everyone))
+        measure_batch_norms(model, batches, self.network.frozen)
+        return model
 
-    return TrainResult(folder.best, folder.last, folder.read_scores())
+    def validate(self, model: nn.Module) -> Scores | None:
+        """Scores of the validation split, of which each process takes its share; None without."""
+        if self.data.validation is None:
+            return None
+        mine = copy.copy(self.data.validation)
+        mine.scans = self.group.share(self.data.validation.scans)
+        smaller = f"data.eval_points below {self.config.data.eval_points:,}"
+        with memory_in_words("the validation", smaller, self.group.device):
+            own = score_split(network_forward(model), mine, progress=self.show_validation)
+        return functools.reduce(operator.add, self.group.gather(own))
 
+    def show_validation(self, done: float, scans: int) -> None:
+        at_hand = min(int(done) + 1, scans)
+        self.progress.step(self.state.step, f"validating, scan {at_hand} of {scans}")
 
-def make_optimizer(model: Network, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over :func:`~dela.training.optimize.finetune.parameter_groups`."""
-    groups = parameter_groups(model, config.train)
-    return torch.optim.AdamW(groups, lr=config.train.learning_rate, fused=True)
+    def record_epoch(self, epoch: int, model: nn.Module, scores: Scores | None) -> None:
+        """The epoch in the log, the scores, the page, and ``best.pt`` if it is the best."""
+        state, last = self.state, self.state.step == self.data.total_steps
+        score = None if scores is None else chosen_score(self.config, scores)
+        better = score is not None and (state.best is None or score > state.best)
+        if better:
+            state.best = score
+        row = log_row(self.config, state, epoch, scores)
+        if self.group.leads:
+            if better or (self.data.validation is None and last):
+                save_checkpoint(self.folder.best, merged(model), self.facts(scores))
+            self.folder.append_log(row)
+            if scores is not None or last:
+                self.folder.write_scores(final_scores(self.config, state, scores, row))
+            write_summary(self.folder)
+        self.events.add(state.step, "epoch", row)
+        self.progress.line(epoch_line(self.config, row, scores, state.best), state.step)
 
+    def save_is_due(self) -> bool:
+        """Whether a checkpoint within an epoch is, by count or by clock."""
+        schedule = self.schedule
+        if schedule.save_steps and self.state.step % schedule.save_steps == 0:
+            return True
+        seconds = time.monotonic() - self.saved_at
+        return bool(schedule.save_minutes) and seconds >= 60 * schedule.save_minutes
 
-def _has_validation(config: TrainConfig) -> bool:
-    data = config.data
-    if data.kind == "prepared":
-        from dela.training.data.prepared import prepared_names
+    def save_state(self, model: nn.Module, scores: Scores | None) -> None:
+        """Write ``last.pt``: a network as it is evaluated, and all that a resumed run needs."""
+        if self.group.leads:
+            extra = self.facts(scores) | {"resume": self.state.to_dict()}
+            save_checkpoint(self.folder.last, merged(model), extra)
+        self.saved_at = time.monotonic()
 
-        return bool(prepared_names(data, "val"))
-    return bool(data.val_rooms if data.kind == "rooms" else data.val)
+    def save_interrupted(self) -> None:
+        """Save what the end of an epoch has not just saved, and leave.
 
+        Raises:
+            TrainingInterrupted: always.
+        """
+        state = self.state
+        if state.totals.steps or not state.step:
+            with self.interruption.held():
+                self.save_state(state.evaluated, None)
+        raise TrainingInterrupted(
+            f"interrupted after step {state.step} of {self.data.total_steps}; the state is in "
+            f"{self.folder.last}: repeat the command with --resume to go on"
+        ) from None
 
-def _measured_pyramids(training: Dataset, seed: int, numbers: Iterable[int]) -> Iterator[Pyramid]:
-    for number in numbers:
-        pyramid = training.sample(generator(seed, MEASURE, number)).pyramid
-        assert isinstance(pyramid, Pyramid)
-        yield pyramid
+    def facts(self, scores: Scores | None) -> dict[str, Any]:
+        """What a checkpoint says beside the network."""
+        return {
+            "training": self.config.to_dict(),
+            **self.network.origin,
+            "step": self.state.step,
+            "validation": None if scores is None else scores.to_dict(class_names(self.config)),
+            "dela_version": dela.__version__,
+        }
 
 
 def _norm_batches(
     training: Dataset, config: TrainConfig, group: Group
-) -> Iterator[Pyramid | Clouds]:
+) -> Iterator[Inputs | Clouds]:
     """Batches as large as the training's: a norm's variance spans the clouds of its batch."""
     schedule = config.train
     for batch in range(schedule.norm_batches):
@@ -455,40 +395,6 @@ def _norm_batches(
             for number in range(first, first + schedule.batch_size)
         ]
         yield pack_samples(samples).pyramid
-
-
-def _save_due(config: TrainConfig, step: int, seconds: float) -> bool:
-    schedule = config.train
-    by_count = schedule.save_steps and step % schedule.save_steps == 0
-    by_clock = schedule.save_minutes and seconds >= 60 * schedule.save_minutes
-    return bool(by_count or by_clock)
-
-
-def _extra(
-    config: TrainConfig,
-    state: TrainingState,
-    origin: dict[str, Any],
-    scores: Scores | None,
-) -> dict[str, Any]:
-    return {
-        "training": config.to_dict(),
-        **origin,
-        "step": state.step,
-        "validation": None if scores is None else scores.to_dict(class_names(config)),
-        "dela_version": dela.__version__,
-    }
-
-
-def _not_finite(
-    loss: float, norm: float, step: int, suspects: list[list[list[str]]], folder: RunFolder
-) -> str:
-    what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-    names = dict.fromkeys(name for process in suspects for batch in process for name in batch)
-    text = (
-        f"{what} at step {step + 1} (samples from {', '.join(names)}); lower "
-        "train.learning_rate or set train.clip_gradient, and look at these scans"
-    )
-    return text + (f"; {folder.last} is from before" if folder.last.exists() else "")
 
 
 def _silent(_: str) -> None:

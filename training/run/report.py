@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from dela.training.data.scans import Dataset
 from dela.training.evaluate.split import Scores
+from dela.training.run.setup import RunData
 from dela.training.run.state import TrainingState
 from dela.training.settings.train import TrainConfig
 
@@ -25,28 +25,21 @@ def chosen_score(config: TrainConfig, scores: Scores) -> float:
 
 
 def class_names(config: TrainConfig) -> list[str]:
+    """Names of the classes, in label order."""
     return [info.name for info in config.model.classes]
 
 
 def opening_line(
-    config: TrainConfig,
-    training: Dataset,
-    validation: Dataset | None,
-    state: TrainingState,
-    total_steps: int,
-    half: bool,
-    processes: int,
+    config: TrainConfig, data: RunData, state: TrainingState, half: bool, processes: int
 ) -> str:
-    parameters = list(state.model.parameters())
-    count = sum(p.numel() for p in parameters)
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    size = f"{_count(count)} parameters"
-    if trained < count:
-        # float32, and AdamW keeps two moments beside a gradient.
-        kept = 3 * 4 * trained / 2**20
-        size += f" ({_count(trained)} of them trained), {kept:.1f} MiB of gradients and moments"
-    validated = "none" if validation is None else str(len(validation.scans))
+    """What is trained on what, and for how long.
+
+    Args:
+        half: the dense layers compute in bfloat16.
+        processes: that train together.
+    """
     schedule = config.train
+    validated = "none" if data.validation is None else str(len(data.validation.scans))
     batches = f"{schedule.batch_size} x "
     if schedule.accumulate > 1:
         batches = f"{schedule.accumulate} x {batches}"
@@ -55,10 +48,23 @@ def opening_line(
     points = config.model.points[0] if config.model.points else config.data.points
     went = f", resumed at step {state.step}" if state.step else ""
     return (
-        f"{size}, {config.model.num_classes} classes; {len(training.scans)} scans to train, "
-        f"{validated} to validate; {total_steps} steps of {batches}{points:,} points in "
-        f"{'bf16' if half else 'fp32'}{went}"
+        f"{_size(state)}, {config.model.num_classes} classes; {len(data.training.scans)} scans to "
+        f"train, {validated} to validate; {data.total_steps} steps of {batches}{points:,} points "
+        f"in {'bf16' if half else 'fp32'}{went}"
     )
+
+
+def _size(state: TrainingState) -> str:
+    """How many parameters there are, and how many of them are trained."""
+    parameters = list(state.model.parameters())
+    count = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    size = f"{_count(count)} parameters"
+    if trained == count:
+        return size
+    # float32, and AdamW keeps two moments beside a gradient.
+    kept = 3 * 4 * trained / 2**20
+    return f"{size} ({_count(trained)} of them trained), {kept:.1f} MiB of gradients and moments"
 
 
 def log_row(

@@ -1,14 +1,11 @@
-"""What a resumed run takes from the interrupted one, and what a checkpoint says of the data."""
+"""What a resumed run takes from the interrupted one."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from dela.artifacts.checkpoint import load_checkpoint
 from dela.errors import CheckpointError, ConfigError, InputError
-from dela.pyramid.cpu import Pyramid
 from dela.training.run.folder import RunFolder
 from dela.training.settings.train import TrainConfig
 
@@ -64,15 +61,3 @@ def state_to_resume(
                     f"({folder.config}) or start another run"
                 )
     return extra
-
-
-def stage_ratios(pyramids: list[Pyramid]) -> list[dict[str, float]]:
-    """Points of each stage over points of stage 0: ``min``, ``mean``, ``max`` per stage.
-
-    Exported files carry them, so that engines can be built for a range of stage 0 alone.
-    """
-    sizes = np.array([[sum(lengths) for lengths in pyramid.lengths] for pyramid in pyramids])
-    ratios = sizes / sizes[:, :1]
-    return [
-        {"min": float(r.min()), "mean": float(r.mean()), "max": float(r.max())} for r in ratios.T
-    ]

@@ -12,30 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dela.errors import CheckpointError
-from dela.families.dela import Network
 from dela.model.weights import refuse_misfitting
 from dela.scores.confusion import Confusion
 from dela.training.optimize.average import WeightAverage
-
-# Independent random streams of one seed.
-SAMPLE, NETWORK, MEASURE, ORDER, LARGEST, ADAPTERS = 1, 2, 3, 4, 5, 6
-
-
-def generator(seed: int, stream: int, *number: int) -> np.random.Generator:
-    """The random generator of one purpose and one step, sample or epoch.
-
-    Drawn from the numbers alone, so neither a resumed run nor the order in which workers prepare
-    samples changes what is drawn.
-    """
-    return np.random.default_rng(np.random.SeedSequence([seed, stream, *number]))
-
-
-def seed_torch(seed: int, step: int, batch: int = 0) -> None:
-    """Set torch's generators for one batch of a step (stochastic depth, head drop, coordinate
-    loss)."""
-    torch.manual_seed(int(generator(seed, NETWORK, step, batch).integers(2**63)))
 
 
 @dataclass
@@ -67,9 +49,9 @@ class TrainingState:
         average: None when the weights themselves are saved.
     """
 
-    model: Network
+    model: nn.Module
     optimizer: torch.optim.Optimizer
-    average: WeightAverage[Network] | None
+    average: WeightAverage[nn.Module] | None
     totals: Totals
     step: int = 0
     best: float | None = None
@@ -80,7 +62,7 @@ class TrainingState:
         return max(float(group["lr"]) for group in self.optimizer.param_groups)
 
     @property
-    def evaluated(self) -> Network:
+    def evaluated(self) -> nn.Module:
         """The model that is validated and saved; not to be changed."""
         return self.model if self.average is None else self.average.model
 
@@ -135,7 +117,9 @@ class Interruption:
 
     Used as a context manager around the training. A first signal raises KeyboardInterrupt, within
     :meth:`held` only at the block's end; a second Ctrl-C raises it at once, wherever that is.
-    Outside the main thread, where Python delivers no signals, it does nothing.
+    Outside the main thread, where Python delivers no signals, it does nothing. A signal that the
+    run was started to ignore, as nohup and a shell's ``&`` do, stays ignored; under a launcher of
+    several processes both are heard, because it repeats to each what it means them to follow.
 
     Attributes:
         asked: a signal came.
@@ -156,6 +140,8 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.SIG_IGN and not self._agreed:
+                    continue
                 self._previous[number] = signal.signal(number, self._signalled)
         return self
 

@@ -10,6 +10,7 @@ import csv
 import html
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,19 @@ table { border-collapse: collapse } td, th { padding: 3px 14px 3px 0; text-align
 td:first-child, th:first-child { text-align: left } th { border-bottom: 1px solid #9ca3af }
 tr:last-child td { border-top: 1px solid #9ca3af; font-weight: 600 }
 """
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How a text is drawn; it is turned by degrees about its place."""
+
+    size: int = 12
+    bold: bool = False
+    color: str = "#374151"
+    turn: int = 0
+
+
+_PLAIN = _Style()
 
 
 def write_summary(folder: RunFolder) -> Path:
@@ -158,7 +172,7 @@ def chart(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]
     def down(y: float) -> float:
         return _TOP + (high - y) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
-    drawn = [_text(_LEFT, 18, title, "start", 14, bold=True)]
+    drawn = [_text(_LEFT, 18, title, "start", _Style(14, bold=True))]
     for tick in ticks:
         y = down(tick)
         end = _WIDTH - _RIGHT
@@ -181,7 +195,7 @@ def chart(title: str, lines: Sequence[tuple[str, Sequence[tuple[float, float]]]]
                 for x, y in points
             ]
         if name:
-            drawn.append(_text(legend, 18, name, "end", color=color))
+            drawn.append(_text(legend, 18, name, "end", _Style(color=color)))
             legend -= 7 * len(name) + 12
     return _svg(_WIDTH, _HEIGHT, drawn)
 
@@ -195,7 +209,7 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> s
         y = top + row * _CELL
         drawn.append(_text(left - 8, y + _CELL / 2 + 4, name, "end"))
         x = left + row * _CELL + _CELL / 2 + 4
-        drawn.append(_text(x, top - 8, name, "start", turn=-45))
+        drawn.append(_text(x, top - 8, name, "start", _Style(turn=-45)))
         whole = sum(line)
         for column, count in enumerate(line):
             share = count / whole if whole else 0.0
@@ -208,9 +222,8 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> s
             if share >= 0.005 and len(names) <= _MOST_CLASSES_WITH_NUMBERS:
                 color = "#fff" if share > 0.35 else "#1f2937"
                 text = f"{100 * share:.0f}"
-                drawn.append(
-                    _text(x + _CELL / 2, y + _CELL / 2 + 4, text, "middle", 11, color=color)
-                )
+                style = _Style(11, color=color)
+                drawn.append(_text(x + _CELL / 2, y + _CELL / 2 + 4, text, "middle", style))
     side = len(names) * _CELL
     return _svg(left + side + 4 * longest + 10, top + side + 4, drawn)
 
@@ -269,22 +282,12 @@ def _shade(share: float) -> str:
     return "#" + "".join(f"{round(248 + amount * (end - 248)):02x}" for end in (30, 64, 175))
 
 
-def _text(
-    x: float,
-    y: float,
-    text: str,
-    anchor: str,
-    size: int = 12,
-    *,
-    bold: bool = False,
-    color: str = "#374151",
-    turn: int = 0,
-) -> str:
-    extra = ' font-weight="600"' if bold else ""
-    extra += f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ""
+def _text(x: float, y: float, text: str, anchor: str, style: _Style = _PLAIN) -> str:
+    extra = ' font-weight="600"' if style.bold else ""
+    extra += f' transform="rotate({style.turn} {x:.1f} {y:.1f})"' if style.turn else ""
     return (
-        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
-        f'fill="{color}"{extra}>{html.escape(text)}</text>'
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{style.size}" '
+        f'fill="{style.color}"{extra}>{html.escape(text)}</text>'
     )
 
 

@@ -1,1 +1,1 @@
-"""The training configuration: one TOML file, read into frozen dataclasses."""
+"""The training configuration: one TOML file as frozen dataclasses, and what follows from it."""

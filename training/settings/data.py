@@ -9,6 +9,7 @@ from dela.model.class_names import CLASS_CODES, CLASS_NAMES
 from dela.training.settings.sections import at_least, between
 
 KINDS = ("prepared", "folder", "rooms")
+SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class ClassMap:
         name: shown in tables.
         codes: label values in the files that belong to it.
         code: value written by predictions; the first of ``codes`` when None.
-        color: RGB 0-255; a colour of the palette when None.
+        color: RGB 0-255; a color of the palette when None.
     """
 
     name: str
@@ -58,11 +59,11 @@ class DataConfig:
         room_points: about how many points a generated room has.
         first_seed: seed of the first training room; validation and test rooms follow 10,000 and
             20,000 later.
-        points: most points (voxels) in a training sample: the ones nearest a random centre.
+        points: most points (voxels) in a training sample: the ones nearest a random center.
         eval_points: most points (voxels) in one run when scoring; larger scans are cut into tiles.
         margin: metres of surroundings a tile carries beyond the part it answers for; 4 voxels of
             the coarsest stage when None.
-        balance: share of training samples centred on a class drawn evenly instead of on any point.
+        balance: share of training samples centered on a class drawn evenly instead of on any point.
         passes: samples taken from every scan in an epoch, scans in random order; 0 draws places
             instead of scans, so many that the samples together hold as many points as the data.
     """

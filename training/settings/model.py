@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from dela.errors import ConfigError
-from dela.families.dela.config import PRESETS
-from dela.model.class_names import SHAPENETPART_CATEGORIES
-from dela.model.contract import PALETTE, AttributeInfo, CategoryInfo, ClassInfo, Contract
+from dela.families import FAMILIES, FIRST, find_family, presets
+from dela.families.base import Family
+from dela.model.class_names import S3DIS_CLASSES, SHAPENETPART_CATEGORIES
+from dela.model.contract import PALETTE, AttributeInfo, CategoryInfo, ClassInfo, named_classes
 from dela.training.settings.data import DataConfig
 from dela.training.settings.sections import read_section
-
-# Presets see 1.6 units per coarse voxel: at stage 0 one voxel, later 1.19 of them (3.8 / 3.2 ...).
-FIRST_SPREAD = 1.6
-LATER_SPREAD = 1.1875
-# Units per metre of published object networks; their objects are about 1 m large.
-OBJECT_SCALE = 40.0
 
 # What brings a column to about 0..1; a table {name, scale, offset, log} in the file overrides.
 ATTRIBUTE_SCALES = {
@@ -34,33 +30,43 @@ ATTRIBUTE_SCALES = {
 }
 
 
-@dataclass(frozen=True)
-class ModelSection:
-    """``[model]`` as written; None means: from the preset, or derived.
+# Fields that every family writes in its own way, whatever their type in the configuration.
+_WRITTEN: dict[str, Any] = {
+    "task": str,
+    "attributes": tuple[Any, ...],
+    "directions": tuple[Any, ...],
+    "categories": tuple[Any, ...] | str,
+}
 
-    ``vote_axis`` comes from ``[augment]``: the vertical that samples are turned about.
+
+def model_section(values: Any) -> dict[str, Any]:
+    """``[model]`` as written: ``family``, ``preset`` and fields of the family's configuration.
+
+    Raises:
+        ConfigError: an unknown family, key or type.
     """
+    name = FIRST
+    if isinstance(values, dict):
+        preset = presets().get(values.get("preset", ""))
+        name = values.get("family", FIRST if preset is None else preset.family)
+    if name not in FAMILIES:
+        raise ConfigError(f"model.family is {name!r}; it must be one of: {', '.join(FAMILIES)}")
+    section = read_section(_section_class(find_family(name)), values, "model")
+    given = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
+    return {key: value for key, value in given.items() if value is not None} | {"family": name}
 
-    preset: str | None = None
-    task: str | None = None
-    dims: tuple[int, ...] | None = None
-    depths: tuple[int, ...] | None = None
-    neighbors: tuple[int, ...] | int | None = None
-    grid: tuple[float, ...] | None = None
-    points: tuple[int, ...] | None = None
-    spread: tuple[float, ...] | None = None
-    coordinate_scale: float | None = None
-    head_dim: int | None = None
-    attributes: tuple[Any, ...] | None = None
-    directions: tuple[Any, ...] | None = None
-    categories: tuple[Any, ...] | str | None = None
-    epsilon: float | None = None
-    mlp_ratio: float | None = None
-    drop_path: float | None = None
-    head_drop: float | None = None
-    bn_momentum: float | None = None
-    coordinate_loss: bool | None = None
-    vote_axis: str | None = None
+
+def _section_class(family: Family) -> Any:
+    """A dataclass of what may be written: None means from the preset, or derived. The classes are
+    those of ``[data]``."""
+    kinds = typing.get_type_hints(family.config) | _WRITTEN | dict(family.written)
+    names = [field.name for field in dataclasses.fields(family.config) if field.name != "classes"]
+    fields = [("family", str | None, None), ("preset", str | None, None)]
+    fields += [(name, kinds[name] | None, None) for name in names]
+    kinds = {name: kind for name, kind, _ in fields}
+    made = dataclasses.make_dataclass("ModelSection", fields, frozen=True)
+    made.__annotations__ = kinds
+    return made
 
 
 @dataclass(frozen=True)
@@ -87,71 +93,45 @@ def attribute_info(value: str | dict[str, Any]) -> AttributeInfo:
     return dataclasses.replace(info, scale=scale)
 
 
-def model_config(section: ModelSection, data: DataConfig) -> Contract:
+def model_config(section: dict[str, Any], data: DataConfig) -> Any:
     """The network's configuration from what the file gives, the preset and the data's classes.
+
+    Args:
+        section: of :func:`model_section`. A ``vote_axis`` left out is ``[augment]``'s vertical.
 
     Raises:
         ConfigError: a size is missing, or the parts do not fit each other.
     """
-    given = {
-        f.name: getattr(section, f.name)
-        for f in dataclasses.fields(section)
-        if f.name != "preset" and getattr(section, f.name) is not None
-    }
+    given = dict(section)
+    family = find_family(given.pop("family"))
+    preset = given.pop("preset", None)
     classes = model_classes(data)
     for name in ("attributes", "directions"):
         if name in given:
             given[name] = tuple(attribute_info(value) for value in given[name])
     if "categories" in given:
         given["categories"] = model_categories(given["categories"], classes)
-    base: dict[str, Any] = {}
-    if section.preset is not None:
-        base = _of_preset(section.preset, "grid" in given)
+    base = {} if preset is None else _of_preset(preset, family, "grid" in given)
     merged = {"task": "segmentation"} | base | given | {"classes": classes}
-    classification = merged["task"] == "classification"
-    if classification and data.kind != "prepared":
+    if merged["task"] == "classification" and data.kind != "prepared":
         raise ConfigError(
             f"model.task is classification; data of kind {data.kind} labels points, objects come "
             "from a folder of `dela data prepare`"
         )
-    needed = ("points", "spread") if classification else ("grid",)
-    for name in ("dims", "depths", "neighbors", *needed):
-        if name not in merged:
-            raise ConfigError(f"model.{name} is missing; give it, or a preset")
-    stages = len(merged["dims"])
-    if isinstance(merged["neighbors"], int):
-        merged["neighbors"] = (merged["neighbors"],) * stages
-    if not classification:
-        _derive_from_grid(merged, stages)
-    merged.setdefault("coordinate_scale", OBJECT_SCALE)
-    return Contract(**merged)
+    return family.config(**family.complete(merged))
 
 
-def _of_preset(name: str, other_grid: bool) -> dict[str, Any]:
-    if name not in PRESETS:
-        raise ConfigError(f"model.preset is {name!r}; it must be one of: {', '.join(PRESETS)}")
-    preset = PRESETS[name]
-    base = {f.name: getattr(preset, f.name) for f in dataclasses.fields(preset)}
+def _of_preset(name: str, family: Family, other_grid: bool) -> dict[str, Any]:
+    if name not in family.presets:
+        raise ConfigError(
+            f"model.preset is {name!r}; it must be one of: {', '.join(family.presets)}"
+        )
+    preset = family.presets[name]
+    base = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)}
     if other_grid:
-        for key in ("spread", "coordinate_scale"):
+        for key in family.derived_fields:
             del base[key]
     return base
-
-
-def _derive_from_grid(merged: dict[str, Any], stages: int) -> None:
-    """Fills in what follows from the voxel sizes."""
-    grid = merged["grid"]
-    if not grid or not all(size > 0 for size in grid):
-        raise ConfigError(f"model.grid is {list(grid)}; every voxel size must be above 0 (metres)")
-    scale = merged.setdefault("coordinate_scale", round(FIRST_SPREAD / grid[0], 6))
-    merged.setdefault(
-        "spread",
-        tuple(
-            round(scale * size * (LATER_SPREAD if stage else 1.0), 6)
-            for stage, size in enumerate(grid)
-        ),
-    )
-    merged.setdefault("head_dim", max(merged["dims"][-1] // 2, 32) if stages else 0)
 
 
 def model_categories(
@@ -191,7 +171,7 @@ def model_categories(
 def model_classes(data: DataConfig) -> tuple[ClassInfo, ...]:
     """The classes a network on this data tells apart, in label order."""
     if data.kind == "rooms":
-        return PRESETS["s3dis"].classes
+        return named_classes(S3DIS_CLASSES)
     return tuple(
         ClassInfo(
             info.name,

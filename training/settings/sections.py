@@ -57,6 +57,7 @@ def _convert(value: Any, kind: Any, name: str) -> Any:
 
 
 def refuse_unknown(values: dict[str, Any], known: set[str], where: str) -> None:
+    """Raises ConfigError for a key that is not known, with the nearest one that is."""
     for key in values:
         if key not in known:
             near = difflib.get_close_matches(key, known, 1)
@@ -67,10 +68,12 @@ def refuse_unknown(values: dict[str, Any], known: set[str], where: str) -> None:
 
 
 def at_least(name: str, value: float, least: float) -> None:
+    """Raises ConfigError for a value below ``least``."""
     if not value >= least:
         raise ConfigError(f"{name} is {value}; it must be at least {least}")
 
 
 def between(name: str, value: float, least: float, largest: float) -> None:
+    """Raises ConfigError for a value outside ``least`` .. ``largest``."""
     if not least <= value <= largest:
         raise ConfigError(f"{name} is {value}; it must lie in {least}..{largest}")

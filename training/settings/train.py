@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from dela.errors import ConfigError, InputError
+from dela.families import config_from_dict, config_to_dict
 from dela.model.contract import Contract
-from dela.training.augment.config import AugmentConfig
+from dela.training.settings.augment import AugmentConfig
 from dela.training.settings.data import ClassMap, DataConfig, named_classes
-from dela.training.settings.model import ModelSection, model_classes, model_config
+from dela.training.settings.model import model_classes, model_config, model_section
 from dela.training.settings.sections import at_least, between, read_section, refuse_unknown
 
 __all__ = [
@@ -35,15 +36,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """``[train]``: length, optimiser and loss.
+    """``[train]``: length, optimizer and loss.
 
     Attributes:
         epochs: how many; the cosine schedule ends with the last.
-        steps_per_epoch: optimiser steps; 0 means once through the training data.
+        steps_per_epoch: optimizer steps; 0 means once through the training data.
         batch_size: samples that are packed and computed together, in each process.
         batch_points: most points (voxels) computed together in each process: samples are packed
             until so many are there, the last one is cut to what is left; 0 sets no limit.
-        accumulate: such batches per optimiser step, one after the other: a step of more samples
+        accumulate: such batches per optimizer step, one after the other: a step of more samples
             than fit into memory.
         learning_rate: at the top of the schedule (AdamW).
         weight_decay: on matrices; 1-D parameters have none.
@@ -55,7 +56,7 @@ class ScheduleConfig:
         coordinate_loss, coordinate_loss_decay: weight of the coordinate loss,
             ``coordinate_loss * coordinate_loss_decay ** progress``.
         class_weight_power: class weights ``count ** -power`` (mean 1); 0 weighs all alike.
-        lovasz: weight of the Lovász loss, which optimises intersection over union; 0 is off.
+        lovasz: weight of the Lovász loss, which optimizes intersection over union; 0 is off.
         clip_gradient: largest gradient norm; 0 leaves it alone.
         weight_average: decay per step of the running average of the weights that is validated and
             saved; 0 saves the weights themselves.
@@ -172,7 +173,7 @@ class TrainConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, for checkpoints."""
-        return dataclasses.asdict(self)
+        return dataclasses.asdict(self) | {"model": config_to_dict(self.model)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
@@ -184,7 +185,7 @@ class TrainConfig:
         known = {f.name for f in dataclasses.fields(cls)}
         refuse_unknown(values, known, "the configuration")
         return cls(
-            model=Contract.from_dict(values["model"]),
+            model=config_from_dict(values["model"]),
             data=read_section(DataConfig, values["data"], "data"),
             augment=read_section(AugmentConfig, values.get("augment", {}), "augment"),
             train=read_section(ScheduleConfig, values.get("train", {}), "train"),
@@ -237,10 +238,10 @@ def _build(values: dict[str, Any], folder: Path, data_root: str | Path | None) -
         section = section | {"classes": named_classes(section["classes"])}
     data = read_section(DataConfig, section, "data")
     root = Path(data_root).absolute() if data_root is not None else folder / data.root
-    model_section = read_section(ModelSection, values["model"], "model")
-    model = model_config(model_section, data)
+    section_of_model = model_section(values["model"])
+    model = model_config(section_of_model, data)
     augment = read_section(AugmentConfig, values.get("augment", {}), "augment")
-    if model_section.vote_axis is None:
+    if "vote_axis" not in section_of_model:
         model = dataclasses.replace(model, vote_axis=augment.turns_about)
     return TrainConfig(
         model=model,

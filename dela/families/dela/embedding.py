@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dela.families.dela.layers import BatchNorm
+from dela.families.layers import BatchNorm
 
 
 class Ellipsoids(nn.Module):

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dela.errors import ConfigError
 from dela.families.base import FamilyDefaults, refuse_missing
 from dela.families.dela.config import PRESETS, DelaConfig
 from dela.families.dela.example import example_pyramid
 from dela.model.inputs import InputSpec, RowSize
-from dela.pyramid.cpu import Pyramid, build_pyramid, pack
+from dela.pyramid.cpu import Pyramid, build_pyramid
 
 if TYPE_CHECKING:
     import torch
@@ -37,6 +38,9 @@ class DelaFamily(FamilyDefaults):
     name = "dela"
     config = DelaConfig
     presets: Mapping[str, DelaConfig] = PRESETS
+    input_fields = ("neighbors", "coordinate_scale", "spread")
+    derived_fields = ("spread", "coordinate_scale")
+    written: Mapping[str, Any] = {"neighbors": tuple[int, ...] | int}
     on_gpu = True
 
     def sizes(self, config: DelaConfig) -> tuple[RowSize, ...]:
@@ -74,13 +78,15 @@ class DelaFamily(FamilyDefaults):
         if isinstance(filled["neighbors"], int):
             filled["neighbors"] = (filled["neighbors"],) * len(filled["dims"])
         if not classification:
-            first = next(iter(filled["grid"]), 0.0)
-            scale = filled.setdefault(
-                "coordinate_scale", round(FIRST_SPREAD / first, 6) if first > 0 else 1.0
-            )
+            grid = filled["grid"]
+            if not grid or not all(size > 0 for size in grid):
+                raise ConfigError(
+                    f"model.grid is {list(grid)}; every voxel size must be above 0 (metres)"
+                )
+            scale = filled.setdefault("coordinate_scale", round(FIRST_SPREAD / grid[0], 6))
             spread = [
                 round(scale * size * (LATER_SPREAD if stage else 1.0), 6)
-                for stage, size in enumerate(filled["grid"])
+                for stage, size in enumerate(grid)
             ]
             filled.setdefault("spread", tuple(spread))
             filled.setdefault("head_dim", max(filled["dims"][-1] // 2, 32) if filled["dims"] else 0)
@@ -95,13 +101,9 @@ class DelaFamily(FamilyDefaults):
         *,
         seed: int | None = None,
         pick: int | None = 0,
-        threads: int | None = None,
         origin: np.ndarray | None = None,
     ) -> Pyramid:
-        return build_pyramid(points, attributes, config, seed, pick, threads, origin)
-
-    def pack(self, parts: Sequence[Pyramid]) -> Pyramid:
-        return pack(parts)
+        return build_pyramid(points, attributes, config, seed, pick, origin)
 
     def example(self, config: DelaConfig, size: int, seed: int = 0) -> Pyramid:
         return example_pyramid(config, size, seed)

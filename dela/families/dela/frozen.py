@@ -17,15 +17,9 @@ from dela.errors import InputError
 from dela.families.dela.embedding import SpatialEncoding
 from dela.families.dela.encoder import PyramidTensors, encode
 from dela.families.dela.heads import ClassificationHead, SegmentationHead, pool_clouds
-from dela.families.dela.layers import (
-    BatchNorm,
-    Block,
-    Downsample,
-    LocalAggregation,
-    Mlp,
-    module_list,
-)
+from dela.families.dela.layers import Block, Downsample, LocalAggregation, Mlp
 from dela.families.dela.network import Network, PyramidModule, split_category
+from dela.families.layers import BatchNorm, module_list
 
 
 def freeze(model: Network, dtype: torch.dtype = torch.float32) -> FrozenNetwork:

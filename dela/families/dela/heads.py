@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dela.families.dela.config import DelaConfig
-from dela.families.dela.layers import BatchNorm, drop_rows, module_list
+from dela.families.layers import BatchNorm, drop_rows, module_list
 
 
 def pool_clouds(features: Tensor, points_per_cloud: int) -> Tensor:

@@ -15,8 +15,9 @@ from dela.families.dela.config import DelaConfig
 from dela.families.dela.embedding import Ellipsoids, SpatialEncoding
 from dela.families.dela.encoder import PyramidTensors, encode
 from dela.families.dela.heads import ClassificationHead, CoordinateHead, SegmentationHead
-from dela.families.dela.layers import Block, Downsample, module_list
-from dela.families.dela.recompute import run
+from dela.families.dela.layers import Block, Downsample
+from dela.families.layers import module_list
+from dela.families.recompute import run
 from dela.pyramid.cpu import Pyramid
 
 

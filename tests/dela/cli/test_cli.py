@@ -116,6 +116,7 @@ def test_interruption_is_code_130(capsys, monkeypatch):
     assert run(capsys, "doctor") == (130, "", "interrupted\n")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("entry", ["main", "export_main"])
 def test_an_interruption_while_the_command_is_imported_is_code_130(entry):
     """Ctrl-C comes just as the first package beyond Python's own is looked for."""

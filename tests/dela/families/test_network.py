@@ -19,9 +19,9 @@ from dela.families.dela import (
     measure_neighbor_distances,
 )
 from dela.families.dela.heads import pool_clouds
-from dela.families.dela.layers import BatchNorm, drop_rows
 from dela.families.dela.published import import_reference
 from dela.families.dela.starting_values import fibonacci_sphere
+from dela.families.layers import BatchNorm, drop_rows
 from dela.model.contract import ClassInfo
 from dela.pyramid.cpu import Pyramid, pack
 from published_network import fabricate, published_shapes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -293,6 +296,57 @@ def test_shapes_pass_through_torch_compile():
         assert torch.allclose(compiled, plain)
         expected = [spse["weight"].grad, spamp["features"].grad, spamp["weight"].grad]
         assert all(torch.allclose(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_neither_compiler_nor_exporter_is_imported_to_call_the_operators():
+    script = (
+        "import sys, torch\n"
+        "from dela import ops\n"
+        "points = torch.rand(9, 3)\n"
+        "near = torch.zeros(9, 4, dtype=torch.int32)\n"
+        "metric, weight = torch.rand(12, 8, requires_grad=True), torch.rand(4, 2)\n"
+        "features = ops.spse(points, near, metric, 1e-8)\n"
+        "ops.spamp(features, points, near, weight).sum().backward()\n"
+        "assert metric.grad.shape == (12, 8)\n"
+        "unasked = ('torch._dynamo', 'torch.onnx', 'sympy', 'onnx')\n"
+        "print([name for name in unasked if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.parametrize("operator", ["spse", "spamp"])
+def test_second_derivatives_are_refused(operator):
+    call = (spse_call if operator == "spse" else spamp_call)("weight")
+    out = getattr(ops, operator)(**call)
+    (gradient,) = torch.autograd.grad(out.square().sum(), call["weight"], create_graph=True)
+    with pytest.raises(RuntimeError, match=f"{operator}_backward has no backward pass"):
+        gradient.sum().backward()
+
+
+def test_vmap_over_metrics_is_one_call_for_each():
+    call = spse_call()
+    metrics = torch.stack([call["weight"], 2 * call["weight"]])
+    found = torch.vmap(lambda weight: ops.spse(**call | {"weight": weight}))(metrics)
+    each = [ops.spse(**call | {"weight": weight}) for weight in metrics]
+    assert torch.equal(found, torch.stack(each))
+
+
+def test_kernels_are_left_alone_where_compilation_breaks_off():
+    """Around a graph break Python runs with torch.compile listening: our kernels are not traced."""
+    from torch._dynamo.testing import CompileCounter
+
+    call = spse_call()
+    expected = ops.spse(**call)
+
+    @torch.compiler.disable(recursive=False)  # this frame alone
+    def eager():
+        return torch.ops.dela.spse(**call)
+
+    graphs = CompileCounter()
+    found = torch.compile(lambda: eager() + 1, backend=graphs)()
+    assert torch.equal(found, expected + 1)
+    assert graphs.frame_count == 1  # the addition
 
 
 def test_peak_memory_is_little_more_than_the_outputs():

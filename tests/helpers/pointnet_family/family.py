@@ -12,7 +12,7 @@ from dela.errors import ConfigError
 from dela.families.base import FamilyDefaults, refuse_missing
 from dela.geometry.cpu import knn
 from dela.model.contract import Contract, named_classes
-from dela.model.inputs import InputSpec, NamedInputs, RowSize, pack_named
+from dela.model.inputs import InputSpec, NamedInputs, RowSize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,22 +58,17 @@ class PointNetFamily(FamilyDefaults):
         refuse_missing(given, ("grid",))
         return given
 
-    def prepare(
-        self, points, attributes, config, *, seed=None, pick=0, threads=None, origin=None
-    ) -> NamedInputs:
+    def prepare(self, points, attributes, config, *, seed=None, pick=0, origin=None) -> NamedInputs:
         points = np.ascontiguousarray(points, np.float32)
         low, high = points.min(axis=0), points.max(axis=0)
         arrays = {
             "points": points,
             "position": ((points - low) / np.maximum(high - low, 1e-6)).astype(np.float32),
-            "nearby": knn(points, config.k, threads=threads),
+            "nearby": knn(points, config.k),
         }
         if config.input_columns:
             arrays["attributes"] = np.ascontiguousarray(attributes, np.float32)
         return NamedInputs(arrays, ((len(points),),), self.sizes(config), self.inputs(config))
-
-    def pack(self, parts) -> NamedInputs:
-        return pack_named(parts)
 
     def example(self, config: PointNetConfig, size: int, seed: int = 0) -> NamedInputs:
         rng = np.random.default_rng(seed)

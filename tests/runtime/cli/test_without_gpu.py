@@ -16,7 +16,7 @@ from dela.cloud.formats import write_cloud
 from dela.errors import InputError, MissingDependencyError
 from dela.plugins.tensorrt import bindings
 from dela.runtime import load_backend
-from dela.runtime.backends import base as backends
+from dela.runtime.backends import onnx_runtime as backends
 from dela.runtime.info import describe
 from small_networks import Trained, make_cloud
 from standin_tensorrt import write_engine

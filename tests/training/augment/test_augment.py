@@ -14,7 +14,7 @@ from dela.model.contract import AttributeInfo
 from dela.training.augment import columns as columns_of
 from dela.training.augment import steps as a
 from dela.training.augment.columns import Columns
-from dela.training.augment.config import NOTHING, AugmentConfig
+from dela.training.settings.augment import NOTHING, AugmentConfig
 
 SCANNET = Columns.of(PRESETS["scannet"])
 seeds = st.integers(0, 2**31)
@@ -144,7 +144,7 @@ def test_color_changes_touch_color_alone_and_stay_in_range(change):
     assert (change != {"color_drop": 1.0}) or not changed[:, :3].any()
 
 
-def test_contrast_blends_with_the_colours_stretched_to_the_full_range():
+def test_contrast_blends_with_the_colors_stretched_to_the_full_range():
     _, attributes = cloud()
     attributes[:, :3] = 0.3 + 0.2 * attributes[:, :3]
     config = dataclasses.replace(NOTHING, color_contrast=1.0)

@@ -97,7 +97,7 @@ def test_elastic_offsets_are_smoothed_noise_between_grid_nodes(granularity):
     np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_elastic_offsets_differ_little_between_neighbours_and_much_across_the_scene():
+def test_elastic_offsets_differ_little_between_neighbors_and_much_across_the_scene():
     rng = np.random.default_rng(0)
     points = rng.uniform(0, 10, (500, 3)).astype(np.float32)
     near = points + np.float32(0.01)
@@ -132,13 +132,13 @@ def test_holes_are_balls_about_points(seed, most):
     gone = np.setdiff1d(np.arange(400), left)
     # Every point that is gone lies within a ball, and no ball is larger than asked.
     apart = np.linalg.norm(points[gone, None] - points[None, gone], axis=2)
-    centres = [
+    centers = [
         row
         for row, distances in zip(gone, apart, strict=True)
         if np.linalg.norm(points[left] - points[row], axis=1).min(initial=9) >= 0.5 - 1e-5
     ]
-    assert len(centres) >= 1
-    assert (np.linalg.norm(points[gone, None] - points[centres], axis=2).min(1) < 0.5 + 1e-5).all()
+    assert len(centers) >= 1
+    assert (np.linalg.norm(points[gone, None] - points[centers], axis=2).min(1) < 0.5 + 1e-5).all()
     assert len(gone) <= max(1, most) * 60
 
 

@@ -84,6 +84,7 @@ def test_packaged_configurations_go_by_their_names(tmp_path, monkeypatch):
         find_config("nowhere")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_saves_and_says_how_to_go_on(config_file, tmp_path):
     run = tmp_path / "run"
     command = [sys.executable, "-m", "dela", "train", str(config_file), "-o", str(run)]
@@ -104,3 +105,16 @@ def test_ctrl_c_saves_and_says_how_to_go_on(config_file, tmp_path):
     assert len(errors.strip().splitlines()) == 1
     assert "interrupted after step" in errors and "--resume" in errors
     assert not list(run.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "words", [["train"], ["data", "prepare"], ["data", "info"], ["summary"], ["room"]]
+)
+def test_help_shows_two_examples_a_line_each(words, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run_command([*words, "--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    examples = [line for line in lines if line.startswith("$ ")]
+    assert len(examples) == 2 and all(f"dela {' '.join(words)} " in line for line in examples)
+    assert lines[lines.index(examples[0]) - 2] == "Examples:"
+    assert lines[lines.index(examples[0]) + 1] == examples[1]

@@ -11,10 +11,12 @@ import pytest
 from dela.cloud.formats import write_cloud
 from dela.families import resolve_config
 from dela.geometry.cpu import VoxelGrid
-from dela.training.augment.config import NOTHING, AugmentConfig
 from dela.training.data.batches import BatchMaker
+from dela.training.data.dataset import Dataset
+from dela.training.data.kinds import open_dataset
 from dela.training.data.samples import pack_samples
-from dela.training.data.scans import Dataset, Scan, open_dataset
+from dela.training.data.scans import Scan
+from dela.training.settings.augment import NOTHING, AugmentConfig
 from dela.training.settings.data import ClassMap, DataConfig
 
 

@@ -14,8 +14,11 @@ from dela.cloud.point_cloud import PointCloud
 from dela.errors import ConfigError, InputError
 from dela.families.dela.config import DelaConfig
 from dela.model.contract import AttributeInfo
-from dela.training.data.scans import map_labels, open_dataset, pack_samples, room_seeds
+from dela.training.data.kinds import DATA_KINDS, has_labels, names_scans, open_dataset
+from dela.training.data.samples import pack_samples
 from dela.training.evaluate.split import score_split
+from dela.training.settings.data import KINDS, SPLITS
+from dela.training.settings.splits import map_labels, room_seeds
 from dela.training.settings.train import (
     AugmentConfig,
     ClassMap,
@@ -171,7 +174,7 @@ def test_a_training_sample_keeps_to_its_size_and_its_labels_to_their_points(data
         sample.pyramid.validate()
         assert len(sample.labels) == 600
         assert sample.labels.dtype == np.int64
-        # Intensity tells the code (100 code + noise): labels travelled with their points.
+        # Intensity tells the code (100 code + noise): labels traveled with their points.
         code = (sample.pyramid.attributes[:, 0] * 1000 // 100).astype(int)
         expected = map_labels(code, DATA)
         assert np.array_equal(sample.labels, expected)
@@ -221,7 +224,7 @@ def test_a_mixed_sample_lays_two_crops_over_each_other(folder):
     assert np.mean(shares) < 0.8
 
 
-def test_balanced_centres_favour_the_rare_class(folder):
+def test_balanced_centers_favor_the_rare_class(folder):
     labels = {}
     for balance in (0.0, 1.0):
         data = dataclasses.replace(DATA, root=str(folder), balance=balance, points=30)
@@ -356,7 +359,7 @@ def test_context_surrounds_held_out_scans_unlabelled(survey, join):
     assert np.allclose(found.points[:size] + found.origin, plain.points + plain.origin, atol=1e-4)
     around = found.points[size:, 0].astype(float) + found.origin[0] - plain.origin[0]
     assert (found.labels[size:] == -1).all()
-    # A quarter of each neighbour of 20 m, and nothing of the scan itself.
+    # A quarter of each neighbor of 20 m, and nothing of the scan itself.
     assert 0.4 * size < len(around) < 0.6 * size
     assert ((around > -5.1) & (around < 0.1) | (around > 19.9) & (around < 25.1)).all()
 
@@ -366,3 +369,12 @@ def test_training_scans_have_no_context(survey):
     plain = open_dataset(survey, MODEL, "train").scans
     found = open_dataset(data, MODEL, "train").scans
     assert [len(a.labels) for a in found] == [len(a.labels) for a in plain]
+
+
+def test_every_kind_of_data_says_which_splits_it_has(folder):
+    assert set(DATA_KINDS) == set(KINDS)
+    rooms = DataConfig(kind="rooms", train_rooms=1, val_rooms=0, test_rooms=2)
+    assert [names_scans(rooms, split) for split in SPLITS] == [True, False, True]
+    files = dataclasses.replace(DATA, root=str(folder), train=("a.ply",), val=())
+    assert [names_scans(files, split) for split in SPLITS] == [True, False, False]
+    assert [has_labels(files, split) for split in SPLITS] == [True, False, False]

@@ -15,8 +15,9 @@ import raw_layouts
 from dela.errors import ConfigError, InputError
 from dela.families.dela.config import DelaConfig
 from dela.geometry.cpu import voxel_grid
+from dela.training.data.dataset import Dataset
+from dela.training.data.kinds import open_dataset
 from dela.training.data.prepared import LabelMap, prepared_names
-from dela.training.data.scans import Dataset, open_dataset
 from dela.training.evaluate.split import score_split
 from dela.training.prepare import store
 from dela.training.prepare.plan import Options
@@ -32,6 +33,9 @@ from dela.training.settings.train import (
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "configs"
 
+# In this process.
+SERIAL = Options(workers=1)
+
 
 def quiet(*_: object) -> None:
     pass
@@ -43,7 +47,7 @@ def both(tmp_path_factory):
     raw = tmp_path_factory.mktemp("raw")
     out = tmp_path_factory.mktemp("prepared") / "out"
     path, _ = raw_layouts.write_folder(raw, points=1500)
-    prepare("folder", raw, out, options=Options(config=path), workers=1, log=quiet)
+    prepare("folder", raw, out, Options(config=path, workers=1), log=quiet)
     folder = load_config(path, data_root=raw)
     prepared = load_config(
         path, ["data.kind=prepared", "data.train=[]", "data.val=[]"], data_root=out
@@ -282,7 +286,7 @@ def constant(label: int, classes: int):
 
 def test_s3dis_columns_reach_the_network_scaled(tmp_path):
     expected = raw_layouts.write_s3dis(tmp_path / "raw", points=600)
-    prepare("s3dis", tmp_path / "raw", tmp_path / "out", workers=1, log=quiet)
+    prepare("s3dis", tmp_path / "raw", tmp_path / "out", SERIAL, log=quiet)
     config = tiny("s3dis", tmp_path / "out")
     dataset = opened(config, "val")
     points, color, labels = expected["Area_5_office_1"]
@@ -296,8 +300,8 @@ def test_s3dis_columns_reach_the_network_scaled(tmp_path):
 def test_scannet_normals_reach_the_network(tmp_path):
     raw_layouts.write_scannet(tmp_path / "raw", side=14)
     lists = {split: tmp_path / "raw" / f"scannetv2_{split}.txt" for split in ("train", "val")}
-    options = Options(lists=lists)
-    prepare("scannet", tmp_path / "raw", tmp_path / "out", options=options, workers=1, log=quiet)
+    options = Options(lists=lists, workers=1)
+    prepare("scannet", tmp_path / "raw", tmp_path / "out", options, log=quiet)
     dataset = opened(tiny("scannet", tmp_path / "out"))
     normals = dataset.scans[0].attributes[:][:, 4:]
     assert np.allclose(np.linalg.norm(normals, axis=1), 1, atol=1e-3)
@@ -308,7 +312,7 @@ def test_scannet_normals_reach_the_network(tmp_path):
 
 def test_classification_counts_objects_not_points(tmp_path):
     arrays = raw_layouts.write_scanobjectnn(tmp_path / "raw", clouds=8, points=150)
-    prepare("scanobjectnn", tmp_path / "raw", tmp_path / "out", workers=1, log=quiet)
+    prepare("scanobjectnn", tmp_path / "raw", tmp_path / "out", SERIAL, log=quiet)
     config = tiny("scanobjectnn", tmp_path / "out", points=(64, 32, 16), neighbors=(8, 8, 8))
     train, val = opened(config), opened(config, "val")
     assert len(train.scans) == 8 and train.steps_per_epoch(3) == 2
@@ -335,7 +339,7 @@ def test_classification_counts_objects_not_points(tmp_path):
 
 def test_parts_know_their_category(tmp_path):
     tables = raw_layouts.write_shapenetpart(tmp_path / "raw", shapes=2)
-    prepare("shapenetpart", tmp_path / "raw", tmp_path / "out", workers=1, log=quiet)
+    prepare("shapenetpart", tmp_path / "raw", tmp_path / "out", SERIAL, log=quiet)
     config = tiny("shapenetpart", tmp_path / "out")
     dataset = opened(config)
     assert len(dataset.scans) == 3 * 3  # the committed recipe trains on train and val
@@ -345,9 +349,9 @@ def test_parts_know_their_category(tmp_path):
     table = tables["train/mug/shape1"]
     scan = mugs[1]
     assert np.array_equal(scan.labels, table[:, 6])
-    centred = table[:, :3] - table[:, :3].mean(axis=0)
-    centred /= np.linalg.norm(centred, axis=1).max()
-    assert np.allclose(scan.points, centred - centred.min(axis=0), atol=1e-6)
+    centered = table[:, :3] - table[:, :3].mean(axis=0)
+    centered /= np.linalg.norm(centered, axis=1).max()
+    assert np.allclose(scan.points, centered - centered.min(axis=0), atol=1e-6)
     attributes = scan.attributes[:]
     assert attributes.shape == (len(table), 3 + 16)
     assert np.allclose(attributes[:, :3], table[:, 3:6], atol=1e-3)
@@ -361,7 +365,7 @@ def test_parts_know_their_category(tmp_path):
 
 def test_semantickitti_scans_without_labels_are_refused_for_scoring(tmp_path):
     expected = raw_layouts.write_semantickitti(tmp_path / "raw", points=400)
-    prepare("semantickitti", tmp_path / "raw", tmp_path / "out", workers=1, log=quiet)
+    prepare("semantickitti", tmp_path / "raw", tmp_path / "out", SERIAL, log=quiet)
     config = tiny("semantickitti", tmp_path / "out")
     dataset = opened(config, "val")
     values, ids = expected["08_000000"]

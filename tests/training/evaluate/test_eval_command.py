@@ -109,7 +109,7 @@ def test_predictions_are_kept_beside_the_truth(model, tiny_scans, tmp_path, caps
 
 
 def test_scenes_are_cut_as_asked(model, tiny_scans, tmp_path, monkeypatch, capsys):
-    from dela.runtime.backends.base import OnnxRuntimeBackend
+    from dela.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
     sizes: list[int] = []
     run = OnnxRuntimeBackend.run

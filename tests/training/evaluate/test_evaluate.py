@@ -14,7 +14,9 @@ from dela.geometry.cpu import VoxelGrid
 from dela.model.contract import CategoryInfo
 from dela.runtime import Predictor
 from dela.scores.confusion import Confusion
-from dela.training.data.scans import Dataset, Scan, open_dataset
+from dela.training.data.dataset import Dataset
+from dela.training.data.kinds import open_dataset
+from dela.training.data.scans import Scan
 from dela.training.evaluate.split import score_split
 from dela.training.settings.data import ClassMap, DataConfig
 

@@ -21,7 +21,7 @@ from dela.errors import CheckpointError, ConfigError  # noqa: E402
 from dela.families import create_model  # noqa: E402
 from dela.families.dela import Network  # noqa: E402
 from dela.model.contract import generic_classes  # noqa: E402
-from dela.training.data.scans import open_dataset  # noqa: E402
+from dela.training.data.kinds import open_dataset  # noqa: E402
 from dela.training.optimize.adapters import LowRank, adapt_network, merged  # noqa: E402
 from dela.training.optimize.finetune import freeze_parts, parameter_groups, take_weights  # noqa: E402
 from dela.training.run.folder import to_toml  # noqa: E402

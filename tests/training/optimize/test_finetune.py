@@ -16,7 +16,12 @@ from dela.errors import CheckpointError, ConfigError, InputError  # noqa: E402
 from dela.families import create_model  # noqa: E402
 from dela.families.dela.published import import_reference, reference_state_dict  # noqa: E402
 from dela.model.contract import AttributeInfo, generic_classes  # noqa: E402
-from dela.training.optimize.finetune import freeze_parts, parameter_groups, take_weights  # noqa: E402
+from dela.training.optimize.finetune import (  # noqa: E402
+    freeze_parts,
+    make_optimizer,
+    parameter_groups,
+    take_weights,
+)
 from dela.training.run.folder import to_toml  # noqa: E402
 from dela.training.run.loop import train  # noqa: E402
 
@@ -209,8 +214,7 @@ def test_low_rank_adapters_train_merge_and_export(with_schedule, tmp_path):
     from dela.export import export_onnx
     from dela.families.dela import freeze
     from dela.runtime import load_backend
-    from dela.training.data.scans import open_dataset
-    from dela.training.run.loop import make_optimizer
+    from dela.training.data.kinds import open_dataset
 
     class LowRank(torch.nn.Module):
         def __init__(self, rows, columns):
@@ -227,7 +231,7 @@ def test_low_rank_adapters_train_merge_and_export(with_schedule, tmp_path):
     model.requires_grad_(False)
     layer = model.stages[1].block.mlps[0].expand
     parametrize.register_parametrization(layer, "weight", LowRank(*layer.weight.shape))
-    optimizer = make_optimizer(model, config)
+    optimizer = make_optimizer(model, config.train)
     training = open_dataset(config.data, config.model, "train")
     pyramid = training.sample(np.random.default_rng(0)).pyramid
     for _ in range(2):

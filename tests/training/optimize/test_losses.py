@@ -25,15 +25,15 @@ def _example(points=50, classes=5, ignored=12):
 
 def _numpy_cross_entropy(logits, labels, smoothing, weight):
     log_probability = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    total = normaliser = 0.0
+    total = normalizer = 0.0
     for row, label in zip(log_probability, labels, strict=True):
         if label == -1:
             continue
         target = np.full(len(row), smoothing / len(row))
         target[label] += 1 - smoothing
         total += -(target * weight * row).sum()
-        normaliser += weight[label]
-    return total / normaliser
+        normalizer += weight[label]
+    return total / normalizer
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])

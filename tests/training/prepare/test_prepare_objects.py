@@ -100,8 +100,8 @@ def test_shapenetpart_keeps_categories_parts_and_normals(tmp_path):
         whole = np.concatenate(tables)
         shapes = np.split(columns["points"], columns["offsets"][1:-1])
         for shape, table in zip(shapes, tables, strict=True):
-            centred = table[:, :3] - table[:, :3].mean(axis=0)
-            assert np.allclose(shape * np.linalg.norm(centred, axis=1).max(), centred)
+            centered = table[:, :3] - table[:, :3].mean(axis=0)
+            assert np.allclose(shape * np.linalg.norm(centered, axis=1).max(), centered)
             assert np.isclose(np.linalg.norm(shape, axis=1).max(), 1)
         assert np.allclose(columns["normals"], whole[:, 3:6])
         assert np.array_equal(columns["labels"], whole[:, 6])

@@ -20,8 +20,12 @@ import raw_layouts
 from dela.cli.main import main, run_command
 from dela.errors import InputError
 from dela.training.cli.data import DatasetName
-from dela.training.prepare import DATASETS, runner, store
+from dela.training.prepare import DATASETS, store, worker
+from dela.training.prepare.plan import Options
 from dela.training.prepare.runner import prepare
+
+# In this process.
+SERIAL = Options(workers=1)
 
 
 def quiet(*_: object) -> None:
@@ -67,9 +71,9 @@ def test_parallel_and_serial_results_are_the_same_files(rooms):
     raw, out = rooms
     done = []
     serial = prepare(
-        "s3dis", raw, out, workers=1, log=quiet, progress=lambda *facts: done.append(facts)
+        "s3dis", raw, out, SERIAL, log=quiet, progress=lambda *facts: done.append(facts)
     )
-    parallel = prepare("s3dis", raw, out.with_name("other"), workers=2, log=quiet)
+    parallel = prepare("s3dis", raw, out.with_name("other"), Options(workers=2), log=quiet)
     assert serial.prepared == parallel.prepared == 4 and not serial.failed
     assert contents(out) == contents(out.with_name("other"))
     assert [count for count, _, _ in done] == [1, 2, 3, 4] and {total for _, total, _ in done} == {
@@ -79,7 +83,7 @@ def test_parallel_and_serial_results_are_the_same_files(rooms):
 
 def test_the_manifest_tells_splits_counts_and_sizes(rooms):
     raw, out = rooms
-    summary = prepare("s3dis", raw, out, workers=1, log=quiet)
+    summary = prepare("s3dis", raw, out, SERIAL, log=quiet)
     manifest = store.read_manifest(out)
     assert manifest["splits"] == {
         "train": ["Area_1_office_1", "Area_3_hallway_2", "Area_6_copyRoom_1"],
@@ -99,10 +103,10 @@ def test_the_manifest_tells_splits_counts_and_sizes(rooms):
 
 def test_a_second_run_keeps_everything(rooms):
     raw, out = rooms
-    prepare("s3dis", raw, out, workers=1, log=quiet)
+    prepare("s3dis", raw, out, SERIAL, log=quiet)
     before = contents(out)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")}
-    again = prepare("s3dis", raw, out, workers=1, log=quiet)
+    again = prepare("s3dis", raw, out, SERIAL, log=quiet)
     assert (again.prepared, again.kept) == (0, 4)
     assert contents(out) == before
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")} == times
@@ -110,13 +114,13 @@ def test_a_second_run_keeps_everything(rooms):
 
 def test_changed_raw_files_settings_and_columns_are_made_anew(rooms):
     raw, out = rooms
-    prepare("s3dis", raw, out, workers=1, log=quiet)
+    prepare("s3dis", raw, out, SERIAL, log=quiet)
     first = contents(out)
     path = raw / "Area_1" / "office_1" / "Annotations" / "wall_1.txt"
     text = path.read_text()
     path.write_text(text.replace(" ", " ", 1) + "1 2 3 4 5 6\n")
     said: list[str] = []
-    changed = prepare("s3dis", raw, out, workers=1, log=said.append)
+    changed = prepare("s3dis", raw, out, SERIAL, log=said.append)
     assert (changed.prepared, changed.kept) == (1, 3)
     assert said == ["Area_1_office_1 is made anew: its raw files or settings have changed"]
     assert len(store.load_column(out / store.SCENES / "Area_1_office_1", "points")) == 301
@@ -124,25 +128,27 @@ def test_changed_raw_files_settings_and_columns_are_made_anew(rooms):
     path.write_text(text)
     column = out / store.SCENES / "Area_5_office_1" / "color.npy"
     column.write_bytes(column.read_bytes()[:-1] + b"\x07")
-    mended = prepare("s3dis", raw, out, workers=1, log=quiet)
+    mended = prepare("s3dis", raw, out, SERIAL, log=quiet)
     assert (mended.prepared, mended.kept) == (2, 2)
     assert contents(out) == first
 
-    options = runner.Options(grid=0.1)
-    coarser = prepare("s3dis", raw, out, options=options, workers=1, log=quiet)
+    options = Options(grid=0.1, workers=1)
+    coarser = prepare("s3dis", raw, out, options, log=quiet)
     assert (coarser.prepared, coarser.kept) == (4, 0)
     assert store.read_manifest(out)["grid"] == 0.1
 
 
 def test_overwrite_makes_everything_anew_and_replaces_another_dataset(rooms, tmp_path):
     raw, out = rooms
-    first = prepare("s3dis", raw, out, workers=1, log=quiet)
-    again = prepare("s3dis", raw, out, workers=1, overwrite=True, log=quiet)
+    first = prepare("s3dis", raw, out, SERIAL, log=quiet)
+    again = prepare("s3dis", raw, out, Options(workers=1, overwrite=True), log=quiet)
     assert first.prepared == again.prepared == 4
     raw_layouts.write_semantickitti(tmp_path / "kitti", {"08": 1}, points=50)
     with pytest.raises(InputError, match=r"holds the prepared dataset 's3dis'.*--overwrite"):
-        prepare("semantickitti", tmp_path / "kitti", out, workers=1, log=quiet)
-    other = prepare("semantickitti", tmp_path / "kitti", out, workers=1, overwrite=True, log=quiet)
+        prepare("semantickitti", tmp_path / "kitti", out, SERIAL, log=quiet)
+    other = prepare(
+        "semantickitti", tmp_path / "kitti", out, Options(workers=1, overwrite=True), log=quiet
+    )
     assert store.read_manifest(out)["dataset"] == "semantickitti"
     assert other.left_over == [f"Area_{n}" for n in ("1_office_1", "3_hallway_2", "5_office_1")] + [
         "Area_6_copyRoom_1"
@@ -184,7 +190,7 @@ def test_malformed_files_cost_their_scene_alone(rooms, capsys):
 
 def test_malformed_clouds_are_left_out_of_their_set_and_told_again(tmp_path):
     raw_layouts.write_shapenetpart(tmp_path / "raw", categories=("mug",), shapes=4)
-    expected = prepare("shapenetpart", tmp_path / "raw", tmp_path / "whole", workers=1, log=quiet)
+    expected = prepare("shapenetpart", tmp_path / "raw", tmp_path / "whole", SERIAL, log=quiet)
     shapes = sorted((tmp_path / "raw").glob("*/shape*.txt"))
     good = shapes[1].read_text()
     shapes[1].write_text(good + "1 2 3\n")
@@ -195,7 +201,7 @@ def test_malformed_clouds_are_left_out_of_their_set_and_told_again(tmp_path):
         f"cannot read {shapes[3]}: No such file or directory",
     ]
     for _ in range(2):
-        out = prepare("shapenetpart", tmp_path / "raw", tmp_path / "out", workers=1, log=quiet)
+        out = prepare("shapenetpart", tmp_path / "raw", tmp_path / "out", SERIAL, log=quiet)
         assert out.failed == {"train_mug": messages} and out.malformed == 2
         assert out.manifest["scenes"]["train_mug"]["clouds"] == 2
         assert out.manifest["splits"] == expected.manifest["splits"]
@@ -219,15 +225,15 @@ def test_repairs_are_noted_in_the_log_and_with_the_scene(rooms, capsys):
 
 def test_unforeseen_errors_cost_their_scene_alone(rooms, monkeypatch):
     raw, out = rooms
-    original = runner.encode
+    original = worker.encode
 
     def breaks(record, *others):
         if record.columns["points"][0, 0] > 25:
             raise ZeroDivisionError("odd")
         return original(record, *others)
 
-    monkeypatch.setattr(runner, "encode", breaks)
-    summary = prepare("s3dis", raw, out, workers=1, log=quiet)
+    monkeypatch.setattr(worker, "encode", breaks)
+    summary = prepare("s3dis", raw, out, SERIAL, log=quiet)
     assert summary.prepared == 3
     assert summary.failed == {
         "Area_6_copyRoom_1": [
@@ -238,7 +244,7 @@ def test_unforeseen_errors_cost_their_scene_alone(rooms, monkeypatch):
 
 def test_a_full_disk_stops_the_work(rooms, monkeypatch):
     raw, out = rooms
-    original, calls = runner.write_scene, []
+    original, calls = worker.write_scene, []
 
     def full(folder, columns, facts):
         calls.append(folder)
@@ -246,14 +252,14 @@ def test_a_full_disk_stops_the_work(rooms, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
         return original(folder, columns, facts)
 
-    monkeypatch.setattr(runner, "write_scene", full)
+    monkeypatch.setattr(worker, "write_scene", full)
     with pytest.raises(InputError, match=r"No space left on device; 1 of 4 scenes are done"):
-        prepare("s3dis", raw, out, workers=1, log=quiet)
+        prepare("s3dis", raw, out, SERIAL, log=quiet)
     assert len(calls) == 2
     with pytest.raises(InputError, match="did not finish"):
         store.read_manifest(out)
     monkeypatch.undo()
-    assert prepare("s3dis", raw, out, workers=1, log=quiet).kept == 1
+    assert prepare("s3dis", raw, out, SERIAL, log=quiet).kept == 1
 
 
 _ENDLESS = """
@@ -277,7 +283,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_killed_preparation_is_gone_on_with(rooms, tmp_path, workers):
     raw, out = rooms
-    whole = prepare("s3dis", raw, tmp_path / "whole", workers=1, log=quiet)
+    whole = prepare("s3dis", raw, tmp_path / "whole", SERIAL, log=quiet)
     script = tmp_path / "endless.py"
     script.write_text(_ENDLESS)
     words = [sys.executable, script, raw, "-o", out, "--workers", str(workers)]
@@ -291,7 +297,7 @@ def test_a_killed_preparation_is_gone_on_with(rooms, tmp_path, workers):
     deadline = time.monotonic() + 20
     while True:  # the workers leave as their parent has, and its lock with them
         try:
-            resumed = prepare("s3dis", raw, out, workers=1, log=quiet)
+            resumed = prepare("s3dis", raw, out, SERIAL, log=quiet)
             break
         except InputError as error:
             assert "another preparation" in str(error) and time.monotonic() < deadline
@@ -300,6 +306,7 @@ def test_a_killed_preparation_is_gone_on_with(rooms, tmp_path, workers):
     assert contents(out) == contents(tmp_path / "whole")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_an_interrupted_preparation_leaves_nothing_half_written(rooms, tmp_path, workers):
     raw, out = rooms
@@ -314,7 +321,7 @@ def test_an_interrupted_preparation_leaves_nothing_half_written(rooms, tmp_path,
     _, error = process.communicate(timeout=20)
     assert process.returncode == 130 and error.splitlines() == ["interrupted"]
     assert not list((out / store.SCENES).glob(f"{store.PARTIAL}*"))
-    resumed = prepare("s3dis", raw, out, workers=1, log=quiet)
+    resumed = prepare("s3dis", raw, out, SERIAL, log=quiet)
     assert resumed.kept >= 1 and resumed.kept + resumed.prepared == 4
 
 
@@ -323,7 +330,8 @@ def test_a_killed_worker_is_told_in_words(rooms, tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(
         "import os, sys\n"
-        "from dela.training.prepare import runner, store\n"
+        "from dela.training.prepare import store\n"
+        "from dela.training.prepare.runner import Options, prepare\n"
         "real = store.np.save\n"
         "def last(path, column, **options):\n"
         "    if 'Area_5' in str(path):\n"
@@ -331,7 +339,7 @@ def test_a_killed_worker_is_told_in_words(rooms, tmp_path):
         "    real(path, column, **options)\n"
         "store.np.save = last\n"
         "if __name__ == '__main__':\n"
-        "    runner.prepare('s3dis', sys.argv[1], sys.argv[2], workers=2, log=print)\n"
+        "    prepare('s3dis', sys.argv[1], sys.argv[2], Options(workers=2))\n"
     )
     done = subprocess.run([sys.executable, script, raw, out], capture_output=True, text=True)
     assert done.returncode == 1
@@ -345,8 +353,8 @@ def test_two_preparations_do_not_write_one_folder(rooms):
     with (out / ".lock").open("w") as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         with pytest.raises(InputError, match="another preparation is at work"):
-            prepare("s3dis", raw, out, workers=1, log=quiet)
-    assert prepare("s3dis", raw, out, workers=1, log=quiet).prepared == 4
+            prepare("s3dis", raw, out, SERIAL, log=quiet)
+    assert prepare("s3dis", raw, out, SERIAL, log=quiet).prepared == 4
 
 
 def test_foreign_folders_and_missing_raw_data_are_refused(rooms, tmp_path):
@@ -355,23 +363,23 @@ def test_foreign_folders_and_missing_raw_data_are_refused(rooms, tmp_path):
     (out / "thesis.tex").write_text("\\documentclass")
     for overwrite in (False, True):
         with pytest.raises(InputError, match="is not empty and holds no prepared data"):
-            prepare("s3dis", raw, out, workers=1, overwrite=overwrite, log=quiet)
+            prepare("s3dis", raw, out, Options(workers=1, overwrite=overwrite), log=quiet)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
     with pytest.raises(InputError, match="is not a folder"):
-        prepare("s3dis", raw, out / "thesis.tex", workers=1, log=quiet)
+        prepare("s3dis", raw, out / "thesis.tex", SERIAL, log=quiet)
     with pytest.raises(InputError, match="does not exist; give the folder of the raw data"):
-        prepare("s3dis", tmp_path / "nothing", tmp_path / "new", workers=1, log=quiet)
+        prepare("s3dis", tmp_path / "nothing", tmp_path / "new", SERIAL, log=quiet)
     (tmp_path / "sequences").mkdir()
     with pytest.raises(InputError, match="holds nothing of semantickitti"):
-        prepare("semantickitti", tmp_path, tmp_path / "new", workers=1, log=quiet)
+        prepare("semantickitti", tmp_path, tmp_path / "new", SERIAL, log=quiet)
     assert not (tmp_path / "new").exists()
 
 
 def test_scenes_that_left_the_raw_data_are_in_no_split(rooms):
     raw, out = rooms
-    prepare("s3dis", raw, out, workers=1, log=quiet)
+    prepare("s3dis", raw, out, SERIAL, log=quiet)
     shutil.rmtree(raw / "Area_3")
-    summary = prepare("s3dis", raw, out, workers=1, log=quiet)
+    summary = prepare("s3dis", raw, out, SERIAL, log=quiet)
     assert summary.left_over == ["Area_3_hallway_2"] and summary.kept == 3
     assert "Area_3_hallway_2" not in store.read_manifest(out)["scenes"]
 

@@ -14,6 +14,7 @@ from dela.training.prepare.plan import MalformedFiles, Options, Plan, Unit
 from dela.training.prepare.sources import folder, s3dis, scannet, semantickitti
 from dela.training.prepare.sources.mesh import read_mesh, vertex_normals
 from dela.training.prepare.sources.tables import read_table
+from dela.training.settings.data import named_classes
 
 
 def by_name(plan: Plan) -> dict[str, Unit]:
@@ -26,6 +27,17 @@ def test_every_dataset_has_a_module_with_a_plan_and_a_reader():
         assert callable(module.plan) and callable(module.read)
     with pytest.raises(InputError, match="unknown dataset 'kitti'; known: s3dis"):
         dataset_module("kitti")
+
+
+def test_every_dataset_tells_its_title_kind_and_classes():
+    for name in DATASETS:
+        module = dataset_module(name)
+        assert module.TITLE and module.KIND in ("scenes", "objects", "parts")
+        # The classes of `classes = "NAME"` in a configuration.
+        expected = [] if name == "folder" else named_classes(name)
+        assert [(c.name, c.code) for c in module.CLASSES] == [
+            (c["name"], c["code"]) for c in expected
+        ]
 
 
 # S3DIS
@@ -66,7 +78,7 @@ def test_s3dis_is_found_one_folder_deeper_too(rooms):
 @pytest.mark.parametrize(
     ("damaged", "mended"),
     [
-        # hallway_6: a byte where the blank between two colours was
+        # hallway_6: a byte where the blank between two colors was
         (b"22.350 6.692 3.048 185\x10187 182", [22.350, 6.692, 3.048, 185, 187, 182]),
         # office_19: a byte within a number
         (b"23.2 4.1 2.9 103.0\x100000 100 99", [23.2, 4.1, 2.9, 103, 100, 99]),
@@ -163,7 +175,7 @@ def meshes(tmp_path):
     return tmp_path, raw_layouts.write_scannet(tmp_path, side=12)
 
 
-def test_scannet_scenes_hold_vertices_colours_normals_and_classes(meshes):
+def test_scannet_scenes_hold_vertices_colors_normals_and_classes(meshes):
     root, expected = meshes
     plan = scannet.plan(root, scannet_options(root, "train", "val"))
     assert {unit.name: unit.split for unit in plan.units} == {
@@ -328,7 +340,7 @@ def test_semantickitti_learning_map_is_the_published_one():
     published |= {72: 17, 80: 18, 81: 19, 99: 0, 252: 1, 253: 7, 254: 6, 255: 8, 256: 5, 257: 5}
     published |= {258: 4, 259: 5}
     ours = dict.fromkeys(semantickitti.IGNORED_LABELS, 0)
-    for number, (_, ids, _) in enumerate(semantickitti.CLASSES, start=1):
+    for number, (_, ids, _) in enumerate(semantickitti.LABELS, start=1):
         ours |= dict.fromkeys(ids, number)
     assert ours == published
 

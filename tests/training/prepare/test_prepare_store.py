@@ -49,7 +49,7 @@ def test_columns_come_back_bit_for_bit(tmp_path_factory, columns):
     origin=st.tuples(*3 * [st.sampled_from([0.0, -3.5, 651_000.25, 6_860_000.5])]),
     data=st.data(),
 )
-def test_encoded_scenes_keep_place_labels_and_colour(points, origin, data):
+def test_encoded_scenes_keep_place_labels_and_color(points, origin, data):
     count = len(points)
     labels = data.draw(hnp.arrays(np.int16, count, elements=st.integers(-1, 4)))
     color = data.draw(hnp.arrays(np.uint8, (count, 3)))

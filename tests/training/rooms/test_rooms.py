@@ -1,4 +1,4 @@
-"""Generated rooms: deterministic, label-true, occluded, not given away by colour."""
+"""Generated rooms: deterministic, label-true, occluded, not given away by color."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_point_count_is_close_to_and_never_above_what_was_asked(rooms):
         assert 18_000 <= len(cloud) <= 20_000
 
 
-def test_columns_are_colours_and_class_codes(rooms):
+def test_columns_are_colors_and_class_codes(rooms):
     for cloud in rooms:
         assert set(cloud.columns) == {"red", "green", "blue", "classification"}
         assert all(column.dtype == np.uint8 for column in cloud.columns.values())
@@ -90,7 +90,7 @@ def test_floor_is_denser_near_a_standpoint_than_far_from_all(rooms):
 
 
 def test_color_alone_does_not_give_the_class_away(rooms):
-    """Nearest class mean in colour, fitted on other rooms, is far from a labelling."""
+    """Nearest class mean in color, fitted on other rooms, is far from a labelling."""
     label = [cloud.columns["classification"] for cloud in rooms]
     rgb = [colors(cloud).astype(float) for cloud in rooms]
     train_label, train_rgb = np.concatenate(label[:8]), np.concatenate(rgb[:8])

@@ -10,8 +10,8 @@ torch = pytest.importorskip("torch")
 
 from dela.artifacts.checkpoint import load_checkpoint  # noqa: E402
 from dela.errors import ConfigError, DelaError, InputError  # noqa: E402
-from dela.families.dela.layers import BatchNorm  # noqa: E402
-from dela.training.optimize.synced_norm import SyncedBatchNorm, synchronise_norms  # noqa: E402
+from dela.families.layers import BatchNorm  # noqa: E402
+from dela.training.optimize.synced_norm import SyncedBatchNorm, synchronize_norms  # noqa: E402
 from dela.training.run.distributed import Group, join_group  # noqa: E402
 from dela.training.run.loop import train  # noqa: E402
 from processes import run_group, train_quietly  # noqa: E402
@@ -64,7 +64,7 @@ def test_two_processes_follow_one_with_twice_the_batch(calm, tmp_path):
 
 
 def test_accumulated_batches_make_the_same_step_in_one_process_or_two(calm, tmp_path):
-    # Without synchronised norms every batch is normalised by itself, wherever it is computed; the
+    # Without synchronized norms every batch is normalized by itself, wherever it is computed; the
     # norms' running statistics are then the first process's.
     changes = {"batch_size": 1, "weight_average": 0.0}
     train(calm(accumulate=4, **changes), tmp_path / "one", log=lambda line: None)
@@ -133,8 +133,8 @@ def _left_alone(config, run):
         _refused(config, run, DelaError, "process 0 stops: another process ended")
 
 
-def test_synchronised_norms_see_the_rows_of_both(tmp_path):
-    run_group(2, _normalise_half, tmp_path)
+def test_synchronized_norms_see_the_rows_of_both(tmp_path):
+    run_group(2, _normalize_half, tmp_path)
     rows, weights = _norm_inputs()
     norm = BatchNorm(3, momentum=0.3).double()
     rows.requires_grad_(True)
@@ -159,10 +159,10 @@ def _norm_inputs():
     return torch.from_numpy(rows), torch.from_numpy(generator.normal(size=(11, 3)))
 
 
-def _normalise_half(folder):
+def _normalize_half(folder):
     with join_group("cpu") as group:
         model = torch.nn.Sequential(BatchNorm(3, momentum=0.3).double())
-        synchronise_norms(model)
+        synchronize_norms(model)
         norm = model[0]
         assert type(norm) is SyncedBatchNorm
         span = slice(0, 1) if group.rank == 0 else slice(1, 11)  # one row against ten

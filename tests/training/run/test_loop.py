@@ -14,13 +14,15 @@ from dela.artifacts.checkpoint import load_checkpoint  # noqa: E402
 from dela.cli.main import run_command  # noqa: E402
 from dela.errors import ConfigError, DelaError, InputError  # noqa: E402
 from dela.families import create_model  # noqa: E402
-from dela.training.data.scans import open_dataset  # noqa: E402
+from dela.training.data.kinds import open_dataset  # noqa: E402
 from dela.training.evaluate.split import network_forward, score_split  # noqa: E402
 from dela.training.optimize.average import WeightAverage, measure_batch_norms  # noqa: E402
+from dela.training.optimize.finetune import make_optimizer  # noqa: E402
 from dela.training.optimize.losses import cross_entropy, gradient_norm, label_weight  # noqa: E402
+from dela.training.optimize.network import training_pass  # noqa: E402
 from dela.training.run.devices import computes_in_bf16  # noqa: E402
 from dela.training.run.folder import to_toml  # noqa: E402
-from dela.training.run.loop import make_optimizer, train  # noqa: E402
+from dela.training.run.loop import train  # noqa: E402
 from dela.training.settings.train import TrainConfig, load_config  # noqa: E402
 from raw_layouts import write_h5  # noqa: E402
 
@@ -88,12 +90,12 @@ def test_the_same_seed_gives_the_same_network_for_any_number_of_workers(with_sch
 
 
 def test_a_loss_that_is_not_finite_stops_with_step_and_scan(with_schedule, tmp_path, monkeypatch):
-    import dela.training.run.loop as loop
+    import dela.training.optimize.network as network
 
     def broken(step, *rest):
         return 1e-3 if step < 4 else float("nan")
 
-    monkeypatch.setattr(loop, "coordinate_weight", broken)
+    monkeypatch.setattr(network, "coordinate_weight", broken)
     with pytest.raises(DelaError, match=r"loss is nan at step 5 \(samples from .*train\.ply"):
         train(with_schedule(), tmp_path, log=lambda line: None)
     # The state before the bad step is there, and finite.
@@ -102,18 +104,37 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_scan(with_schedule, tmp_p
     assert all(torch.isfinite(value).all() for value in last.model.state_dict().values())
 
 
+def test_every_loss_of_the_network_is_weighted_and_logged(with_schedule, tmp_path, monkeypatch):
+    import dela.training.run.gradients as gradients
+
+    def with_another(network, inputs, config):
+        logits, losses = training_pass(network, inputs, config)
+        return logits, losses | {"size_loss": logits.square().mean()}
+
+    def weights(schedule, step, total_steps):
+        return {"coordinate_loss": 0.5, "size_loss": 2.0}
+
+    monkeypatch.setattr(gradients, "training_pass", with_another)
+    monkeypatch.setattr(gradients, "auxiliary_weights", weights)
+    train(with_schedule(epochs=1, accumulate=2), tmp_path, log=lambda line: None)
+    (row,) = ({k: float(v or 0) for k, v in row.items()} for row in _rows(tmp_path / "metrics.csv"))
+    assert row["size_loss"] > 0 and row["coordinate_loss"] > 0
+    parts = row["cross_entropy"] + 0.5 * row["coordinate_loss"] + 2.0 * row["size_loss"]
+    assert row["loss"] == pytest.approx(parts, rel=1e-4)
+
+
 def test_a_gradient_that_is_not_finite_stops_before_the_weights_take_it(
     with_schedule, tmp_path, monkeypatch
 ):
-    import dela.training.run.loop as loop
+    import dela.training.run.gradients as gradients
 
-    real, calls = loop.gradient_norm, []
+    real, calls = gradients.gradient_norm, []
 
     def broken(model):
         calls.append(model)  # the first call is before the first step
         return real(model) if len(calls) < 6 else torch.tensor(float("inf"))
 
-    monkeypatch.setattr(loop, "gradient_norm", broken)
+    monkeypatch.setattr(gradients, "gradient_norm", broken)
     with pytest.raises(
         DelaError, match=r"gradient's norm is inf at step 5 .*last\.pt is from before"
     ):
@@ -223,7 +244,7 @@ def test_accumulated_batches_of_mixed_objects_weigh_as_one_batch(
     train_objects, tmp_path, monkeypatch
 ):
     """Some batches have a mixed object, some have not; classes weigh differently."""
-    import dela.training.run.loop as loop
+    import dela.training.run.gradients as gradients
 
     seen = []
 
@@ -231,7 +252,7 @@ def test_accumulated_batches_of_mixed_objects_weigh_as_one_batch(
         seen.append((logits.detach(), targets, smoothing, weight))
         return cross_entropy(logits, targets, smoothing, weight)
 
-    monkeypatch.setattr(loop, "cross_entropy", recorded)
+    monkeypatch.setattr(gradients, "cross_entropy", recorded)
     train_objects(
         "train.epochs=1",
         "train.steps_per_epoch=1",
@@ -299,7 +320,7 @@ def test_auto_means_bf16_only_where_the_processor_computes_in_it(monkeypatch):
 
 def test_weight_decay_spares_one_dimensional_parameters(tiny_config):
     model = create_model(tiny_config.model, seed=0)
-    decayed, spared = make_optimizer(model, tiny_config).param_groups
+    decayed, spared = make_optimizer(model, tiny_config.train).param_groups
     assert decayed["weight_decay"] == tiny_config.train.weight_decay
     assert spared["weight_decay"] == 0.0
     assert all(p.ndim == 2 for p in decayed["params"])

@@ -12,10 +12,10 @@ torch = pytest.importorskip("torch")
 from dela.errors import DelaError  # noqa: E402
 from dela.families import create_model  # noqa: E402
 from dela.families.dela import Network  # noqa: E402
-from dela.families.dela.layers import BatchNorm  # noqa: E402
+from dela.families.layers import BatchNorm  # noqa: E402
 from dela.training.data.batches import BatchMaker  # noqa: E402
+from dela.training.data.kinds import open_dataset  # noqa: E402
 from dela.training.data.prefetch import on_device  # noqa: E402
-from dela.training.data.scans import open_dataset  # noqa: E402
 from dela.training.run.devices import memory_in_words, peak_memory, smaller_steps  # noqa: E402
 from dela.training.run.loop import train  # noqa: E402
 
@@ -177,15 +177,15 @@ def test_the_largest_batch_is_computed_before_the_first_step(with_schedule, tmp_
 
 def test_norms_have_seen_the_data_before_the_first_step(with_schedule, tmp_path, monkeypatch):
     """Running statistics start from the largest batch, not from 0 and 1."""
-    import dela.training.run.loop as loop
+    import dela.training.run.setup as setup
 
-    seen = {}
+    make, seen = setup.make_network, {}
 
     def remember(*arguments, **options):
-        seen["model"] = create_model(*arguments, **options)
+        seen["model"] = make(*arguments, **options)
         return seen["model"]
 
-    monkeypatch.setattr(loop, "create_model", remember)
+    monkeypatch.setattr(setup, "make_network", remember)
 
     def look(step, loss):
         norm = seen["model"].stages[0].encoding.distance_norm

@@ -22,8 +22,8 @@ from dela.cloud.formats import write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.families.dela.config import DelaConfig
 from dela.model.contract import CATEGORY
+from dela.training.data.kinds import open_dataset
 from dela.training.data.prepared import stored_column
-from dela.training.data.scans import open_dataset
 from dela.training.settings.train import TrainConfig, load_config
 
 SCENE = ("model.dims=[8,8]", "model.depths=[1,1]", "model.neighbors=6", "model.head_dim=8")

@@ -81,6 +81,7 @@ def test_an_interrupted_validation_is_made_up_for(tiny_config, tmp_path, monkeyp
     assert _log(tmp_path / "whole" / "metrics.csv") == _log(tmp_path / "cut" / "metrics.csv")
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_an_epoch_is_saved_leaves_what_was_saved(with_schedule, tmp_path, monkeypatch):
     """The network of an epoch's end has its norms measured anew; an interruption keeps that."""
     import dela.training.run.loop as loop
@@ -203,6 +204,7 @@ def test_a_second_run_in_the_same_folder_is_refused(with_schedule, tmp_path):
     train(config, tmp_path, log=silent, after_step=intrude)
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_during_a_step_saves_that_step(with_schedule, tmp_path, number):
     def press(taken, loss):
@@ -214,6 +216,7 @@ def test_a_signal_during_a_step_saves_that_step(with_schedule, tmp_path, number)
     assert load_checkpoint(tmp_path / "last.pt").extra["step"] == 2
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_second_ctrl_c_does_not_wait():
     with Interruption() as interruption, pytest.raises(KeyboardInterrupt), interruption.held():
         os.kill(os.getpid(), signal.SIGINT)
@@ -223,6 +226,7 @@ def test_a_second_ctrl_c_does_not_wait():
     assert interruption.hurried
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_signal_waits_until_the_step_is_done():
     done = []
     with Interruption() as interruption, pytest.raises(KeyboardInterrupt), interruption.held():
@@ -230,6 +234,26 @@ def test_a_signal_waits_until_the_step_is_done():
         done.append("rest of the step")
     assert done and interruption.asked and not interruption.hurried
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_run_started_to_ignore_ctrl_c_ignores_it_and_hears_sigterm():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interruption() as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not interruption.asked
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+@pytest.mark.usefixtures("ctrl_c")
+def test_a_launchers_ctrl_c_is_heard_though_it_was_ignored_at_the_start():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Interruption(agreed=True) as interruption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interruption.asked
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3])

@@ -14,13 +14,18 @@ import numpy as np
 from dela.cloud.formats import read_cloud
 from dela.cloud.formats.columns import COLORS, NORMALS
 from dela.errors import ConfigError, InputError
-from dela.model.contract import CATEGORY
+from dela.model.contract import CATEGORY, ClassInfo
 from dela.scan.attributes import height_above_ground
-from dela.training.data.scans import map_labels, split_files
-from dela.training.prepare.plan import SPLITS, Options, Plan, Unit
+from dela.training.prepare.plan import Options, Plan, Unit
 from dela.training.prepare.store import Record, scene_name
+from dela.training.settings.data import SPLITS
 from dela.training.settings.sections import read_section
+from dela.training.settings.splits import map_labels, split_files
 from dela.training.settings.train import DataConfig, load_config, model_classes
+
+TITLE = "labelled LAS, LAZ, PLY, PCD, NPY, NPZ or text files, with --config"
+KIND = "scenes"
+CLASSES: tuple[ClassInfo, ...] = ()
 
 HEIGHT_ABOVE_GROUND = "height_above_ground"
 

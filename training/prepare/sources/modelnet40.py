@@ -14,7 +14,12 @@ from dela.training.prepare.plan import Options, Plan, Unit
 from dela.training.prepare.sources.h5sets import need_h5py, read_h5_set
 from dela.training.prepare.store import Record
 
-CLASSES = CLASS_NAMES["modelnet40"]
+TITLE = "ModelNet40, 2048 points (h5)"
+KIND = "objects"
+CLASSES = tuple(
+    ClassInfo(name, code, PALETTE[code % len(PALETTE)])
+    for code, name in enumerate(CLASS_NAMES["modelnet40"])
+)
 
 
 def plan(raw: Path, options: Options) -> Plan:
@@ -30,10 +35,7 @@ def plan(raw: Path, options: Options) -> Plan:
         if not found:
             raise InputError(f"{raw} holds no {pattern}; give the folder modelnet40_ply_hdf5_2048")
         units += [Unit(path.stem.removeprefix("ply_data_"), split, (path,)) for path in found]
-    classes = tuple(
-        ClassInfo(name, code, PALETTE[code % len(PALETTE)]) for code, name in enumerate(CLASSES)
-    )
-    return Plan("modelnet40", "classification", classes, tuple(units))
+    return Plan("modelnet40", "classification", CLASSES, tuple(units))
 
 
 def read(unit: Unit) -> Record:

@@ -12,10 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from dela.errors import InputError
-from dela.families.dela.config import PRESETS
+from dela.model.class_names import S3DIS_CLASSES
+from dela.model.contract import named_classes
 from dela.training.prepare.plan import MalformedFiles, Options, Plan, Unit
 from dela.training.prepare.sources.tables import read_table
 from dela.training.prepare.store import Record, file_digest, scene_name
+
+TITLE = "S3DIS, aligned version 1.2 (Area_1 .. Area_6)"
+KIND = "scenes"
+CLASSES = named_classes(S3DIS_CLASSES)
+# Voxel size of the published recipe, meters.
+GRID = 0.04
 
 VALIDATION_AREA = 5
 # The files know a fourteenth name, which the benchmark counts as clutter.
@@ -30,7 +37,6 @@ def plan(raw: Path, options: Options) -> Plan:
     Raises:
         InputError: no ``Area_<n>`` folder.
     """
-    preset = PRESETS["s3dis"]
     areas = _areas(raw)
     units, notes = [], []
     for area in areas:
@@ -47,10 +53,8 @@ def plan(raw: Path, options: Options) -> Plan:
                     files or (room / "Annotations" / "*.txt",),  # reported as missing
                 )
             )
-    grid = options.grid or preset.grid[0]
-    return Plan(
-        "s3dis", "segmentation", preset.classes, tuple(units), grid=grid, notes=tuple(notes)
-    )
+    grid = options.grid or GRID
+    return Plan("s3dis", "segmentation", CLASSES, tuple(units), grid=grid, notes=tuple(notes))
 
 
 def read(unit: Unit) -> Record:
@@ -59,7 +63,7 @@ def read(unit: Unit) -> Record:
     Raises:
         MalformedFiles: every file that cannot be read, with its line.
     """
-    index_of = {info.name: info.code for info in PRESETS["s3dis"].classes}
+    index_of = {info.name: info.code for info in CLASSES}
     tables, labels, notes, errors = [], [], [], []
     for path in unit.files:
         if not path.is_file():

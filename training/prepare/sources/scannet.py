@@ -14,16 +14,25 @@ import numpy as np
 
 from dela.cloud.formats import read_cloud
 from dela.errors import InputError
-from dela.families.dela.config import PRESETS
-from dela.model.class_names import CLASS_CODES
-from dela.model.contract import ClassInfo
+from dela.model.class_names import CLASS_CODES, SCANNET_CLASSES
+from dela.model.contract import ClassInfo, named_classes
 from dela.scores.confusion import IGNORED
-from dela.training.prepare.plan import SPLITS, Options, Plan, Unit
+from dela.training.prepare.plan import Options, Plan, Unit
 from dela.training.prepare.sources.mesh import read_mesh, vertex_normals
 from dela.training.prepare.store import Record
+from dela.training.settings.data import SPLITS
 
+TITLE = "ScanNet v2 (meshes and labels)"
+KIND = "scenes"
 # NYU40 ids of the benchmark's classes, in the order of the preset.
 NYU40 = CLASS_CODES["scannet"]
+# Voxel size of the published recipe, meters.
+GRID = 0.02
+CLASSES = tuple(
+    ClassInfo(info.name, code, info.color)
+    for info, code in zip(named_classes(SCANNET_CLASSES), NYU40, strict=True)
+)
+
 _LARGEST_NYU40 = 40
 _MESH = "_vh_clean_2.ply"
 _LABELS = "_vh_clean_2.labels.ply"
@@ -36,7 +45,6 @@ def plan(raw: Path, options: Options) -> Plan:
     Raises:
         InputError: no mesh, no list, a list that cannot be used, or a scene in two lists.
     """
-    preset = PRESETS["scannet"]
     meshes = {path.name.removesuffix(_MESH): path for path in sorted(raw.rglob(f"*{_MESH}"))}
     if not meshes:
         raise InputError(f"{raw} holds no scene*{_MESH}; give the folder of ScanNet's scans")
@@ -68,19 +76,15 @@ def plan(raw: Path, options: Options) -> Plan:
                 f"{len(missing)} scenes of the {split} list are not in {raw}: "
                 f"{', '.join(missing[:3])}{more}"
             )
-    classes = tuple(
-        ClassInfo(info.name, code, info.color)
-        for info, code in zip(preset.classes, NYU40, strict=True)
-    )
-    grid = options.grid or preset.grid[0]
-    return Plan("scannet", "segmentation", classes, tuple(units), grid=grid, notes=tuple(notes))
+    grid = options.grid or GRID
+    return Plan("scannet", "segmentation", CLASSES, tuple(units), grid=grid, notes=tuple(notes))
 
 
 def read(unit: Unit) -> Record:
-    """A scene: vertices, colours, normals weighted by the area of the faces, labels if there are.
+    """A scene: vertices, colors, normals weighted by the area of the faces, labels if there are.
 
     Raises:
-        InputError: a damaged mesh, one without faces or colours, labels that do not fit it.
+        InputError: a damaged mesh, one without faces or colors, labels that do not fit it.
     """
     mesh = read_mesh(unit.files[0])
     cloud = mesh.cloud

@@ -9,10 +9,15 @@ from __future__ import annotations
 from pathlib import Path
 
 from dela.errors import InputError
-from dela.families.dela.config import PRESETS
+from dela.model.class_names import SCANOBJECTNN_CLASSES
+from dela.model.contract import named_classes
 from dela.training.prepare.plan import Options, Plan, Unit
 from dela.training.prepare.sources.h5sets import need_h5py, read_h5_set
 from dela.training.prepare.store import Record
+
+TITLE = "ScanObjectNN, PB_T50_RS (h5)"
+KIND = "objects"
+CLASSES = named_classes(SCANOBJECTNN_CLASSES)
 
 # The test file is both: the published runs choose and report on it.
 _FILES = {"train": "training_objectdataset_augmentedrot_scale75.h5"}
@@ -34,7 +39,7 @@ def plan(raw: Path, options: Options) -> Plan:
                 f"{raw} holds no {name}; give the folder main_split of ScanObjectNN's h5_files"
             )
         units.append(Unit(split, split, (found[0],)))
-    return Plan("scanobjectnn", "classification", PRESETS["scanobjectnn"].classes, tuple(units))
+    return Plan("scanobjectnn", "classification", CLASSES, tuple(units))
 
 
 def read(unit: Unit) -> Record:
@@ -43,4 +48,4 @@ def read(unit: Unit) -> Record:
     Raises:
         InputError: a damaged file, see :func:`~dela.training.prepare.sources.h5sets.read_h5_set`.
     """
-    return read_h5_set(unit.files[0], len(PRESETS["scanobjectnn"].classes))
+    return read_h5_set(unit.files[0], len(CLASSES))

@@ -17,10 +17,12 @@ from dela.scores.confusion import IGNORED
 from dela.training.prepare.plan import Options, Plan, Unit
 from dela.training.prepare.store import Record
 
+TITLE = "SemanticKITTI (bin and label)"
+KIND = "scenes"
 GRID = 0.05
 
-# name, label ids that count as it (moving things as their kind), the benchmark's colour
-CLASSES: tuple[tuple[str, tuple[int, ...], tuple[int, int, int]], ...] = (
+# name, label ids that count as it (moving things as their kind), the benchmark's color
+LABELS: tuple[tuple[str, tuple[int, ...], tuple[int, int, int]], ...] = (
     ("car", (10, 252), (100, 150, 245)),
     ("bicycle", (11,), (100, 230, 245)),
     ("motorcycle", (15,), (30, 60, 150)),
@@ -41,6 +43,7 @@ CLASSES: tuple[tuple[str, tuple[int, ...], tuple[int, int, int]], ...] = (
     ("pole", (80,), (255, 240, 150)),
     ("traffic-sign", (81,), (255, 0, 0)),
 )
+CLASSES = tuple(ClassInfo(name, ids[0], color) for name, ids, color in LABELS)
 # unlabeled, outlier, other-structure, other-object
 IGNORED_LABELS = (0, 1, 52, 99)
 SEQUENCES = {"val": (8,), "test": tuple(range(11, 22))}
@@ -70,8 +73,7 @@ def plan(raw: Path, options: Options) -> Plan:
             labels = sequence / "labels" / f"{scan.stem}.label"
             files = (scan,) if split == "test" else (scan, labels)
             units.append(Unit(f"{sequence.name}_{scan.stem}", split, files))
-    classes = tuple(ClassInfo(name, ids[0], color) for name, ids, color in CLASSES)
-    return Plan("semantickitti", "segmentation", classes, tuple(units), grid=options.grid or GRID)
+    return Plan("semantickitti", "segmentation", CLASSES, tuple(units), grid=options.grid or GRID)
 
 
 def read(unit: Unit) -> Record:
@@ -98,7 +100,7 @@ def _labels(path: Path, points: int) -> np.ndarray:
         raise InputError(f"{path} labels {len(ids)} points, the scan has {points}")
     index = np.full(1 << 16, IGNORED - 1, np.int16)
     index[list(IGNORED_LABELS)] = IGNORED
-    for number, (_, members, _) in enumerate(CLASSES):
+    for number, (_, members, _) in enumerate(LABELS):
         index[list(members)] = number
     labels = index[ids]
     wrong = labels < IGNORED

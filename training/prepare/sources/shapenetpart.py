@@ -15,9 +15,17 @@ import numpy as np
 from dela.errors import InputError
 from dela.model.class_names import CLASS_NAMES, SHAPENETPART_CATEGORIES
 from dela.model.contract import PALETTE, ClassInfo
-from dela.training.prepare.plan import SPLITS, MalformedFiles, Options, Plan, Unit
+from dela.training.prepare.plan import MalformedFiles, Options, Plan, Unit
 from dela.training.prepare.sources.tables import read_table
 from dela.training.prepare.store import Record
+from dela.training.settings.data import SPLITS
+
+TITLE = "ShapeNetPart with normals (txt)"
+KIND = "parts"
+CLASSES = tuple(
+    ClassInfo(name, part, PALETTE[part % len(PALETTE)])
+    for part, name in enumerate(CLASS_NAMES["shapenetpart"])
+)
 
 # Category -> its parts' labels in the files, which number all parts through.
 _ENDS = list(itertools.accumulate(SHAPENETPART_CATEGORIES.values()))
@@ -54,18 +62,14 @@ def plan(raw: Path, options: Options) -> Plan:
             if shapes:
                 facts = {"category": number}
                 units.append(Unit(f"{split}_{category}", split, tuple(sorted(shapes)), facts))
-    classes = tuple(
-        ClassInfo(name, part, PALETTE[part % len(PALETTE)])
-        for part, name in enumerate(CLASS_NAMES["shapenetpart"])
-    )
     categories = tuple((name, tuple(parts)) for name, parts in PARTS.items())
-    return Plan("shapenetpart", "parts", classes, tuple(units), categories)
+    return Plan("shapenetpart", "parts", CLASSES, tuple(units), categories)
 
 
 def read(unit: Unit) -> Record:
     """The shapes of one category, y up, one after the other.
 
-    Each is centred on its points' mean and scaled to a radius of 1, as the published networks see
+    Each is centered on its points' mean and scaled to a radius of 1, as the published networks see
     them.
 
     Shapes that cannot be read are left out and named in ``malformed``.

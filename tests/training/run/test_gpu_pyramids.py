@@ -18,18 +18,18 @@ from dela.families import resolve_config
 from dela.families.dela.config import DelaConfig
 from dela.model.contract import AttributeInfo
 from dela.pyramid.cpu import Pyramid, build_pyramid, pack
-from dela.training.augment.config import AugmentConfig
 from dela.training.data.batches import BatchMaker, StepBatches
 from dela.training.data.clouds import Clouds, pack_clouds
-from dela.training.data.scans import Dataset, open_dataset
+from dela.training.data.dataset import Dataset
+from dela.training.data.kinds import open_dataset
+from dela.training.settings.augment import AugmentConfig
 from dela.training.settings.train import ScheduleConfig, load_config
 from train_hooks import silent
 
 torch = pytest.importorskip("torch")
 
-from dela.training.data import delivery  # noqa: E402  (needs torch)
-from dela.training.data.delivery import GpuPyramids, open_delivery  # noqa: E402
-from dela.training.run import loop  # noqa: E402  (needs torch)
+from dela.training.run import delivery, loop  # noqa: E402  (needs torch)
+from dela.training.run.delivery import GpuPyramids, open_delivery  # noqa: E402
 from dela.training.run.loop import train  # noqa: E402
 
 ROOMS = Path(__file__).parents[3] / "configs" / "rooms.toml"

@@ -17,6 +17,8 @@ from typing import Any, TypeAlias
 import torch
 
 from dela.errors import ConfigError, MissingDependencyError
+from dela.families import family_of
+from dela.model.inputs import Inputs
 from dela.plugins.cuda.arrays import DeviceArray
 from dela.plugins.cuda.driver import OUT_OF_MEMORY, CudaError, CudaUnavailable, Device, Stream
 from dela.pyramid.cpu import Pyramid
@@ -38,12 +40,12 @@ class Delivery:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def __call__(self, pyramid: Pyramid | Clouds) -> Pyramid:
+    def __call__(self, pyramid: Inputs | Clouds) -> Inputs:
         """The pyramid for the network, whose work on the current stream waits for it.
 
         One that is on the device already stays as it is.
         """
-        assert isinstance(pyramid, Pyramid)
+        assert not isinstance(pyramid, Clouds)
         if self.device.type != "cuda" or _on_gpu(pyramid):
             return pyramid
         return on_device(pinned(pyramid), self.device)
@@ -63,6 +65,12 @@ class GpuPyramids(Delivery):
 
     def __init__(self, config: TrainConfig, device: torch.device) -> None:
         super().__init__(device)
+        model: Any = config.model
+        if not family_of(model).on_gpu:
+            raise ConfigError(
+                f"train.gpu_pyramid is on, but input of the family {model.family} is prepared on "
+                "the CPU; leave it out"
+            )
         self._advice = smaller_steps(config, device)
         # The loop builds what it wants at once while the next step's pyramids are under way.
         self._lock = threading.Lock()
@@ -70,11 +78,11 @@ class GpuPyramids(Delivery):
         ordinal = torch.cuda.current_device() if device.index is None else device.index
         try:
             own = Stream.borrowed(self._stream.cuda_stream, Device(ordinal))
-            self._builder = StageBuilder(config.model, own)
+            self._builder = StageBuilder(model, own)
         except CudaUnavailable as error:
             raise MissingDependencyError(str(error)) from error
 
-    def __call__(self, pyramid: Pyramid | Clouds) -> Pyramid:
+    def __call__(self, pyramid: Inputs | Clouds) -> Inputs:
         if isinstance(pyramid, Clouds):
             return self._handed_over(*self._build(pyramid))
         return super().__call__(pyramid)
@@ -106,10 +114,10 @@ class GpuPyramids(Delivery):
                 # By the thread that may be taking a step from them: a second Ctrl-C does not wait.
                 pool.submit(steps.close)
 
-    def _build(self, clouds: Pyramid | Clouds) -> tuple[Pyramid, torch.cuda.Event]:
+    def _build(self, clouds: Inputs | Clouds) -> tuple[Pyramid, torch.cuda.Event]:
         """Queues building a pyramid, waiting for the sizes of its stages; the mark of its end."""
         assert isinstance(clouds, Clouds)
-        what = f"the pyramids of a batch of {len(clouds.points):,} points"
+        what = f"the pyramids of a batch of {clouds.rows:,} points"
         with (
             self._lock,
             memory_in_words(what, self._advice, self.device),
@@ -170,8 +178,8 @@ def open_delivery(config: TrainConfig, device: torch.device) -> Delivery:
     return GpuPyramids(config, device)
 
 
-def _on_gpu(pyramid: Pyramid) -> bool:
-    return isinstance(pyramid.points, torch.Tensor) and pyramid.points.is_cuda
+def _on_gpu(pyramid: Inputs) -> bool:
+    return all(isinstance(value, torch.Tensor) and value.is_cuda for _, value in pyramid.inputs())
 
 
 def _copied(array: DeviceArray) -> torch.Tensor:

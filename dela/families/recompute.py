@@ -1,7 +1,7 @@
 """Gradient checkpointing: a layer's insides are computed again in the backward pass, not kept.
 
 The second forward pass must leave no trace: batch norms would otherwise move their running
-statistics twice a step. :class:`~dela.families.dela.layers.BatchNorm` asks :func:`recomputing`.
+statistics twice a step. :class:`~dela.families.layers.BatchNorm` asks :func:`recomputing`.
 """
 
 from __future__ import annotations

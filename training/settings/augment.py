@@ -31,14 +31,14 @@ class AugmentConfig:
             proportion, at least one.
         cutout_radius: of these balls, metres.
         mix: probability of a sample made of two: scenes laid over each other, so that objects are
-            recognised without their usual surroundings, or objects of which a part of the points
+            recognized without their usual surroundings, or objects of which a part of the points
             is another's.
         mix_end: what ``mix`` has fallen or risen to, evenly, at the end of the training; None: it
             stays.
-        color_drop: probability of a sample without colour (all zero).
-        color_contrast: probability of stretching the colours to the full range, partly.
-        color_jitter: standard deviation of the noise on colour, in units of the full range.
-        color_shift: largest shift of a whole colour channel, in units of the full range.
+        color_drop: probability of a sample without color (all zero).
+        color_contrast: probability of stretching the colors to the full range, partly.
+        color_jitter: standard deviation of the noise on color, in units of the full range.
+        color_shift: largest shift of a whole color channel, in units of the full range.
         intensity_scale: largest relative change of a whole ``intensity`` column.
         height_shift: largest shift of the height columns, metres.
         normal_drop: probability of a sample without normals (all zero).

@@ -1,0 +1,142 @@
+"""The backend ``onnxruntime``: an exported file in ONNX Runtime."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dela.errors import CheckpointError, InputError, MissingDependencyError
+from dela.model.inputs import Inputs
+from dela.runtime.backends.base import LoadOptions
+from dela.threads import tune_session
+
+if TYPE_CHECKING:
+    from dela.artifacts.metadata import ModelMetadata
+
+
+def load(path: Path, options: LoadOptions) -> OnnxRuntimeBackend:
+    """The entry of :data:`dela.runtime.backends.base.BACKENDS`."""
+    return OnnxRuntimeBackend(
+        path, kernels=options.kernels, threads=options.threads, gpu=options.gpu
+    )
+
+
+class OnnxRuntimeBackend:
+    """An exported file in ONNX Runtime, on the CPU or on the GPU numbered ``gpu``."""
+
+    name = "onnxruntime"
+    max_points: int | None = None
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        kernels: bool = True,
+        threads: int | None = None,
+        gpu: int | None = None,
+    ) -> None:
+        import onnxruntime
+
+        from dela.artifacts.metadata import ModelMetadata
+
+        options = onnxruntime.SessionOptions()
+        # A failed run raises; ONNX Runtime's own line on stderr would only repeat it.
+        options.log_severity_level = 4
+        tune_session(options, threads)
+        kernels = kernels and gpu is None
+        if kernels:
+            from dela.plugins import native
+
+            options.register_custom_ops_library(str(native.library_path()))
+        try:
+            if gpu is None:
+                session = onnxruntime.InferenceSession(
+                    str(path), options, providers=["CPUExecutionProvider"]
+                )
+            else:
+                session = cuda_session(path, options, gpu)
+        except MissingDependencyError:
+            raise
+        except Exception as error:
+            raise _load_failure(path, error) from error
+        self.path = path
+        self.kernels = kernels
+        metadata = ModelMetadata.from_properties(
+            session.get_modelmeta().custom_metadata_map, str(path)
+        )
+        self.metadata: ModelMetadata | None = metadata
+        self.config: Any = metadata.config
+        self.sha256: str = metadata.checkpoint_sha256
+        self._session: Any = session
+        self.inputs: dict[str, tuple[str, list[Any]]] = {
+            item.name: (item.type, item.shape) for item in session.get_inputs()
+        }
+        outputs = {item.name: item.shape for item in session.get_outputs()}
+        metadata.check_graph(self.inputs, outputs, str(path))
+
+    def run(self, pyramid: Inputs) -> np.ndarray:
+        pyramid.validate()
+        feeds = dict(pyramid.inputs())
+        missing = [name for name in self.inputs if name not in feeds]
+        if missing:
+            raise InputError(
+                f"the pyramid lacks {', '.join(missing)}, which {self.path} takes; "
+                "build it with this file's configuration"
+            )
+        try:
+            (logits,) = self._session.run(["logits"], {name: feeds[name] for name in self.inputs})
+        except Exception as error:
+            raise InputError(f"{self.path} failed: {_reason(error)}") from error
+        return np.asarray(logits, dtype=np.float32)
+
+
+def cuda_session(path: Path, options: Any, gpu: int) -> Any:
+    """A session of ONNX Runtime whose network runs on a GPU.
+
+    Asked for a GPU it cannot use, ONNX Runtime takes the CPU and says nothing; this does not.
+
+    Raises:
+        MissingDependencyError: this ONNX Runtime has no CUDA provider, or it does not load.
+    """
+    import onnxruntime
+
+    provider = "CUDAExecutionProvider"
+    version = onnxruntime.__version__
+    if provider not in onnxruntime.get_available_providers():
+        raise MissingDependencyError(
+            f"onnxruntime {version} is built without CUDA; pip uninstall -y onnxruntime && pip "
+            "install 'dela[onnxruntime-gpu]'"
+        )
+    if hasattr(onnxruntime, "preload_dlls"):
+        # CUDA and cuDNN from NVIDIA's wheels, which are on no library path.
+        onnxruntime.preload_dlls()
+    providers = [(provider, {"device_id": gpu}), "CPUExecutionProvider"]
+    session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    if provider not in session.get_providers():
+        raise MissingDependencyError(
+            f"onnxruntime {version} could not use GPU {gpu} and fell back to the CPU: the NVIDIA "
+            "driver, or CUDA and cuDNN of the versions it was built for, are missing; pip install "
+            "'onnxruntime-gpu[cuda,cudnn]'"
+        )
+    return session
+
+
+def _load_failure(path: Path, error: Exception) -> CheckpointError:
+    reason = _reason(error)
+    if "protobuf" in reason.lower() or path.stat().st_size == 0:
+        return CheckpointError(f"{path} is not an ONNX file, or it is cut short")
+    if "find an implementation" in reason:
+        return CheckpointError(
+            f"{path} does not run in ONNX Runtime here: {reason}; a bf16 file needs another "
+            "backend, for this one export with --dtype fp32 or fp16"
+        )
+    return CheckpointError(f"{path} does not load in ONNX Runtime: {reason}")
+
+
+def _reason(error: Exception) -> str:
+    """The first line of an error, without ONNX Runtime's codes before it."""
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", line)[:300]
