@@ -185,9 +185,8 @@ def test_a_dataset_is_its_module_and_a_line(entry, tmp_path, monkeypatch):
     units = (Unit("one", "train", (tmp_path / "raw" / "one.npy",)),)
     toy.TITLE, toy.KIND, toy.CLASSES = "a toy", "scenes", classes
     toy.plan = lambda raw, options: Plan("toy", "segmentation", classes, units, grid=0.1)
-    toy.read = lambda unit: Record(
-        np.load(unit.files[0]), labels=(np.arange(500) % 2).astype(np.int16)
-    )
+    labels = (np.arange(500) % 2).astype(np.int16)
+    toy.read = lambda unit: Record({"points": np.load(unit.files[0]), "labels": labels})
     monkeypatch.setitem(sys.modules, "toy_dataset", toy)
     (tmp_path / "raw").mkdir()
     np.save(tmp_path / "raw" / "one.npy", scene)
@@ -199,7 +198,7 @@ def test_a_dataset_is_its_module_and_a_line(entry, tmp_path, monkeypatch):
     assert manifest["splits"]["train"] == ["one"]
     assert [info["name"] for info in manifest["classes"]] == ["floor", "wall"]
     stored = load_column(tmp_path / "out" / "scenes" / "one", "labels")
-    np.testing.assert_array_equal(stored, np.arange(500) % 2)
+    np.testing.assert_array_equal(stored, labels)
 
 
 def test_an_adapter_is_a_function_given_to_train(tmp_path):
