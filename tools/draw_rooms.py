@@ -1,8 +1,8 @@
 """Draws docs/images/architecture.svg: the rooms of tests/test_structure.py, as the code has them.
 
 Each room's text is the first sentence of its docstring, arrows are imports between folders that
-exist, a dot is a module-level ``import torch``. ``python tools/draw_rooms.py`` renews the file,
-and a test compares.
+exist, a dot is a module-level ``import torch``. Run without arguments it renews the file; a test
+compares.
 """
 
 from __future__ import annotations
