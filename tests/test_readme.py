@@ -120,14 +120,15 @@ def test_a_documented_command_line_is_understood(command):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documented_settings_exist(page):
-    from dela.training.settings.model import ModelSection
+    from dela.families import find_family
+    from dela.training.settings.model import section_class
     from dela.training.settings.train import AugmentConfig, DataConfig, ScheduleConfig
 
     kinds = {
         "train": ScheduleConfig,
         "data": DataConfig,
         "augment": AugmentConfig,
-        "model": ModelSection,
+        "model": section_class(find_family("dela")),
     }
     sections = {
         name: {field.name for field in dataclasses.fields(kind)} for name, kind in kinds.items()

@@ -51,12 +51,12 @@ def model_section(values: Any) -> dict[str, Any]:
         name = values.get("family", FIRST if preset is None else preset.family)
     if name not in FAMILIES:
         raise ConfigError(f"model.family is {name!r}; it must be one of: {', '.join(FAMILIES)}")
-    section = read_section(_section_class(find_family(name)), values, "model")
+    section = read_section(section_class(find_family(name)), values, "model")
     given = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
     return {key: value for key, value in given.items() if value is not None} | {"family": name}
 
 
-def _section_class(family: Family) -> Any:
+def section_class(family: Family) -> Any:
     """A dataclass of what may be written: None means from the preset, or derived. The classes are
     those of ``[data]``."""
     kinds = typing.get_type_hints(family.config) | _WRITTEN | dict(family.written)
