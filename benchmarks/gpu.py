@@ -30,7 +30,7 @@ from dela.export.onnx_export import export_onnx
 from dela.model.parity import TOLERANCES
 from dela.pyramid.cpu import Pyramid
 from dela.runtime import Backend, load_backend
-from dela.runtime.bench import made_up_clouds, measure
+from dela.runtime.bench import MeasureOptions, made_up_clouds, measure
 from dela.scan.attributes import compute_attributes
 from dela.scan.voxels import Voxels
 from dela.training.run.loop import train
@@ -197,7 +197,7 @@ def run(
     expected: np.ndarray,
     repeats: int,
 ) -> Row:
-    latency = measure(backend, [scan], repeats=repeats, max_points=len(pyramid.points))
+    latency = measure(backend, [scan], MeasureOptions(max_points=pyramid.rows), repeats=repeats)
     error = float(np.abs(backend.run(pyramid) - expected).max() / np.abs(expected).max())
     return Row(
         name,
@@ -243,7 +243,9 @@ def gpu_preprocess(backend: Backend, scan: PointCloud, points: int, repeats: int
     """Milliseconds of an engine's voxels and neighbours found on its own GPU."""
     if getattr(backend, "stream", None) is None:
         return None
-    latency = measure(backend, [scan], repeats=repeats, max_points=points, gpu_pyramid=True)
+    latency = measure(
+        backend, [scan], MeasureOptions(max_points=points, gpu_pyramid=True), repeats=repeats
+    )
     return 1000 * latency.median("preprocess")
 
 

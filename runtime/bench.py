@@ -15,10 +15,10 @@ from dela.errors import InputError
 from dela.model.contract import CATEGORY, Contract
 from dela.model.inputs import Inputs, pack_inputs
 from dela.runtime.backends.base import Backend
-from dela.runtime.predict.labeller import HostLabeller, Labeller, Labels, labeller_of
-from dela.runtime.predict.predictor import MAX_POINTS
+from dela.runtime.predict.labeller import HostLabeller, Labeller, Labels
+from dela.runtime.predict.predictor import MAX_POINTS, labeller_of
 from dela.scan.attributes import compute_attributes
-from dela.scan.votes import softmax
+from dela.scan.votes import VoteOptions, softmax
 from dela.scan.voxels import Voxels, valid_points
 
 PHASES = ("preprocess", "network", "postprocess")
@@ -88,16 +88,30 @@ class Latency:
         }
 
 
+@dataclass(frozen=True)
+class MeasureOptions:
+    """How a backend is timed, and what the result calls it.
+
+    Attributes:
+        name: of the input.
+        label: of the backend; its name when None.
+        max_points: voxels in one run; a larger scan is cut into tiles.
+        gpu_pyramid: find voxels, neighbors and labels on the GPU of an engine.
+    """
+
+    name: str = ""
+    label: str | None = None
+    max_points: int = MAX_POINTS
+    gpu_pyramid: bool = False
+
+
 def measure(
     backend: Backend,
     clouds: Sequence[PointCloud],
+    options: MeasureOptions | None = None,
     *,
-    name: str = "",
-    label: str | None = None,
     repeats: int = 20,
     warmups: int = 3,
-    max_points: int = MAX_POINTS,
-    gpu_pyramid: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Latency:
     """Times a backend on one scan, or on a batch of clouds (classification).
@@ -108,24 +122,22 @@ def measure(
     Args:
         backend: to be timed.
         clouds: one scan in segmentation.
-        name: of the input, for the result.
-        label: of the backend, for the result; its name when None.
+        options: how, and what the result calls it.
         repeats: timed repetitions, at least 1.
         warmups: repetitions before them that are not counted.
-        max_points: voxels in one run; a larger scan is cut into tiles.
-        gpu_pyramid: find voxels, neighbours and labels on the GPU of an engine.
         progress: called as ``progress(repetitions done, repetitions in all)``.
 
     Raises:
         InputError: clouds that cannot be used, or several of them in segmentation.
     """
+    options = options or MeasureOptions()
     config = backend.config
     if config.task == "segmentation" and len(clouds) != 1:
         raise InputError(f"segmentation is timed on one scan; {len(clouds)} were given")
     for cloud in clouds:
         valid_points(cloud, drop_invalid=False)
-    labeller = labeller_of(backend, gpu_pyramid)
-    limit = min(max_points, backend.max_points or max_points)
+    labeller = labeller_of(backend, options.gpu_pyramid)
+    limit = min(options.max_points, backend.max_points or options.max_points)
     seconds: dict[str, list[float]] = {phase: [] for phase in PHASES}
     for repetition in range(warmups + repeats):
         clock = _Clock()
@@ -139,9 +151,9 @@ def measure(
         if progress is not None:
             progress(repetition + 1, warmups + repeats)
     return Latency(
-        label or backend.name,
+        options.label or backend.name,
         str(backend.path),
-        name,
+        options.name,
         clock.points,
         clock.runs,
         {phase: tuple(values) for phase, values in seconds.items()},
@@ -181,9 +193,8 @@ def _label_scan(
         lambda pyramid: clock.run(labeller, pyramid),
         cloud,
         compute_attributes(cloud, config.input_columns),
-        points=len(cloud),
-        max_points=max_points,
-        progress=lambda done, total: clock.end("postprocess"),
+        len(cloud),
+        VoteOptions(max_points, progress=lambda done, total: clock.end("postprocess")),
     )
     clock.end("postprocess")
     return found

@@ -111,28 +111,40 @@ def cut_away(points: np.ndarray, camera: Camera) -> np.ndarray:
     return keep
 
 
+@dataclass(frozen=True)
+class PictureStyle:
+    """How a picture looks.
+
+    Attributes:
+        title: above everything; ``subtitle``: a smaller line under it.
+        width: of the picture, pixels.
+        camera: the viewpoint of all panels.
+        whole: draw ceilings and near walls too (see :func:`cut_away`).
+    """
+
+    title: str = ""
+    subtitle: str = ""
+    width: int = 1600
+    camera: Camera = Camera()
+    whole: bool = False
+
+
 def draw_panels(
     path: Path,
     points: np.ndarray,
     panels: Sequence[Panel],
     legend: Sequence[ClassInfo] = (),
-    *,
-    title: str = "",
-    subtitle: str = "",
-    width: int = 1600,
-    camera: Camera | None = None,
-    whole: bool = False,
+    style: PictureStyle | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Writes a PNG of one cloud in several colourings, from one viewpoint.
+    """Writes a PNG of one cloud in several colorings, from one viewpoint.
 
     Args:
-        points: [N, 3] metres; rows that are not finite are left out.
-        panels: one to four colourings; three stand in a row, four in a square.
+        points: [N, 3] meters; rows that are not finite are left out.
+        panels: one to four colorings; three stand in a row, four in a square.
         legend: the classes; those that the panels show are named under them, all of them where
             no panel tells its classes.
-        width: of the picture, pixels.
-        whole: draw ceilings and near walls too (see :func:`cut_away`).
+        style: how it looks.
 
     Raises:
         InputError: no point to draw, or the file cannot be written.
@@ -140,64 +152,108 @@ def draw_panels(
     """
     from PIL import Image, ImageDraw
 
-    camera = camera or Camera()
+    style = style or PictureStyle()
+    rows = _drawn_rows(points, style)
+    view = _project(points[rows], style.camera)
+    layout = _Layout.of(style, len(panels), view.aspect)
+    lines = _legend_lines(
+        _shown(legend, panels, rows), layout.small, style.width - 2 * layout.margin
+    )
+    legend_height = round(len(lines) * layout.small * 2.0)
+    height = layout.height + (layout.margin // 2 + legend_height if lines else 0)
+    picture = Image.new("RGB", (style.width, height), BACKGROUND)
+    pen = ImageDraw.Draw(picture)
+    _draw_title(pen, style, layout)
+    splats = _splats(view, points[rows], layout.panel_width, layout.panel_height)
+    for number, panel in enumerate(panels):
+        left, top = layout.corner(number)
+        _draw_caption(pen, panel, left, top, layout)
+        image = Image.fromarray(splats.paint(panel.colors[rows]))
+        picture.paste(image, (left, top + layout.caption_height))
+    bottom = height - layout.margin // 2 - legend_height
+    _draw_legend(pen, lines, layout.margin, bottom, layout.small)
+    with atomic_path(path, overwrite) as temporary:
+        picture.save(temporary, format="PNG", optimize=True)
+
+
+def _drawn_rows(points: np.ndarray, style: PictureStyle) -> np.ndarray:
+    """Rows of the points that a picture shows."""
     rows = np.flatnonzero(np.isfinite(points).all(axis=1))
     if len(rows) == 0:
         raise InputError("nothing to draw: the cloud has no finite point")
-    if not whole:
-        rows = rows[cut_away(points[rows], camera)]
-    rows = rows[:: math.ceil(len(rows) / _MAX_DRAWN)]
+    if not style.whole:
+        rows = rows[cut_away(points[rows], style.camera)]
+    return rows[:: math.ceil(len(rows) / _MAX_DRAWN)]
 
-    margin = round(width * 0.025)
-    columns = len(panels) if len(panels) <= 3 else 2
-    panel_width = (width - margin * (columns + 1)) // columns
-    view = _project(points[rows], camera)
-    panel_height = int(np.clip(panel_width * view.aspect, 0.45 * panel_width, 0.85 * panel_width))
-    if len(panels) == 1:
-        panel_height = min(panel_height, round(0.62 * width))
 
-    heading = round(width * (0.018 if len(panels) <= 2 else 0.0165))
-    small = round(heading * 0.82)
-    caption_height = round(heading * 1.9)
-    title_height = round(heading * (2.0 if title else 0) + small * (1.7 if subtitle else 0))
-    grid_rows = math.ceil(len(panels) / columns)
-    legend_lines = _legend_lines(_shown(legend, panels, rows), small, width - 2 * margin)
-    legend_height = round(len(legend_lines) * small * 2.0)
-    height = (
-        margin
-        + title_height
-        + grid_rows * (panel_height + caption_height)
-        + (grid_rows - 1) * (margin // 2)
-        + (margin // 2 + legend_height if legend_lines else 0)
-        + margin // 2
-    )
-    picture = Image.new("RGB", (width, height), BACKGROUND)
-    pen = ImageDraw.Draw(picture)
-    top = margin
-    if title:
-        pen.text((margin, top), title, fill=INK, font=_font(round(heading * 1.3)))
+@dataclass(frozen=True)
+class _Layout:
+    """Sizes in pixels of what a picture is made of; ``height`` is without the legend."""
+
+    margin: int
+    columns: int
+    panel_width: int
+    panel_height: int
+    heading: int
+    title_height: int
+    height: int
+
+    @classmethod
+    def of(cls, style: PictureStyle, panels: int, aspect: float) -> _Layout:
+        """Of so many panels that are ``aspect`` times as high as wide."""
+        width, margin = style.width, round(style.width * 0.025)
+        columns = panels if panels <= 3 else 2
+        panel_width = (width - margin * (columns + 1)) // columns
+        panel_height = int(np.clip(panel_width * aspect, 0.45 * panel_width, 0.85 * panel_width))
+        if panels == 1:
+            panel_height = min(panel_height, round(0.62 * width))
+        heading = round(width * (0.018 if panels <= 2 else 0.0165))
+        small = round(heading * 0.82)
+        title = heading * (2.0 if style.title else 0) + small * (1.7 if style.subtitle else 0)
+        rows = math.ceil(panels / columns)
+        inside = rows * (panel_height + round(heading * 1.9)) + (rows - 1) * (margin // 2)
+        height = margin + round(title) + inside + margin // 2
+        return cls(margin, columns, panel_width, panel_height, heading, round(title), height)
+
+    @property
+    def small(self) -> int:
+        return round(self.heading * 0.82)
+
+    @property
+    def caption_height(self) -> int:
+        return round(self.heading * 1.9)
+
+    def corner(self, number: int) -> tuple[int, int]:
+        """Left and top of a panel with its caption."""
+        down = self.panel_height + self.caption_height + self.margin // 2
+        left = self.margin + (number % self.columns) * (self.panel_width + self.margin)
+        return left, self.panels_top + (number // self.columns) * down
+
+    @property
+    def panels_top(self) -> int:
+        return self.margin + self.title_height
+
+
+def _draw_title(pen: Any, style: PictureStyle, layout: _Layout) -> None:
+    top, heading = layout.margin, layout.heading
+    if style.title:
+        font = _font(round(heading * 1.3))
+        pen.text((layout.margin, top), style.title, fill=INK, font=font)
         top += round(heading * 2.0)
-    if subtitle:
-        pen.text((margin, top - heading // 4), subtitle, fill=FAINT_INK, font=_font(small))
-        top += round(small * 1.7)
-    splats = _splats(view, points[rows], panel_width, panel_height)
-    for number, panel in enumerate(panels):
-        left = margin + (number % columns) * (panel_width + margin)
-        down = top + (number // columns) * (panel_height + caption_height + margin // 2)
-        pen.text((left, down), panel.title, fill=INK, font=_font(heading))
-        if panel.remark:
-            offset = _font(heading).getlength(panel.title) + heading * 0.7
-            pen.text(
-                (left + offset, down + heading * 0.16),
-                panel.remark,
-                fill=FAINT_INK,
-                font=_font(small),
-            )
-        image = splats.paint(panel.colors[rows])
-        picture.paste(Image.fromarray(image), (left, down + caption_height))
-    _draw_legend(pen, legend_lines, margin, height - margin // 2 - legend_height, small)
-    with atomic_path(path, overwrite) as temporary:
-        picture.save(temporary, format="PNG", optimize=True)
+    if style.subtitle:
+        where = (layout.margin, top - heading // 4)
+        pen.text(where, style.subtitle, fill=FAINT_INK, font=_font(layout.small))
+
+
+def _draw_caption(pen: Any, panel: Panel, left: int, top: int, layout: _Layout) -> None:
+    font = _font(layout.heading)
+    pen.text((left, top), panel.title, fill=INK, font=font)
+    if panel.remark:
+        where = (
+            left + font.getlength(panel.title) + layout.heading * 0.7,
+            top + layout.heading * 0.16,
+        )
+        pen.text(where, panel.remark, fill=FAINT_INK, font=_font(layout.small))
 
 
 @dataclass(frozen=True)

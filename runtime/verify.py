@@ -145,7 +145,6 @@ def verify(
     *,
     max_points: int,
     tolerance: Tolerance | None = None,
-    drop_invalid: bool = False,
     progress: Progress | None = None,
 ) -> list[Parity]:
     """Runs the reference and every candidate on the same pyramids of a scan.
@@ -153,8 +152,8 @@ def verify(
     Args:
         reference: the checkpoint in PyTorch.
         candidates: what to call it -> backend.
-        cloud: the scan; cut into tiles when it has more voxels than ``max_points`` or than a
-            backend takes.
+        cloud: the scan, all of it finite; cut into tiles when it has more voxels than
+            ``max_points`` or than a backend takes.
         tolerance: by each candidate's dtype when None.
 
     Raises:
@@ -163,7 +162,7 @@ def verify(
     config = reference.config
     for candidate in candidates.values():
         _check_same_network(config, str(candidate.path), candidate.config)
-    cloud = cloud.select(valid_points(cloud, drop_invalid))
+    cloud = cloud.select(valid_points(cloud, drop_invalid=False))
     voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
     answers: dict[str, list[np.ndarray]] = {name: [] for name in ("", *candidates)}
     done = 0

@@ -128,6 +128,12 @@ class VoxelGrid:
         return members[np.cumsum(counts) - counts + number % counts].astype(np.int32)
 
 
+def _cells_from(points: np.ndarray, origin: np.ndarray, size: float) -> np.ndarray:
+    """Whole numbers of cells: counting them from the lowest one keeps every border in place."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.floor((points.astype(np.float64) - origin) / size)
+
+
 def voxel_grid(
     points: np.ndarray,
     size: float,
@@ -165,10 +171,7 @@ def voxel_grid(
         seed = int(np.random.SeedSequence().entropy) if pick is None else 0  # type: ignore[arg-type]
     given, edge = points, float(size)
     if origin is not None:
-        # Whole numbers of cells: counting them from the lowest one keeps every border in place.
-        with np.errstate(over="ignore", invalid="ignore"):
-            points = np.floor((points.astype(np.float64) - origin) / size)
-        edge = 1.0
+        points, edge = _cells_from(points, origin, size), 1.0
     kept = np.empty(len(points), dtype=np.int32)
     voxel_of_point = np.empty(len(points), dtype=np.int32)
     count = ctypes.c_int64()

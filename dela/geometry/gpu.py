@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from dela.errors import InputError
+from dela.geometry.bounds import Bounds
 from dela.geometry.cpu import LARGEST_K
-from dela.geometry.gpu_queue import BOUNDS_WORDS, TILE, Bounds, DeviceQueue
+from dela.geometry.gpu_queue import BOUNDS_WORDS, TILE, GpuQueue
 from dela.plugins.cuda.arrays import DeviceArray
 from dela.plugins.cuda.launch import BLOCK, divide_up
 
@@ -95,7 +96,7 @@ class Cells:
 
 
 class DeviceTree:
-    """A search tree over points in device memory; made by :meth:`DeviceGeometry.tree`."""
+    """A search tree over points in device memory; made by :meth:`GpuGeometry.tree`."""
 
     def __init__(self, placed: DeviceArray, nodes: DeviceArray, rows: int, leaves: int) -> None:
         self.placed, self.nodes, self.rows, self.leaves = placed, nodes, rows, leaves
@@ -104,7 +105,7 @@ class DeviceTree:
         return self.rows
 
 
-class DeviceGeometry(DeviceQueue):
+class GpuGeometry(GpuQueue):
     """The geometry of clouds on one stream, with scratch memory that is reused from call to call.
 
     Results are new memory unless ``out`` is given. Points are :class:`DeviceArray` [N, 3] or any
@@ -170,6 +171,25 @@ class DeviceGeometry(DeviceQueue):
             bounds: words of :meth:`queue_bounds`; cells then count from the lowest corner.
             voxel_of_point: [N] int32, written.
         """
+        order = self._sorted_by_cell(points, cells, bounds)
+        n, wide = len(points), _i32(points.dtype == np.float64)
+        number, tiles = _i32(n), divide_up(len(points), TILE)
+        flags = self.scratch.array("flags", (n,), np.uint8)
+        starts = self.scratch.array("starts", (tiles,), np.uint32)
+        first = self.scratch.array("first", (n,), np.uint32)
+        count = self.scratch.array("count", (1,), np.uint32)
+        where = (points, order, bounds, wide, number, *cells.arguments())
+        self.launch_tiles("dela_cell_starts", n, *where, flags, starts)
+        self.scan(starts, tiles, count)
+        self.launch_tiles(
+            "dela_number_cells", n, flags, order, starts, number, voxel_of_point, first
+        )
+        return Members(order, first, count)
+
+    def _sorted_by_cell(
+        self, points: DeviceArray, cells: Cells, bounds: DeviceArray | None
+    ) -> DeviceArray:
+        """Queues sorting: rows of the points in the order of their cells."""
         n, wide = len(points), _i32(points.dtype == np.float64)
         number = _i32(n)
         keys = self.scratch.array("keys", (n,), np.uint64)
@@ -193,28 +213,7 @@ class DeviceGeometry(DeviceQueue):
             )
             order = self.sort(keys, rows if order is None else order, n, sum(bits))
         assert order is not None
-        tiles = divide_up(n, TILE)
-        flags = self.scratch.array("flags", (n,), np.uint8)
-        starts = self.scratch.array("starts", (tiles,), np.uint32)
-        first = self.scratch.array("first", (n,), np.uint32)
-        count = self.scratch.array("count", (1,), np.uint32)
-        self.launch_tiles(
-            "dela_cell_starts",
-            n,
-            points,
-            order,
-            bounds,
-            wide,
-            number,
-            *cells.arguments(),
-            flags,
-            starts,
-        )
-        self.scan(starts, tiles, count)
-        self.launch_tiles(
-            "dela_number_cells", n, flags, order, starts, number, voxel_of_point, first
-        )
-        return Members(order, first, count)
+        return order
 
     def queue_pick(
         self,

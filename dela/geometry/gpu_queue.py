@@ -1,19 +1,18 @@
 """What geometry in device memory is made of: sorting, listing, gathering, bounds; on one stream.
 
-Work is queued; :meth:`DeviceQueue.bounds` and :meth:`DeviceQueue.read_count` wait for it. No torch.
+Work is queued; :meth:`GpuQueue.bounds` and :meth:`GpuQueue.read_count` wait for it. No torch.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from dela.errors import InputError
-from dela.geometry.cpu import LARGEST_COORDINATE
+from dela.geometry.bounds import Bounds
 from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer, PinnedArray, as_device_array
 from dela.plugins.cuda.driver import Stream
 from dela.plugins.cuda.kernels import Kernels
@@ -26,26 +25,6 @@ SCAN_BLOCK = 512
 BOUNDS_WORDS = 7
 
 _i32 = np.int32
-
-
-@dataclass(frozen=True)
-class Bounds:
-    """Lowest and highest coordinates of a cloud, float64 [3] each; infinite for no points."""
-
-    low: np.ndarray
-    high: np.ndarray
-
-    @property
-    def extent(self) -> float:
-        return float((self.high - self.low).max())
-
-    def check_range(self) -> None:
-        """Raises InputError where squared distances would not stay finite in float32."""
-        largest = float(np.maximum(np.abs(self.low), np.abs(self.high)).max())
-        if LARGEST_COORDINATE < largest < math.inf:
-            raise InputError(
-                f"a coordinate is {largest:.6g}; the largest usable one is {LARGEST_COORDINATE:.0g}"
-            )
 
 
 class Workspace:
@@ -65,7 +44,7 @@ class Workspace:
         return array
 
 
-class DeviceQueue:
+class GpuQueue:
     """Kernels queued on one stream, with scratch memory that is reused from call to call.
 
     Raises:

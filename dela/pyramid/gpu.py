@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from dela.errors import InputError
+from dela.geometry.bounds import Bounds
 from dela.geometry.gpu import Cells, Members
-from dela.geometry.gpu_queue import Bounds, Workspace
+from dela.geometry.gpu_queue import Workspace
 from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import Stream
 from dela.pyramid.cpu import CORNER, Pyramid, PyramidConfig
@@ -26,7 +27,7 @@ MIDDLE_BLOCK = 512
 
 
 @dataclass(frozen=True)
-class DeviceVoxels:
+class GpuVoxels:
     """A scan at the resolution of stage 0, in device memory; as :class:`dela.scan.voxels.Voxels`.
 
     Attributes:
@@ -95,7 +96,7 @@ class PyramidBuilder:
         plan = StagePlan([bounds], pick, None, origin, ordered)
         return self._stages.build(points, attributes, [len(points)], plan)
 
-    def voxels(self, points: Any, attributes: Any = None) -> DeviceVoxels:
+    def voxels(self, points: Any, attributes: Any = None) -> GpuVoxels:
         """A scan's voxels, the first point of each standing for it; waits for the bounds and for
         the number of voxels.
 
@@ -132,7 +133,7 @@ class PyramidBuilder:
             self._copied(members.count, "voxels"),
         )
         points, of_voxels, kept = self._picked(scan, of_scan, members, 0, bounds.low, "voxel")
-        return DeviceVoxels(
+        return GpuVoxels(
             points,
             of_voxels,
             voxel_of_point,
@@ -144,7 +145,7 @@ class PyramidBuilder:
             Bounds(np.zeros(3), extent),
         )
 
-    def look(self, voxels: DeviceVoxels, pick: int) -> DeviceVoxels:
+    def look(self, voxels: GpuVoxels, pick: int) -> GpuVoxels:
         """The same voxels with the n-th point standing for each, as in voting; waits for nothing.
 
         Raises:
@@ -156,7 +157,7 @@ class PyramidBuilder:
         )
         return replace(voxels, points=points, attributes=attributes, kept=kept)
 
-    def turned(self, voxels: DeviceVoxels, matrix: np.ndarray) -> DeviceVoxels:
+    def turned(self, voxels: GpuVoxels, matrix: np.ndarray) -> GpuVoxels:
         """A scan turned or mirrored about its middle by an orthogonal matrix [3, 3]; waits for the
         bounds.
 
@@ -182,7 +183,7 @@ class PyramidBuilder:
             )
         return replace(voxels, points=out, attributes=attributes, bounds=geometry.bounds(out))
 
-    def tile(self, voxels: DeviceVoxels, rows: np.ndarray | None = None) -> Pyramid:
+    def tile(self, voxels: GpuVoxels, rows: np.ndarray | None = None) -> Pyramid:
         """The network's input for some rows of a scan's voxels, ascending; None takes them all.
 
         Its voxels are the whole scan's at every stage, as for
@@ -198,7 +199,7 @@ class PyramidBuilder:
         plan = StagePlan([voxels.bounds], origin=CORNER, ordered=True)
         return self._stages.build(points, attributes, [len(points)], plan)
 
-    def spread(self, values: DeviceArray, voxels: DeviceVoxels, out: DeviceArray) -> None:
+    def spread(self, values: DeviceArray, voxels: GpuVoxels, out: DeviceArray) -> None:
         """Values of the voxels [V, ...], 4 bytes each, for the scan's first points.
 
         Args:
@@ -276,7 +277,6 @@ def build_device_pyramid(
     *,
     pick: int = 0,
     origin: Sequence[float] | np.ndarray | None = None,
-    ordered: bool = False,
 ) -> Pyramid:
     """The pyramid of one cloud for segmentation, of :class:`DeviceArray`.
 
@@ -292,7 +292,6 @@ def build_device_pyramid(
         pick: n takes the n-th point of every voxel.
         origin: [3] where the voxels of later stages are counted from, as for
             :func:`dela.pyramid.cpu.build_pyramid`.
-        ordered: points lie in the order of a voxel grid (or a part of it); saves a sort.
 
     Raises:
         CudaUnavailable: no driver, no GPU, or one that is too old.
@@ -300,7 +299,7 @@ def build_device_pyramid(
             classification network.
     """
     builder = PyramidBuilder(config, stream)
-    return builder.pyramid(points, attributes, pick=pick, origin=origin, ordered=ordered)
+    return builder.pyramid(points, attributes, pick=pick, origin=origin)
 
 
 def _check_pick(pick: int) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from dela.errors import InputError
-from dela.geometry.gpu import Cells, DeviceGeometry, DeviceTree, row_range
-from dela.geometry.gpu_queue import BOUNDS_WORDS, Bounds, Workspace
+from dela.geometry.bounds import Bounds
+from dela.geometry.gpu import Cells, DeviceTree, GpuGeometry, row_range
+from dela.geometry.gpu_queue import BOUNDS_WORDS, Workspace
 from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer, as_device_array
 from dela.plugins.cuda.driver import Event, Stream
 from dela.pyramid.cpu import Pyramid, PyramidConfig, stage_seeds
@@ -64,7 +65,7 @@ class StageBuilder:
             )
         self.config = config
         self.stream = stream
-        self.geometry = DeviceGeometry(stream)
+        self.geometry = GpuGeometry(stream)
         self._results = Workspace(stream)
         self._sizes = GrowingBuffer(stream.device, pinned=True)
         self._counting: DeviceArray | None = None

@@ -16,7 +16,7 @@ from dela.geometry.gpu_queue import Workspace
 from dela.model.contract import Contract
 from dela.model.inputs import Inputs
 from dela.plugins.cuda.arrays import DeviceArray
-from dela.pyramid.gpu import DeviceVoxels, PyramidBuilder
+from dela.pyramid.gpu import GpuVoxels, PyramidBuilder
 from dela.scan.tiles import Tile, context_width, cut_tiles, whole_tile
 from dela.scan.votes import FAR_WEIGHT, vote_reach
 
@@ -24,30 +24,30 @@ _i32, _f64 = np.int32, np.float64
 
 
 @dataclass(frozen=True)
-class DeviceScan:
+class GpuScan:
     """A scan's voxels and what builds its pyramids; :class:`dela.scan.voxels.Voxels` on a device.
 
     Valid until the builder makes the next one in the same way; a pyramid, until the next one.
     """
 
     builder: PyramidBuilder
-    voxels: DeviceVoxels
+    voxels: GpuVoxels
 
     @classmethod
-    def of(cls, builder: PyramidBuilder, points: Any, attributes: Any) -> DeviceScan:
+    def of(cls, builder: PyramidBuilder, points: Any, attributes: Any) -> GpuScan:
         """A scan as it is; arguments and errors as of :meth:`PyramidBuilder.voxels`."""
         return cls(builder, builder.voxels(points, attributes))
 
     def __len__(self) -> int:
         return len(self.voxels)
 
-    def look(self, pick: int) -> DeviceScan:
+    def look(self, pick: int) -> GpuScan:
         """The same voxels with the n-th point standing for each."""
-        return DeviceScan(self.builder, self.builder.look(self.voxels, pick))
+        return GpuScan(self.builder, self.builder.look(self.voxels, pick))
 
-    def turned(self, matrix: np.ndarray, config: Contract) -> DeviceScan:
+    def turned(self, matrix: np.ndarray, config: Contract) -> GpuScan:
         """The same scan turned or mirrored about its middle by an orthogonal matrix [3, 3]."""
-        return DeviceScan(self.builder, self.builder.turned(self.voxels, matrix))
+        return GpuScan(self.builder, self.builder.turned(self.voxels, matrix))
 
     def cut(self, config: Contract, max_points: int, context: float | None = None) -> list[Tile]:
         """As :meth:`dela.scan.voxels.Voxels.cut`; points come down where there are several
@@ -64,7 +64,7 @@ class DeviceScan:
         return self.builder.tile(self.voxels, None if whole else tile.rows)
 
 
-class DeviceTally:
+class GpuTally:
     """Answers to a scan, added up on the builder's stream; a :class:`dela.scan.votes.Tally`.
 
     Args:
@@ -74,7 +74,7 @@ class DeviceTally:
         votes: of each point.
     """
 
-    def __init__(self, scan: DeviceScan, memory: Workspace, points: int, votes: int) -> None:
+    def __init__(self, scan: GpuScan, memory: Workspace, points: int, votes: int) -> None:
         self._builder = scan.builder
         self._geometry = scan.builder.geometry
         self._plain = scan.voxels
@@ -98,7 +98,7 @@ class DeviceTally:
         sizes = map(_i32, (len(logits), self._classes))
         self._geometry.launch("dela_softmax", len(logits), logits, rows, *sizes, self._vote)
 
-    def end_vote(self, seen: DeviceScan) -> None:
+    def end_vote(self, seen: GpuScan) -> None:
         """Adds the vote to every point, weighted by how near the vote's points stood."""
         if self._by_point:
             plain, wide = self._plain, self._plain.scan.dtype == np.float64

@@ -15,7 +15,7 @@ import numpy as np
 
 from dela.geometry.cpu import nearest, voxel_grid
 from dela.model.contract import Contract
-from dela.scan.votes import Answer, Forward, Progress, softmax
+from dela.scan.votes import Answer, Forward, VoteOptions, softmax
 from dela.scan.voxels import Voxels
 
 
@@ -59,10 +59,7 @@ def add_looks(
     attributes: Any,
     config: Contract,
     looks: Sequence[Look],
-    *,
-    max_points: int,
-    context: float | None = None,
-    progress: Progress | None = None,
+    options: VoteOptions,
 ) -> Answer:
     """Probabilities of every point of a scan: the softmax of the mean logits of all looks.
 
@@ -71,24 +68,23 @@ def add_looks(
         points: [N, 3] metres.
         attributes: [N, F] float32, scaled, of every point; an array or what is indexed like one.
         looks: at least one.
-        max_points: voxels in one run; more are cut into overlapping tiles.
-        context: metres around a tile's core; None for :func:`dela.scan.tiles.context_width`.
-        progress: called as ``progress(looks done, looks in all)``.
+        options: tiles, and ``progress``, called as ``progress(looks done, looks in all)``; the
+            votes are the looks.
     """
     total = np.zeros((len(points), config.num_classes), np.float32)
     runs = 0
     for number, look in enumerate(looks):
         voxels, moved = _seen(points, attributes, config, look)
         logits = np.zeros((len(voxels.points), config.num_classes), np.float32)
-        for tile in voxels.cut(config, max_points, context):
+        for tile in voxels.cut(config, options.max_points, options.context):
             answer = forward(voxels.inputs(tile, config))
             logits[tile.rows[tile.core]] = answer[tile.core]
             runs += 1
         total += logits[nearest(voxels.points, moved)]
         if number == 0:
             first = voxels
-        if progress is not None:
-            progress(number + 1, len(looks))
+        if options.progress is not None:
+            options.progress(number + 1, len(looks))
     mean = total / np.float32(len(looks))
     return Answer(softmax(mean), np.arange(len(points)), first, runs)
 

@@ -58,6 +58,23 @@ class Tally(Protocol[Seen]):
 
 
 @dataclass(frozen=True)
+class VoteOptions:
+    """How a network looks at a scan.
+
+    Attributes:
+        max_points: voxels in one run; more are cut into overlapping tiles.
+        votes: at least 1.
+        context: meters around a tile's core; None for :func:`dela.scan.tiles.context_width`.
+        progress: called as ``progress(voxels done, voxels in all)``, all votes counted.
+    """
+
+    max_points: int
+    votes: int = 1
+    context: float | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
 class Answer:
     """What a network says of a scan.
 
@@ -80,32 +97,18 @@ def predict_voxels(
     points: np.ndarray,
     look: Callable[[int], Voxels],
     config: Contract,
-    *,
-    max_points: int,
-    votes: int = 1,
-    context: float | None = None,
-    progress: Progress | None = None,
+    options: VoteOptions,
 ) -> Answer:
     """Probabilities of every point of a scan, on the host.
 
     Args:
         forward: a network in evaluation mode or a runtime backend.
         points: [N, 3] metres, the scan at full resolution in the frame of its voxels.
-        look, max_points, votes, context, progress: see :func:`take_votes`.
+        look, options: see :func:`take_votes`.
     """
     plain = look(0)
-    tally = _HostTally(points, plain, config, votes)
-    runs = take_votes(
-        forward,
-        plain,
-        look,
-        config,
-        tally,
-        max_points=max_points,
-        votes=votes,
-        context=context,
-        progress=progress,
-    )
+    tally = _HostTally(points, plain, config, options.votes)
+    runs = take_votes(forward, plain, look, config, tally, options)
     return Answer(*tally.answer(), plain, runs)
 
 
@@ -115,11 +118,7 @@ def take_votes(
     look: Callable[[int], AnyScan],
     config: Contract,
     tally: Tally[AnyScan],
-    *,
-    max_points: int,
-    votes: int = 1,
-    context: float | None = None,
-    progress: Progress | None = None,
+    options: VoteOptions,
 ) -> int:
     """Has a network look at a scan; returns how often it ran.
 
@@ -136,12 +135,10 @@ def take_votes(
         look: the scan's voxels with the n-th point standing for each; their order is the same for
             every n. Asked for n >= 1.
         tally: takes the answers.
-        max_points: voxels in one run; more are cut into overlapping tiles.
-        votes: at least 1.
-        context: metres around a tile's core; None for :func:`dela.scan.tiles.context_width`.
-        progress: called as ``progress(voxels done, voxels in all)``, all votes counted.
+        options: tiles, votes and who hears of them.
     """
-    tiles = plain.cut(config, max_points, context)
+    votes, progress = options.votes, options.progress
+    tiles = plain.cut(config, options.max_points, options.context)
     done = 0
     for vote in range(votes):
         seen = look(vote) if vote else plain

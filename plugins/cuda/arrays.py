@@ -13,13 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from dela.plugins.cuda import dlpack
+from dela.plugins.cuda.dlpack import BFLOAT16, DType, check_strides
 from dela.plugins.cuda.driver import OUT_OF_MEMORY, CudaError, Device, Stream, call, driver
 
-# numpy has no such type; on the host its values are the upper 16 bits of float32.
-BFLOAT16 = "bfloat16"
 GROWTH = 1.5
-
-DType = np.dtype | str
 
 
 def as_dtype(dtype: Any) -> DType:
@@ -197,8 +195,6 @@ class DeviceArray:
         return interface
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        from dela.plugins.cuda import dlpack
-
         return dlpack.CUDA, self.device.ordinal
 
     def __dlpack__(
@@ -209,8 +205,6 @@ class DeviceArray:
         dl_device: tuple[int, int] | None = None,
         copy: bool | None = None,
     ) -> Any:
-        from dela.plugins.cuda import dlpack
-
         if copy or dl_device not in (None, self.__dlpack_device__()):
             raise BufferError("the array is lent as it is, where it is; copy it after taking it")
         if stream != -1 and self.stream is not None:
@@ -337,9 +331,7 @@ def as_device_array(source: Any, stream: Stream | None = None) -> DeviceArray:
             _order(source.stream, stream)
         return source
     if hasattr(source, "__dlpack__") and hasattr(source, "__dlpack_device__"):
-        from dela.plugins.cuda import dlpack
-
-        return dlpack.adopt(source, stream)
+        return DeviceArray(*dlpack.adopt(source, stream), stream)
     interface = getattr(source, "__cuda_array_interface__", None)
     if interface is None:
         raise TypeError(
@@ -358,20 +350,6 @@ def as_device_array(source: Any, stream: Stream | None = None) -> DeviceArray:
     if producer is not None:
         _order(Stream.borrowed(int(producer), device), stream)
     return DeviceArray(pointer, shape, dtype, source, device, stream)
-
-
-def check_strides(shape: Sequence[int], strides: Sequence[int] | None, step: int) -> None:
-    """Raises TypeError unless the rows lie one after the other; strides are in units of ``step``
-    divided by the size of a value."""
-    if strides is None or 0 in shape:
-        return
-    for size, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
-        if size > 1 and stride != step:
-            raise TypeError(
-                f"the array of shape {list(shape)} has gaps or another order (strides "
-                f"{list(strides)}); pass a contiguous copy"
-            )
-        step *= size
 
 
 def _order(producer: Stream, consumer: Stream | None) -> None:

@@ -9,12 +9,16 @@ from __future__ import annotations
 import ctypes
 import itertools
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from dela.plugins.cuda.arrays import BFLOAT16, DeviceArray, DType, check_strides
 from dela.plugins.cuda.driver import LEGACY_STREAM, Device, Stream
+
+# numpy has no such type; on the host its values are the upper 16 bits of float32.
+BFLOAT16 = "bfloat16"
+DType = np.dtype | str
 
 CUDA, CUDA_HOST, CUDA_MANAGED = 2, 3, 13
 
@@ -88,8 +92,22 @@ def _destroy(capsule: int) -> None:
         _exported.pop(managed.contents.context, None)
 
 
-def export(array: DeviceArray) -> Any:
-    """A capsule over ``array``, whose memory then lives until its taker lets go."""
+def check_strides(shape: Sequence[int], strides: Sequence[int] | None, step: int) -> None:
+    """Raises TypeError unless the rows lie one after the other; strides are in units of ``step``
+    divided by the size of a value."""
+    if strides is None or 0 in shape:
+        return
+    for size, stride in zip(reversed(shape), reversed(tuple(strides)), strict=True):
+        if size > 1 and stride != step:
+            raise TypeError(
+                f"the array of shape {list(shape)} has gaps or another order (strides "
+                f"{list(strides)}); pass a contiguous copy"
+            )
+        step *= size
+
+
+def export(array: Any) -> Any:
+    """A capsule over a ``DeviceArray``, whose memory then lives until its taker lets go."""
     dimensions = len(array.shape)
     shape = (ctypes.c_int64 * max(dimensions, 1))(*array.shape)
     if array.dtype == BFLOAT16:
@@ -117,8 +135,8 @@ def export(array: DeviceArray) -> Any:
     return _new_capsule(ctypes.addressof(managed), _NAME, _destroy)
 
 
-def adopt(source: Any, stream: Stream | None) -> DeviceArray:
-    """The array behind ``source.__dlpack__()``, for ``arrays.as_device_array``.
+def adopt(source: Any, stream: Stream | None) -> tuple[int, tuple[int, ...], DType, Any, Device]:
+    """Pointer, shape, dtype, owner and device of the array behind ``source.__dlpack__()``.
 
     Raises:
         TypeError: not on a CUDA device, not lent (a tensor that needs a gradient), gaps between
@@ -150,7 +168,7 @@ def adopt(source: Any, stream: Stream | None) -> DeviceArray:
     if stream is None:
         Stream.borrowed(LEGACY_STREAM, device).synchronize()
     pointer = (tensor.data or 0) + tensor.byte_offset
-    return DeviceArray(pointer, shape, dtype, owner, device, stream)
+    return pointer, shape, dtype, owner, device
 
 
 class _Borrowed:

@@ -20,15 +20,15 @@ from dela.model.inputs import Inputs
 from dela.pyramid.gpu import PyramidBuilder
 from dela.runtime.backends.gpu_buffers import cuda_in_words
 from dela.runtime.predict.labeller import Labels
-from dela.scan.gpu_votes import DeviceScan, DeviceTally
-from dela.scan.votes import Progress, take_votes
+from dela.scan.gpu_votes import GpuScan, GpuTally
+from dela.scan.votes import VoteOptions, take_votes
 
 if TYPE_CHECKING:
     from dela.runtime.backends.base import Backend
     from dela.runtime.backends.engine import EngineBackend
 
 
-class DeviceLabeller:
+class GpuLabeller:
     """:class:`dela.runtime.predict.labeller.Labeller` on the GPU of an engine.
 
     It has a stream of its own: the backend's belongs to whichever thread is running the network,
@@ -81,25 +81,13 @@ class DeviceLabeller:
         forward: Callable[[Inputs], Any],
         cloud: PointCloud,
         attributes: np.ndarray,
-        *,
         points: int,
-        max_points: int,
-        votes: int = 1,
+        options: VoteOptions,
         probabilities: bool = False,
-        progress: Progress | None = None,
     ) -> Labels:
         """As :meth:`dela.runtime.predict.labeller.Labeller.label`."""
         with self._turn, cuda_in_words(), self._device.current():
-            scan = DeviceScan.of(self._builder, cloud.points, attributes)
-            tally = DeviceTally(scan, self._memory, points, votes)
-            runs = take_votes(
-                forward,
-                scan,
-                scan.look,
-                self._backend.config,
-                tally,
-                max_points=max_points,
-                votes=votes,
-                progress=progress,
-            )
+            scan = GpuScan.of(self._builder, cloud.points, attributes)
+            tally = GpuTally(scan, self._memory, points, options.votes)
+            runs = take_votes(forward, scan, scan.look, self._backend.config, tally, options)
             return Labels(*tally.labels(probabilities), len(scan), runs)

@@ -9,7 +9,7 @@ import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.model.inputs import Inputs
-from dela.scan.votes import Progress, predict_voxels
+from dela.scan.votes import VoteOptions, predict_voxels
 from dela.scan.voxels import Voxels
 
 if TYPE_CHECKING:
@@ -51,12 +51,9 @@ class Labeller(Protocol):
         forward: Callable[[Inputs], Any],
         cloud: PointCloud,
         attributes: np.ndarray,
-        *,
         points: int,
-        max_points: int,
-        votes: int = 1,
+        options: VoteOptions,
         probabilities: bool = False,
-        progress: Progress | None = None,
     ) -> Labels:
         """Labels of a finite scan.
 
@@ -65,7 +62,8 @@ class Labeller(Protocol):
             cloud: the scan.
             attributes: [N, F] float32, scaled, of every point.
             points: how many of the scan's points, from the first one on, get labels.
-            max_points, votes, probabilities, progress: as for :meth:`Predictor.predict`.
+            options: tiles, votes and who hears of them.
+            probabilities: give those of every class too.
 
         Raises:
             InputError: several points that all fall into one voxel.
@@ -90,12 +88,9 @@ class HostLabeller:
         forward: Callable[[Inputs], Any],
         cloud: PointCloud,
         attributes: np.ndarray,
-        *,
         points: int,
-        max_points: int,
-        votes: int = 1,
+        options: VoteOptions,
         probabilities: bool = False,
-        progress: Progress | None = None,
     ) -> Labels:
         """As :meth:`Labeller.label`."""
         config = self._backend.config
@@ -104,9 +99,7 @@ class HostLabeller:
             cloud.points - cloud.points.min(axis=0),
             lambda pick: Voxels.of(cloud, attributes, config, pick),
             config,
-            max_points=max_points,
-            votes=votes,
-            progress=progress,
+            options,
         )
         rows = answer.row_of_point[:points]
         return Labels(
@@ -116,16 +109,3 @@ class HostLabeller:
             len(answer.voxels),
             answer.runs,
         )
-
-
-def labeller_of(backend: Backend, gpu_pyramid: bool) -> Labeller:
-    """What labels scans with a backend: on the CPU, or on the GPU of an engine.
-
-    Raises:
-        InputError: ``gpu_pyramid`` with another backend, or for classification.
-    """
-    if not gpu_pyramid:
-        return HostLabeller(backend)
-    from dela.runtime.predict.gpu_labeller import DeviceLabeller
-
-    return DeviceLabeller(backend)

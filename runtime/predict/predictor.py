@@ -12,10 +12,10 @@ from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.model.inputs import Inputs
 from dela.runtime.backends.base import Backend
-from dela.runtime.predict.labeller import Labeller, labeller_of
+from dela.runtime.predict.labeller import HostLabeller, Labeller, Labels
 from dela.scan.attributes import compute_attributes
 from dela.scan.context import join_clouds
-from dela.scan.votes import Progress
+from dela.scan.votes import Progress, VoteOptions
 from dela.scan.voxels import valid_points
 
 # Voxels in one run of the network; the S3DIS preset then needs about 1.4 GB.
@@ -115,17 +115,16 @@ class Predictor:
         start = time.perf_counter()
         attributes = compute_attributes(cloud, self.config.input_columns)
         network = _Timed(self._labeller)
-        found = self._labeller.label(
-            network.run,
-            cloud,
-            attributes,
-            points=points,
-            max_points=min(max_points, self.backend.max_points or max_points),
-            votes=votes,
-            probabilities=probabilities,
-            progress=progress,
-        )
+        most = min(max_points, self.backend.max_points or max_points)
+        options = VoteOptions(most, votes, progress=progress)
+        found = self._labeller.label(network.run, cloud, attributes, points, options, probabilities)
         spent = time.perf_counter() - start
+        return self._prediction(found, valid, spent, network.seconds)
+
+    def _prediction(
+        self, found: Labels, valid: np.ndarray, spent: float, in_network: float
+    ) -> Prediction:
+        """Labels of the valid points among all points; seconds spent in all, and in the network."""
         classes = _scatter(found.classes, valid, UNLABELLED)
         return Prediction(
             classes=classes,
@@ -136,9 +135,22 @@ class Predictor:
             else _scatter(found.probabilities, valid, 0.0),
             voxels=found.voxels,
             tiles=found.runs,
-            invalid=size - points,
-            seconds={"pyramid": spent - network.seconds, "network": network.seconds},
+            invalid=int(np.count_nonzero(~valid)),
+            seconds={"pyramid": spent - in_network, "network": in_network},
         )
+
+
+def labeller_of(backend: Backend, gpu_pyramid: bool) -> Labeller:
+    """What labels scans with a backend: on the CPU, or on the GPU of an engine.
+
+    Raises:
+        InputError: ``gpu_pyramid`` with another backend, or for classification.
+    """
+    if not gpu_pyramid:
+        return HostLabeller(backend)
+    from dela.runtime.predict.gpu_labeller import GpuLabeller
+
+    return GpuLabeller(backend)
 
 
 class _Timed:

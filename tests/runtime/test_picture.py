@@ -16,6 +16,7 @@ from dela.runtime.picture import (
     WRONG_COLOR,
     Camera,
     Panel,
+    PictureStyle,
     class_colors,
     cut_away,
     draw_panels,
@@ -40,7 +41,8 @@ def room(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(tmp_path: Path, points: np.ndarray, colors: np.ndarray, **arguments) -> np.ndarray:
     path = tmp_path / "picture.png"
-    draw_panels(path, points, [Panel("Scan", colors)], width=400, overwrite=True, **arguments)
+    style = PictureStyle(width=400, **arguments)
+    draw_panels(path, points, [Panel("Scan", colors)], style=style, overwrite=True)
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 
@@ -146,7 +148,8 @@ def test_the_legend_names_only_what_is_drawn(tmp_path):
     def magenta(**arguments) -> int:
         path = tmp_path / "legend.png"
         panels = [Panel("Truth", colors, classes=classes)]
-        draw_panels(path, points, panels, (CLASSES[0], ceiling), overwrite=True, **arguments)
+        style = PictureStyle(**arguments)
+        draw_panels(path, points, panels, (CLASSES[0], ceiling), style, overwrite=True)
         with Image.open(path) as picture:
             return close_to(np.asarray(picture.convert("RGB")).astype(int), ceiling.color).sum()
 
@@ -161,7 +164,8 @@ def test_four_panels_stand_in_a_square_and_nothing_is_overwritten(tmp_path):
     for count in (1, 2, 3, 4):
         path = tmp_path / f"{count}.png"
         panels = [Panel(f"Panel {i}", colors, "a remark") for i in range(count)]
-        draw_panels(path, points, panels, CLASSES, title="Title", subtitle="More", width=800)
+        style = PictureStyle(title="Title", subtitle="More", width=800)
+        draw_panels(path, points, panels, CLASSES, style)
         with Image.open(path) as picture:
             assert picture.width == 800
             heights[count] = picture.height

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dela.geometry.bounds import Bounds
 from dela.geometry.cpu import check_finite
-from dela.geometry.gpu_queue import Bounds
 from dela.pyramid.cpu import checked_cloud
 
 

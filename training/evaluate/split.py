@@ -11,7 +11,7 @@ import numpy as np
 from dela.families import family_of
 from dela.model.inputs import Inputs, pack_inputs
 from dela.scan.protocols import Look, add_looks
-from dela.scan.votes import Forward, predict_voxels, softmax
+from dela.scan.votes import Forward, VoteOptions, predict_voxels, softmax
 from dela.scores.confusion import Confusion
 from dela.scores.parts import PartScores
 from dela.training.data.dataset import Dataset
@@ -112,18 +112,18 @@ def _scenes(
     looks: Sequence[Look],
     progress: ScoreProgress | None,
 ) -> Iterator[ScanAnswer]:
+    model = dataset.model
     for number, scan in enumerate(dataset.scans):
-        sizes: dict[str, Any] = {
-            "max_points": dataset.data.eval_points,
-            "context": dataset.data.margin,
-            "progress": _within(progress, number, len(dataset.scans)) if progress else None,
-        }
+        options = VoteOptions(
+            dataset.data.eval_points,
+            votes,
+            dataset.data.margin,
+            _within(progress, number, len(dataset.scans)) if progress else None,
+        )
         if looks:
-            answer = add_looks(forward, scan.points, scan.attributes, dataset.model, looks, **sizes)
+            answer = add_looks(forward, scan.points, scan.attributes, model, looks, options)
         else:
-            answer = predict_voxels(
-                forward, scan.points, scan.voxels, dataset.model, votes=votes, **sizes
-            )
+            answer = predict_voxels(forward, scan.points, scan.voxels, model, options)
         best = answer.probabilities.argmax(1)
         confidence = answer.probabilities.max(1)
         yield ScanAnswer(scan, best[answer.row_of_point], confidence[answer.row_of_point])

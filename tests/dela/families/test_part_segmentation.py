@@ -16,7 +16,7 @@ from dela.families.dela.config import DelaConfig
 from dela.model.contract import AttributeInfo, CategoryInfo
 from dela.pyramid.cpu import build_pyramid
 from dela.scan.attributes import compute_attributes
-from dela.scan.votes import predict_voxels
+from dela.scan.votes import VoteOptions, predict_voxels
 from dela.scan.voxels import Voxels
 
 CONFIG = resolve_config(
@@ -137,8 +137,7 @@ def test_votes_resample_objects_that_all_face_one_way_but_do_not_turn_them():
             points,
             lambda pick: Voxels.of(cloud, columns, config, pick),
             config,
-            max_points=1000,
-            votes=4,
+            VoteOptions(max_points=1000, votes=4),
         )
         return seen
 

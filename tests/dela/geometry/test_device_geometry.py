@@ -11,7 +11,7 @@ from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.families.dela.config import PRESETS, DelaConfig
 from dela.geometry import cpu as geometry
-from dela.geometry.gpu import DeviceGeometry
+from dela.geometry.gpu import GpuGeometry
 from dela.model.contract import AttributeInfo, ClassInfo
 from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import CudaUnavailable, Device, Stream
@@ -51,22 +51,22 @@ CLOUDS = {
 
 
 @pytest.fixture
-def device(emulated_cuda) -> DeviceGeometry:
+def device(emulated_cuda) -> GpuGeometry:
     emulated_cuda.check_initialised = True
     emulated_cuda.defer = True
     emulated_cuda.order = "shuffled"
-    return DeviceGeometry(Stream(Device()))
+    return GpuGeometry(Stream(Device()))
 
 
-def up(array: np.ndarray, device: DeviceGeometry) -> DeviceArray:
+def up(array: np.ndarray, device: GpuGeometry) -> DeviceArray:
     return DeviceArray.from_host(array, device.stream)
 
 
-def down(array: DeviceArray, device: DeviceGeometry) -> np.ndarray:
+def down(array: DeviceArray, device: GpuGeometry) -> np.ndarray:
     return array.to_host(device.stream)
 
 
-def assert_same_grid(device: DeviceGeometry, points: np.ndarray, size: float, **options) -> None:
+def assert_same_grid(device: GpuGeometry, points: np.ndarray, size: float, **options) -> None:
     expected = geometry.voxel_grid(points, size, **options)
     found = device.voxel_grid(up(points, device), size, **options)
     np.testing.assert_array_equal(down(found.kept, device), expected.kept)
@@ -213,7 +213,7 @@ def network(stages: int = 3, attributes: int = 1) -> DelaConfig:
     )
 
 
-def assert_same_pyramid(found, expected, device: DeviceGeometry) -> None:
+def assert_same_pyramid(found, expected, device: GpuGeometry) -> None:
     assert found.lengths == expected.lengths
     for (name, theirs), (expected_name, ours) in zip(
         found.inputs(), expected.inputs(), strict=True
@@ -339,9 +339,9 @@ def test_scans_that_cannot_be_used_are_refused(device):
 
 
 @pytest.fixture
-def gpu() -> DeviceGeometry:
+def gpu() -> GpuGeometry:
     try:
-        return DeviceGeometry(Stream(Device()))
+        return GpuGeometry(Stream(Device()))
     except CudaUnavailable as error:
         pytest.skip(str(error))
 

@@ -12,6 +12,7 @@ from scipy.special import softmax
 from dela.families import resolve_config
 from dela.model.contract import AttributeInfo
 from dela.scan.protocols import PROTOCOLS, Look, add_looks
+from dela.scan.votes import VoteOptions
 
 NORMALS = tuple(AttributeInfo(f"normal_{axis}") for axis in "xyz")
 CONFIG = resolve_config(
@@ -85,8 +86,7 @@ def test_looks_add_up_to_the_logits_of_plain_numpy(looks):
         attributes,
         CONFIG,
         looks,
-        max_points=10_000,
-        progress=lambda *call: calls.append(call),
+        VoteOptions(max_points=10_000, progress=lambda *call: calls.append(call)),
     )
     expected = softmax(expected_logits(points, attributes, looks) / len(looks), axis=1)
     np.testing.assert_allclose(answer.probabilities, expected, atol=2e-4)
@@ -104,8 +104,8 @@ def test_a_scene_larger_than_a_run_is_cut_and_answered_alike():
         return forward(pyramid)
 
     looks = PROTOCOLS["scannet"][:3]
-    whole = add_looks(forward, points, attributes, CONFIG, looks, max_points=10_000)
-    cut = add_looks(watched, points, attributes, CONFIG, looks, max_points=150)
+    whole = add_looks(forward, points, attributes, CONFIG, looks, VoteOptions(max_points=10_000))
+    cut = add_looks(watched, points, attributes, CONFIG, looks, VoteOptions(max_points=150))
     assert max(sizes) <= 150
     assert cut.runs == len(sizes) > 6
     np.testing.assert_allclose(cut.probabilities, whole.probabilities, atol=1e-5)
@@ -128,5 +128,7 @@ def test_without_directions_and_with_one_point():
     def bare(pyramid):
         return np.ones((len(pyramid.points), 3), np.float32)
 
-    answer = add_looks(bare, points, attributes[:, :2], config, (Look(3, 1.0),), max_points=5)
+    answer = add_looks(
+        bare, points, attributes[:, :2], config, (Look(3, 1.0),), VoteOptions(max_points=5)
+    )
     np.testing.assert_allclose(answer.probabilities, np.full((1, 3), 1 / 3), atol=1e-6)

@@ -11,7 +11,7 @@ from dela.families.dela.config import DelaConfig
 from dela.geometry.cpu import voxel_grid
 from dela.model.contract import AttributeInfo, ClassInfo
 from dela.pyramid.cpu import CORNER
-from dela.scan.votes import predict_voxels, softmax, vote_matrix
+from dela.scan.votes import VoteOptions, predict_voxels, softmax, vote_matrix
 from dela.scan.voxels import Voxels
 
 CONFIG = DelaConfig(
@@ -54,8 +54,7 @@ def test_each_point_listens_most_to_the_votes_whose_point_stood_near():
         points,
         look,
         CONFIG,
-        max_points=400,
-        votes=3,
+        VoteOptions(max_points=400, votes=3),
     )
     total = np.zeros((len(points), 3))
     weights = np.zeros((len(points), 1))
@@ -79,10 +78,10 @@ def test_one_vote_is_the_scan_as_it_is():
         shown.append(pyramid)
         return logits_of(pyramid.attributes[:, 0])
 
-    plain = predict_voxels(forward, points, look, CONFIG, max_points=10**6)
+    plain = predict_voxels(forward, points, look, CONFIG, VoteOptions(max_points=10**6))
     assert np.array_equal(plain.probabilities, softmax(logits_of(grid.kept)))
     assert np.array_equal(plain.row_of_point, grid.voxel_of_point)
-    predict_voxels(forward, points, look, CONFIG, max_points=10**6, votes=4)
+    predict_voxels(forward, points, look, CONFIG, VoteOptions(max_points=10**6, votes=4))
     for (name, alone), (_, first) in zip(shown[0].inputs(), shown[1].inputs(), strict=True):
         assert np.array_equal(alone, first), name
 
@@ -119,7 +118,7 @@ def test_a_network_sees_scans_turned_about_its_own_axis_alone(axis):
         seen.append(np.asarray(pyramid.points, np.float64))
         return logits_of(pyramid.attributes[:, 0])
 
-    predict_voxels(forward, points, look, config, max_points=10**6, votes=3)
+    predict_voxels(forward, points, look, config, VoteOptions(max_points=10**6, votes=3))
     for vote in range(3):
         standing = look(vote).points.astype(np.float64)
         along = ["xyz".index(axis)] if axis else [0, 1, 2]
@@ -169,9 +168,7 @@ def test_progress_counts_every_voxel_of_every_vote():
         points,
         look,
         CONFIG,
-        max_points=500,
-        votes=2,
-        progress=lambda *call: seen.append(call),
+        VoteOptions(max_points=500, votes=2, progress=lambda *call: seen.append(call)),
     )
     size = len(answer.voxels.points)
     assert len(seen) == answer.runs

@@ -29,10 +29,10 @@ from dela.pyramid.gpu import PyramidBuilder
 from dela.runtime import Predictor, doctor, load_backend
 from dela.runtime.backends import graphs
 from dela.runtime.backends.profiles import bucket
-from dela.runtime.bench import measure
+from dela.runtime.bench import MeasureOptions, measure
 from dela.runtime.verify import tolerance_of, verify
 from dela.scan.attributes import compute_attributes
-from dela.scan.gpu_votes import DeviceScan
+from dela.scan.gpu_votes import GpuScan
 from dela.scan.voxels import Voxels
 from small_networks import cloud_pyramid, make_cloud, scene_pyramid
 from standin_tensorrt import StandInTensorRT, write_engine
@@ -601,7 +601,7 @@ def test_a_pyramid_of_another_thread_stays_out_of_a_graph(
 
     def enqueue_beside_another_thread(execution):
         def build():
-            scan = DeviceScan.of(builder, other.points, attributes)
+            scan = GpuScan.of(builder, other.points, attributes)
             found.append(scan.voxels.points.to_host(builder.stream))
 
         thread = threading.Thread(target=build)
@@ -644,7 +644,9 @@ def test_threads_predict_with_pyramids_from_the_gpu(emulated_cuda, engine, netwo
 
 def test_latency_with_everything_on_the_gpu(emulated_cuda, engine, network):
     backend = load_backend(engine)
-    latency = measure(backend, [make_cloud(500)], repeats=2, warmups=0, gpu_pyramid=True)
+    latency = measure(
+        backend, [make_cloud(500)], MeasureOptions(gpu_pyramid=True), repeats=2, warmups=0
+    )
     assert min(latency.seconds["preprocess"]) > 0 and latency.runs == 1
 
 

@@ -25,7 +25,7 @@ from dela.pyramid.gpu import PyramidBuilder
 from dela.runtime import Predictor, load_backend
 from dela.runtime.backends.gpu_buffers import on_device
 from dela.scan.attributes import compute_attributes
-from dela.scan.gpu_votes import DeviceScan
+from dela.scan.gpu_votes import GpuScan
 from dela.scan.votes import vote_matrix
 from dela.scan.voxels import Voxels
 from small_networks import CONFIG, make_cloud
@@ -245,7 +245,7 @@ def test_looks_are_those_of_the_cpu(cuda, normals):
     config = _with_normals(cloud) if normals else CONFIG
     attributes = compute_attributes(cloud, config.input_columns)
     builder = PyramidBuilder(config, Stream(Device()))
-    scan = DeviceScan.of(builder, cloud.points, attributes)
+    scan = GpuScan.of(builder, cloud.points, attributes)
     for vote in (1, 2, 7):
         expected = Voxels.of(cloud, attributes, config, vote)
         seen = scan.look(vote)
