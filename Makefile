@@ -22,8 +22,9 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy -p dela
 	MYPYPATH=tools $(VENV)/bin/mypy -p cuda_images
-	command -v node > /dev/null && $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python || \
-		{ ! command -v node > /dev/null && echo "no node: pyright left out"; }
+	@if command -v node > /dev/null; then \
+	  $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python; \
+	else echo "no node: pyright left out"; fi
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/python benchmarks/operators.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import signal
 import threading
@@ -20,7 +21,6 @@ from dela.artifacts.sidecar import (
     PLUGIN_FORMS,
     Profile,
     Sidecar,
-    digest_of,
     sidecar_path,
 )
 from dela.errors import EngineError, InputError, MissingDependencyError
@@ -108,16 +108,7 @@ def build_engine(
     """
     request = request or BuildRequest()
     output = Path(output)
-    _check_request(request)
-    cache = () if request.timing_cache is None else (request.timing_cache,)
-    for path in (output, sidecar_path(output)):
-        check_writable(path, overwrite, inputs=(model, *cache))
-    proto, metadata = read_onnx(model)
-    if request.dtype is not None and request.dtype != metadata.dtype:
-        raise EngineError(
-            f"{model} is {metadata.dtype}, {request.dtype} is asked for; precision lies in the "
-            f"file: `dela export --dtype {request.dtype}`"
-        )
+    proto, metadata = _checked_model(model, output, request, overwrite)
     texts = request.profiles or [default_profile(metadata.config)]
     profiles = tuple(parse_profile(text, metadata, request.headroom) for text in texts)
 
@@ -130,28 +121,45 @@ def build_engine(
     config = _configure(trt, builder, request, capabilities)
     _add_profiles(trt, builder, config, metadata, profiles)
     serialized = _build(trt, builder, parsed, config, progress)
+    sidecar = Sidecar(
+        flavour=request.backend,
+        tensorrt_version=trt.__version__,
+        compute_capabilities=capabilities,
+        compatibility=request.compatibility,
+        dtype=metadata.dtype,
+        tf32=request.tf32,
+        plugins=request.plugins,
+        plugin_layers=parsed.plugin_layers,
+        kernels_sha256=kernels_sha256,
+        profiles=profiles,
+        engine_sha256=hashlib.sha256(serialized).hexdigest(),
+        properties=properties,
+        dela_version=dela.__version__,
+    )
     with atomic_path(output, overwrite) as temporary:
         temporary.write_bytes(serialized)
-        sidecar = Sidecar(
-            flavour=request.backend,
-            tensorrt_version=trt.__version__,
-            compute_capabilities=capabilities,
-            compatibility=request.compatibility,
-            dtype=metadata.dtype,
-            tf32=request.tf32,
-            plugins=request.plugins,
-            plugin_layers=parsed.plugin_layers,
-            kernels_sha256=kernels_sha256,
-            profiles=profiles,
-            engine_sha256=digest_of(temporary),
-            properties=properties,
-            dela_version=dela.__version__,
-        )
         with atomic_path(sidecar_path(output), overwrite) as beside:
             sidecar.write(beside)
     if request.timing_cache is not None:
         _save_timings(config, request.timing_cache)
     return sidecar
+
+
+def _checked_model(
+    model: str | os.PathLike[str], output: Path, request: BuildRequest, overwrite: bool
+) -> tuple[Any, ModelMetadata]:
+    """The exported file and its description, once nothing foreseeable stands in the way."""
+    _check_request(request)
+    cache = () if request.timing_cache is None else (request.timing_cache,)
+    for path in (output, sidecar_path(output)):
+        check_writable(path, overwrite, inputs=(model, *cache))
+    proto, metadata = read_onnx(model)
+    if request.dtype is not None and request.dtype != metadata.dtype:
+        raise EngineError(
+            f"{model} is {metadata.dtype}, {request.dtype} is asked for; precision lies in the "
+            f"file: `dela export --dtype {request.dtype}`"
+        )
+    return proto, metadata
 
 
 def _check_request(request: BuildRequest) -> None:
