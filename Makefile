@@ -21,7 +21,7 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy -p dela
-	MYPYPATH=tools $(VENV)/bin/mypy -p cuda_images
+	MYPYPATH=tools $(VENV)/bin/mypy -p cuda_images -m draw_rooms
 	@if command -v node > /dev/null; then \
 	  $(VENV)/bin/pyright --pythonpath $(VENV)/bin/python; \
 	else echo "no node: pyright left out"; fi

@@ -7,6 +7,7 @@ torch, CuPy, PyCUDA and Numba serve as well as dela's; `torch.from_dlpack(logits
 """
 
 import sys
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from dela.scan.attributes import compute_attributes
 
 def main(model: str, path: str) -> np.ndarray:
     """Class [points] of a scan that fits into one run of the engine."""
-    engine = load_backend(model, graphs=False)  # without graphs inputs are read where they lie
+    engine: Any = load_backend(model, graphs=False)  # then inputs are read where they lie
     scan = dela.read_cloud(path)
     attributes = compute_attributes(scan, engine.config.input_columns)
 

@@ -14,6 +14,7 @@ import typer
 
 import dela
 from dela.cli import main as cli
+from dela.families import FAMILIES, find_family
 from documents import PAGES, REPOSITORY, Block, blocks, commands
 from small_networks import CONFIG, make_cloud, scene_pyramid, write_network
 
@@ -120,19 +121,21 @@ def test_a_documented_command_line_is_understood(command):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_documented_settings_exist(page):
-    from dela.families import find_family
-    from dela.training.settings.model import section_class
-    from dela.training.settings.train import AugmentConfig, DataConfig, ScheduleConfig
+    from dela.training.settings.augment import AugmentConfig
+    from dela.training.settings.data import DataConfig
+    from dela.training.settings.train import ScheduleConfig
 
     kinds = {
-        "train": ScheduleConfig,
-        "data": DataConfig,
-        "augment": AugmentConfig,
-        "model": section_class(find_family("dela")),
+        "train": (ScheduleConfig,),
+        "data": (DataConfig,),
+        "augment": (AugmentConfig,),
+        "model": tuple(find_family(name).config for name in FAMILIES),
     }
     sections = {
-        name: {field.name for field in dataclasses.fields(kind)} for name, kind in kinds.items()
+        name: {field.name for config in configs for field in dataclasses.fields(config)}
+        for name, configs in kinds.items()
     }
+    sections["model"] |= {"family", "preset"}
     text = page.read_text(encoding="utf-8")
     for block in blocks(page):
         if block.language == "python":
@@ -234,7 +237,7 @@ def test_the_documented_columns_are_those_of_a_prepared_dataset(tmp_path, monkey
     rooms = write_s3dis(tmp_path / "raw")
     cli.run_command(["data", "prepare", "s3dis", "raw", "-o", "data/s3dis", "--workers", "1"])
     names: dict[str, Any] = {}
-    exec(block_of("datasets.md", "On-disk format", "python").text, names)
+    exec(block_of("datasets.md", "Prepared data from Python", "python").text, names)
     assert names["name"] in names["manifest"]["splits"]["val"]
     assert names["points"].shape == rooms[names["name"]][0].shape
 

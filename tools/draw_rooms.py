@@ -23,7 +23,7 @@ PICTURE = REPOSITORY / "docs" / "images" / "architecture.svg"
 
 WIDTH, MARGIN, PAD, GAP, LANE = 900, 14, 12, 8, 44
 LINE, TITLE, HEADER = 14.5, 24, 34
-LETTER = 6.3  # width of a letter of the small text, on average
+LETTER = 6.5  # width of a letter of the small text, on average
 FLOORS = {
     "plugins": "plugins",
     "dela": "core",
