@@ -32,8 +32,7 @@ def network(tmp_path_factory):
 def example(monkeypatch):
     """Imports an example under its own name, and forgets it and what it registered."""
     monkeypatch.setattr("dela.families.FAMILIES", dict(FAMILIES))
-    if hasattr(formats, "FORMATS"):
-        monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
+    monkeypatch.setattr(formats, "FORMATS", dict(formats.FORMATS))
 
     def load(name: str) -> ModuleType:
         spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
@@ -70,7 +69,6 @@ def test_gradients_through_the_operators_are_those_of_plain_pytorch(example):
         torch.testing.assert_close(ours, plain, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.skipif(not hasattr(formats, "FORMATS"), reason="formats have no table yet")
 def test_a_format_of_ones_own_is_read_wherever_a_path_is_given(example, tmp_path, network):
     toy = example("your_own_format")
     toy.main(tmp_path / "scan.toy")

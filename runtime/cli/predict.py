@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from dela.cloud.formats import SUFFIXES, find_scans, read_cloud, write_cloud
+from dela.cloud.formats import FORMATS, find_scans, read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError, InputError
 from dela.files import check_writable
@@ -170,15 +170,15 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
     if not found:
         raise InputError(
             f"no scan to label in {', '.join(str(path) for path in scans)}; "
-            f"suffixes read: {', '.join(sorted(SUFFIXES))}"
+            f"suffixes read: {', '.join(sorted(FORMATS))}"
         )
-    if output is not None and output.suffix.lower() in SUFFIXES and not output.is_dir():
+    if output is not None and output.suffix.lower() in FORMATS and not output.is_dir():
         if len(found) > 1:
             raise InputError(f"-o {output} names one file for {len(found)} scans; give a folder")
         return [(found[0], output)]
     if output is not None and not output.is_dir() and (output.exists() or _is_file_name(output)):
         raise InputError(
-            f"-o {output} has no suffix of a scan ({', '.join(SUFFIXES)}) and is no folder"
+            f"-o {output} has no suffix of a scan ({', '.join(FORMATS)}) and is no folder"
             + ("" if output.exists() else "; make the folder first if you mean one")
         )
     targets: dict[Path, Path] = {}

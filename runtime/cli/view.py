@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from dela.cloud.formats import read_cloud
+from dela.cloud.formats import LABEL_COLUMNS, format_of, read_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.files import check_writable
@@ -28,11 +28,8 @@ from dela.runtime.picture import (
 from dela.runtime.predict.labelled import (
     CONFIDENCE,
     KEPT_PREFIX,
-    LABEL,
-    LAS_LABEL,
     classes_of_codes,
     column_of,
-    label_column,
     score,
 )
 
@@ -43,7 +40,7 @@ def view(
         Path | None, typer.Option("-o", "--output", help="The PNG; beside the scan else.")
     ] = None,
     model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="Gives classes their names and colours.")
+        Path | None, typer.Option("-m", "--model", help="Gives classes their names and colors.")
     ] = None,
     label: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column of predicted label codes.")
@@ -64,7 +61,7 @@ def view(
     ] = False,
     overwrite: Overwrite = False,
 ) -> Path:
-    """Draw a scan as a PNG: its colours, labels, true labels and errors, as far as it has them.
+    """Draw a scan as a PNG: its colors, labels, true labels and errors, as far as it has them.
 
     Without --label and --truth the columns that dela predict writes are found by themselves.
     """
@@ -103,7 +100,7 @@ def label_panels(
     predicted: np.ndarray | None,
     classes: Sequence[ClassInfo],
 ) -> list[Panel]:
-    """The scan in its own colours, then truth, prediction and errors, as far as they are known.
+    """The scan in its own colors, then truth, prediction and errors, as far as they are known.
 
     Args:
         truth, predicted: [N] class index, -1 unlabelled.
@@ -127,10 +124,10 @@ def label_panels(
 
 def _found_labels(cloud: PointCloud, path: Path) -> tuple[str | None, str | None]:
     """Columns of prediction and truth: a file with confidence was written by ``dela predict``."""
-    name = label_column(path)
+    name = format_of(path).label_column
     if CONFIDENCE not in cloud.columns:
-        return None, next((c for c in (LAS_LABEL, LABEL) if c in cloud.columns), None)
-    kept = (KEPT_PREFIX + name, *(c for c in (LAS_LABEL, LABEL) if c != name))
+        return None, next((c for c in LABEL_COLUMNS if c in cloud.columns), None)
+    kept = (KEPT_PREFIX + name, *(c for c in LABEL_COLUMNS if c != name))
     return name, next((column for column in kept if column in cloud.columns), None)
 
 

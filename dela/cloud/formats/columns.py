@@ -77,8 +77,8 @@ def native(array: np.ndarray) -> np.ndarray:
 def positional_names(values: np.ndarray) -> list[str]:
     """Names for the columns of a table [N, C >= 3] that carries none.
 
-    x y z, then by width: 4 intensity; 6 colours, or normals where the values are unit vectors or
-    negative; 7 colours and label (S3DIS rooms); 9 colours and normals; else ``column_3`` ...
+    x y z, then by width: 4 intensity; 6 colors, or normals where the values are unit vectors or
+    negative; 7 colors and label (S3DIS rooms); 9 colours and normals; else ``column_3`` ...
     """
     width = values.shape[1]
     names = [*AXES, *(f"column_{index}" for index in range(3, width))]

@@ -279,7 +279,7 @@ class TestBadInput:
             path.write_bytes(b"half of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setitem(formats._FORMATS, ".npz", lambda: formats._Format(read_cloud, full))
+        monkeypatch.setitem(formats.FORMATS, ".npz", formats.Format("NPZ", read_cloud, full))
         before = sorted(tmp_path.iterdir())
         words = ["predict", scan, "-m", network.onnx, "-o", tmp_path / "out.npz"]
         assert_failed_in_words(run(*words), "disk is full")
