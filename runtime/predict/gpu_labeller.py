@@ -18,7 +18,7 @@ from dela.families import family_of
 from dela.geometry.gpu_queue import Workspace
 from dela.model.inputs import Inputs
 from dela.pyramid.gpu import PyramidBuilder
-from dela.runtime.backends.gpu_buffers import cuda_in_words
+from dela.runtime.backends.gpu_buffers import explain_cuda_errors
 from dela.runtime.predict.labeller import Labels
 from dela.scan.gpu_votes import DeviceScan, DeviceTally
 from dela.scan.votes import Progress, take_votes
@@ -60,7 +60,7 @@ class DeviceLabeller:
         self._device = device
         # Pyramids and labels are valid until the next ones are made.
         self._turn = threading.Lock()
-        with cuda_in_words(), device.current():
+        with explain_cuda_errors(), device.current():
             from dela.plugins.cuda.driver import Stream
 
             self._stream = Stream(device)
@@ -89,7 +89,7 @@ class DeviceLabeller:
         progress: Progress | None = None,
     ) -> Labels:
         """As :meth:`dela.runtime.predict.labeller.Labeller.label`."""
-        with self._turn, cuda_in_words(), self._device.current():
+        with self._turn, explain_cuda_errors(), self._device.current():
             scan = DeviceScan.of(self._builder, cloud.points, attributes)
             tally = DeviceTally(scan, self._memory, points, votes)
             runs = take_votes(
