@@ -9,14 +9,13 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from dela.cli.options import CodeMap, Overwrite, code_aliases
 from dela.cloud.formats import LABEL_COLUMNS, format_of, read_cloud
 from dela.cloud.point_cloud import PointCloud
-from dela.errors import InputError
+from dela.errors import InputError, name_file_in_errors
 from dela.files import check_writable
 from dela.model.contract import ClassInfo, generic_classes
 from dela.runtime.backends.base import load_backend
-from dela.runtime.cli import report
-from dela.runtime.cli.options import CodeMap, Overwrite, code_aliases
 from dela.runtime.picture import (
     Camera,
     Panel,
@@ -64,6 +63,11 @@ def view(
     """Draw a scan as a PNG: its colors, labels, true labels and errors, as far as it has them.
 
     Without --label and --truth the columns that dela predict writes are found by themselves.
+
+    Examples:
+
+    $ dela view scan_labelled.laz -m model.onnx
+    $ dela view room.ply --truth classification --whole -o room.png
     """
     target = output or scan.with_suffix(".png")
     if target.suffix.lower() != ".png":
@@ -73,7 +77,7 @@ def view(
     cloud = read_cloud(scan)
     if label is None and truth is None:
         label, truth = _found_labels(cloud, scan)
-    with report.naming(scan, target, model):
+    with name_file_in_errors(scan, target, model):
         codes = [column_of(cloud, name) for name in (truth, label) if name is not None]
         classes = load_backend(model).config.classes if model else _numbered_classes(codes)
         known = _classes(cloud, truth, classes, aliases)

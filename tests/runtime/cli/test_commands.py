@@ -17,7 +17,7 @@ from dela.cli import main as cli
 from dela.cloud.formats import read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.runtime import Predictor, doctor, load_backend
-from dela.runtime.cli import report
+from dela.runtime.cli.tables import findings_table, predictions_table
 from dela.scan.context import surroundings
 from dela.scan.tiles import context_width
 from small_networks import make_cloud
@@ -328,7 +328,7 @@ def test_long_paths_are_shown_whole(capsys):
     finding = doctor.Finding("native library", doctor.OK, path)
     seconds = dict.fromkeys(("read", "pyramid", "network", "write"), 0.0)
     result = {"input": path, "points": 1, "voxels": 1, "tiles": 1, "seconds": seconds}
-    for table in (report.findings_table([finding]), report.predictions_table([result])):
+    for table in (findings_table([finding]), predictions_table([result])):
         Console(width=80).print(table)
         out = capsys.readouterr().out
         assert "…" not in out
