@@ -35,7 +35,7 @@ def import_checkpoint(
     Examples:
 
     $ dela import-checkpoint s3dis.pt --preset s3dis -o best.pt
-    $ dela import-checkpoint mine.pt --preset scannet --set grid=[0.03,0.06,0.12] -o best.pt
+    $ dela import-checkpoint mine.pt --preset s3dis --set neighbors=[16,16,16,16] -o best.pt
     """
     from dela.artifacts.checkpoint import save_checkpoint
     from dela.families import family_of, resolve_config

@@ -33,31 +33,38 @@ from dela.runtime.predict.labelled import (
 )
 
 
+Scan = Annotated[Path, typer.Argument(help="The scan to draw.")]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="The PNG; beside the scan else.")
+]
+Model = Annotated[
+    Path | None, typer.Option("-m", "--model", help="Gives classes their names and colors.")
+]
+Label = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Column of predicted label codes.")
+]
+Truth = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of true label codes.")]
+Title = Annotated[str | None, typer.Option(help="Heading; the scan's name else.")]
+Subtitle = Annotated[str, typer.Option(help="A line under the heading.")]
+Azimuth = Annotated[float, typer.Option(min=-360, max=360, help="Viewing direction, degrees.")]
+Elevation = Annotated[float, typer.Option(min=-90, max=90, help="Degrees.")]
+Width = Annotated[int, typer.Option(min=200, max=16000, help="Pixels.")]
+Whole = Annotated[bool, typer.Option("--whole", help="Keep the ceiling and near walls of a room.")]
+
+
 def view(
-    scan: Annotated[Path, typer.Argument(help="The scan to draw.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The PNG; beside the scan else.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="Gives classes their names and colors.")
-    ] = None,
-    label: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of predicted label codes.")
-    ] = None,
-    truth: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of true label codes.")
-    ] = None,
+    scan: Scan,
+    output: Output = None,
+    model: Model = None,
+    label: Label = None,
+    truth: Truth = None,
     map_codes: CodeMap = None,
-    title: Annotated[str | None, typer.Option(help="Heading; the scan's name else.")] = None,
-    subtitle: Annotated[str, typer.Option(help="A line under the heading.")] = "",
-    azimuth: Annotated[
-        float, typer.Option(min=-360, max=360, help="Viewing direction, degrees.")
-    ] = -62.0,
-    elevation: Annotated[float, typer.Option(min=-90, max=90, help="Degrees.")] = 40.0,
-    width: Annotated[int, typer.Option(min=200, max=16000, help="Pixels.")] = 1600,
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Keep the ceiling and near walls of a room.")
-    ] = False,
+    title: Title = None,
+    subtitle: Subtitle = "",
+    azimuth: Azimuth = -62.0,
+    elevation: Elevation = 40.0,
+    width: Width = 1600,
+    whole: Whole = False,
     overwrite: Overwrite = False,
 ) -> Path:
     """Draw a scan as a PNG: its colors, labels, true labels and errors, as far as it has them.

@@ -45,7 +45,7 @@ def prepare(
     ] = None,
     grid: Annotated[
         float | None,
-        typer.Option(help="Voxel size to index, metres; the published one when left out."),
+        typer.Option(help="Voxel size to index, meters; the published one when left out."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; one per core when left out.")

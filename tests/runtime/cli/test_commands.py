@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from dela.cli import main as cli
-from dela.cloud.formats import read_cloud, write_cloud
+from dela.cloud.formats import FORMATS, read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.runtime import Predictor, doctor, load_backend
 from dela.runtime.cli.tables import findings_table, predictions_table
@@ -100,6 +101,19 @@ def test_predict_a_second_time_keeps_the_first_input(run, network, tmp_path):
     truth = read_cloud(path).columns["classification"]
     twice = read_cloud(tmp_path / "twice.las")
     assert np.array_equal(twice.columns["input_classification"], truth)
+
+
+def test_a_suffix_entered_in_the_table_is_known_to_every_command(run, network, tmp_path):
+    own = dataclasses.replace(FORMATS[".npz"], name="TOY", label_column="kind", unlabelled=-7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FORMATS, ".toy", own)
+        scan = write_cloud(tmp_path / "scan.toy", make_cloud())
+        code, _, error = run("predict", tmp_path, "-m", network.onnx, "-o", tmp_path / "out")
+        assert code == 0, error
+        kinds = read_cloud(tmp_path / "out" / "scan_labelled.toy").columns["kind"]
+        assert set(np.unique(kinds)) <= {2, 5, 6} and kinds.dtype == np.int32
+        assert run("info", scan)[0] == 0
+    assert "unknown suffix '.toy'" in run("info", scan)[2]
 
 
 def test_predict_json_and_scores(run, network, scan, tmp_path):
