@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS)
+
 
 class DelaError(Exception):
     """Base of every error this package raises on purpose; the command line prints it as is."""
@@ -29,3 +37,29 @@ class MissingDependencyError(DelaError, ImportError):
 
 class ParityError(DelaError):
     """A backend does not give PyTorch's answer within the tolerance."""
+
+
+def write_error(path: str | os.PathLike[str], error: OSError) -> InputError:
+    """The error to raise where the system did not let a file be written."""
+    if error.errno in _DISK_FULL:
+        return InputError(
+            f"cannot write {path}: the disk is full ({error.strerror}); nothing was left behind"
+        )
+    if error.errno in _REFUSED:
+        return InputError(
+            f"cannot write {path}: {error.strerror}; choose a folder that you may write to"
+        )
+    return InputError(f"cannot write {path}: {error.strerror or error}")
+
+
+@contextlib.contextmanager
+def name_file_in_errors(
+    path: str | os.PathLike[str], *named: str | os.PathLike[str] | None
+) -> Iterator[None]:
+    """Puts a file's name before an error inside the block that names none of these files."""
+    try:
+        yield
+    except DelaError as error:
+        if any(file is not None and os.fspath(file) in str(error) for file in (path, *named)):
+            raise
+        raise type(error)(f"{path}: {error}") from error

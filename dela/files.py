@@ -1,4 +1,4 @@
-"""Writing files whole or not at all: a temporary neighbour, then one rename."""
+"""Writing files whole or not at all: a temporary neighbor, then one rename."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from dela.errors import InputError
-
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from dela.errors import InputError, write_error
 
 
 @contextlib.contextmanager
@@ -37,14 +35,14 @@ def atomic_path(path: str | os.PathLike[str], overwrite: bool = False) -> Iterat
     try:
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
-        raise _in_words(path, error) from error
+        raise write_error(path, error) from error
     try:
         yield temporary
         if not overwrite and target.exists():
             raise _exists(path)
         os.replace(temporary, target)
     except OSError as error:
-        raise _in_words(path, error) from error
+        raise write_error(path, error) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
@@ -85,20 +83,8 @@ def check_writable(
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
-        raise _in_words(path, error) from error
+        raise write_error(path, error) from error
 
 
 def _exists(path: Path) -> InputError:
     return InputError(f"{path} exists; remove it, choose another name or pass --overwrite")
-
-
-def _in_words(path: Path, error: OSError) -> InputError:
-    if error.errno in _DISK_FULL:
-        return InputError(
-            f"cannot write {path}: the disk is full ({error.strerror}); nothing was left behind"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return InputError(
-            f"cannot write {path}: {error.strerror}; choose a folder that you may write to"
-        )
-    return InputError(f"cannot write {path}: {error.strerror or error}")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dela.artifacts.sidecar import SUFFIX, read_sidecar
-from dela.cloud.formats import SUFFIXES, read_cloud
+from dela.cloud.formats import FORMATS, read_cloud
 from dela.errors import InputError
 from dela.families import family_of
 from dela.model.contract import Contract
@@ -36,9 +36,9 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         return {"kind": "engine", **common, **_engine(path)}
     if suffix in BACKENDS["torch"].suffixes:
         return {"kind": "checkpoint", **common, **_checkpoint(path)}
-    if suffix in SUFFIXES:
+    if suffix in FORMATS:
         return {"kind": "scan", **common, **_scan(path)}
-    known = sorted({*SUFFIXES, *(s for kind in BACKENDS.values() for s in kind.suffixes)})
+    known = sorted({*FORMATS, *(s for kind in BACKENDS.values() for s in kind.suffixes)})
     raise InputError(f"{path}: unknown suffix {suffix!r}; dela info reads {', '.join(known)}")
 
 

@@ -1,11 +1,22 @@
-"""What commands show on stderr while they work: one progress bar, and warnings."""
+"""What commands show: progress and notes on stderr, tables and JSON on standard output.
+
+rich is imported once something is drawn with it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+# Wide enough for every table when the output is a file or a pipe.
+_PLAIN_WIDTH = 120
 
 
 class ProgressBar:
@@ -55,6 +66,19 @@ class ProgressBar:
             given = {name: value for name, value in changes.items() if value is not None}
             self._bar.update(self._task, completed=done, **given)
 
+    def nested(self, description: str, total: int | None) -> ProgressBar:
+        """A bar below this one, for a part of the work; it leaves the screen with ``close``."""
+        inner = ProgressBar(description, total=total)
+        if self._bar is not None:
+            inner._bar = self._bar
+            inner._task = self._bar.add_task(description, total=total)
+        return inner
+
+    def close(self) -> None:
+        """Take the bar off the screen; those above and below it stay."""
+        if self._bar is not None:
+            self._bar.remove_task(self._task)
+
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
         """A block that prints lines: the bar is off the screen meanwhile."""
@@ -67,9 +91,56 @@ class ProgressBar:
                 self._bar.start()
 
 
-def warn(text: str) -> None:
+def note(text: str) -> None:
     """One line on stderr."""
     print(text, file=sys.stderr, flush=True)
+
+
+def warn(text: str) -> None:
+    """One line on stderr about what may be wrong."""
+    note(f"warning: {text}")
+
+
+def print_json(value: Any, indent: int | None = 2) -> None:
+    """One JSON document on standard output; in one line where ``indent`` is None."""
+    print(json.dumps(value, indent=indent))
+
+
+def console() -> Console:
+    """Standard output; plain text of a fixed width where it is no terminal."""
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+
+
+def table(*headers: str, left: int = 1) -> Table:
+    """An empty table under bold headers; the first ``left`` columns hold text, the others numbers.
+
+    Text is folded where it is too wide, numbers stay in one line.
+    """
+    drawn = bare_table(header_style="bold")
+    for index, header in enumerate(headers):
+        drawn.add_column(
+            header,
+            justify="left" if index < left else "right",
+            no_wrap=index >= left,
+            overflow="fold" if index < left else "ellipsis",
+        )
+    return drawn
+
+
+def bare_table(**looks: Any) -> Table:
+    """An empty table without frame or columns."""
+    from rich.table import Table
+
+    return Table(box=None, pad_edge=False, **looks)
+
+
+def escape(text: str) -> str:
+    """Text that a table shows as it is: its square brackets are no markup."""
+    from rich.markup import escape as escape_markup
+
+    return escape_markup(text)
 
 
 def _rich_bar(percent: bool) -> Any:

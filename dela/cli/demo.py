@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dela.cli.console import console, table
+from dela.cli.options import Overwrite
 from dela.errors import InputError
 
 # Rooms of the shipped configuration are generated from seeds far below.
@@ -31,14 +32,17 @@ def demo(
     epochs: Annotated[
         int | None, typer.Option(help="Train shorter or longer than the configuration says.")
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace what an earlier run left.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> None:
     """Train on generated rooms, export, predict an unseen room, verify, and draw the result.
 
     Each step is an ordinary command, printed before it runs; a CPU with 2 cores needs less than
     ten minutes.
+
+    Examples:
+
+    $ dela demo
+    $ dela demo --epochs 2 -o quick --overwrite
     """
     if output.exists() and not output.is_dir():
         raise InputError(f"{output} is a file; give a folder with -o")
@@ -99,32 +103,26 @@ class _Steps:
 def _close(
     output: Path, steps: _Steps, scores: dict[str, Any], parity: list[dict[str, Any]]
 ) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
-    table.add_column("step")
-    table.add_column("time", justify="right")
+    drawn = table("step", "time")
     for name, seconds in steps.times:
-        table.add_row(name, f"{seconds:.1f} s")
-    total = sum(seconds for _, seconds in steps.times)
-    table.add_section()
-    table.add_row("in all", f"{total:.1f} s")
-    console = Console(width=None if sys.stdout.isatty() else 100, highlight=False)
-    console.print()
-    console.print(table)
-    console.print()
+        drawn.add_row(name, f"{seconds:.1f} s")
+    drawn.add_section()
+    drawn.add_row("in all", f"{sum(seconds for _, seconds in steps.times):.1f} s")
+    screen = console()
+    screen.print()
+    screen.print(drawn)
+    screen.print()
     found = scores["scores"]
-    console.print(
+    screen.print(
         f"unseen room: mIoU {100 * found['miou']:.1f} %, overall accuracy "
         f"{100 * found['oa']:.1f} %, {scores['points']:,} points"
     )
     for item in parity:
-        console.print(
+        screen.print(
             f"parity with PyTorch, {item['backend']}: error {item['max_relative_error']:.1e} of "
             f"the largest logit, labels agree on {100 * item['label_agreement']:.3f} %"
         )
-    console.print(
+    screen.print(
         f"look at {output / 'room.png'}, {output / 'room_labelled.ply'}, "
         f"{output / 'room_labelled.las'}",
         soft_wrap=True,

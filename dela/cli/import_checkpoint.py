@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dela.cli.options import Overwrite
 from dela.files import check_writable
 
 
@@ -24,14 +25,17 @@ def import_checkpoint(
             help="Replace what the preset says, such as neighbors=[16,16]; repeatable.",
         ),
     ] = None,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> Path:
     """Convert a checkpoint of the reference implementation (DeLA v2) to one of dela.
 
     Stages, dimensions, depths, head and class counts are read from the tensors; the preset gives
     what they cannot tell: neighbors, grid or points, coordinate scale, spread.
+
+    Examples:
+
+    $ dela import-checkpoint s3dis.pt --preset s3dis -o best.pt
+    $ dela import-checkpoint mine.pt --preset s3dis --set neighbors=[16,16,16,16] -o best.pt
     """
     from dela.artifacts.checkpoint import save_checkpoint
     from dela.families import family_of, resolve_config

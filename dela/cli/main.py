@@ -1,7 +1,7 @@
 """The ``dela`` command: a table of commands, each imported only when it runs.
 
 The table names its targets as text, so this module imports nothing above it and ``dela --help``
-stays quick; the functions live in each folder's ``commands`` module.
+stays quick; each command lives in a module of its name in its folder's ``cli``.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "data": ("dela.training.cli.data:data", "Prepare datasets for training."),
     "train": ("dela.training.cli.train:train", "Train a network from a TOML configuration."),
     "summary": (
-        "dela.training.cli.train:summary",
+        "dela.training.cli.summary:summary",
         "Draw a training run: curves, confusion matrix, classes.",
     ),
-    "eval": ("dela.cli.evaluate:evaluate", "Score a network of any backend on labelled data."),
+    "eval": ("dela.cli.eval:evaluate", "Score a network of any backend on labelled data."),
     "export": ("dela.export.cli.export:export", "Write a checkpoint as one portable ONNX file."),
     "build": ("dela.export.cli.build:build", "Build a TensorRT engine from an exported file."),
     "predict": ("dela.runtime.cli.predict:predict", "Label scans: files or folders of them."),
@@ -44,14 +44,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "dela.runtime.cli.bench:bench",
         "Measure the latency of models on backends, side by side.",
     ),
-    "info": ("dela.runtime.cli.verify:info", "Describe a checkpoint, a model file or a scan."),
+    "info": ("dela.runtime.cli.info:info", "Describe a checkpoint, a model file or a scan."),
     "view": ("dela.runtime.cli.view:view", "Draw a scan and its labels as a PNG."),
     "room": ("dela.training.cli.room:room", "Generate a labelled indoor room."),
     "import-checkpoint": (
         "dela.cli.import_checkpoint:import_checkpoint",
         "Convert a checkpoint of the reference implementation.",
     ),
-    "doctor": ("dela.runtime.cli.verify:doctor", "Check this installation."),
+    "doctor": ("dela.runtime.cli.doctor:doctor", "Check this installation."),
 }
 
 # top-level module of an optional package -> the extra of dela that installs it

@@ -11,6 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from dela.artifacts.sidecar import SUFFIX, Sidecar, sidecar_path
+from dela.cli.console import ProgressBar, note, print_json
+from dela.cli.options import Json, Overwrite
 from dela.export.cli.export import DtypeName
 
 
@@ -37,69 +39,85 @@ class Compatibility(StrEnum):
     ampere_plus = "ampere-plus"
 
 
+Model = Annotated[Path, typer.Argument(help="Exported network (.onnx).")]
+Output = Annotated[
+    Path | None,
+    typer.Option("-o", "--output", help="Engine to write; beside the model when left out."),
+]
+Backend = Annotated[
+    EngineBackend, typer.Option(help="TensorRT, or TensorRT for RTX, which builds without a GPU.")
+]
+Points = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MIN:OPT:MAX",
+        help="Points of one run (clouds, for classification); one more MIN:OPT:MAX per coarser "
+        "stage may follow after commas, which else comes from the ratios measured in "
+        "training. Repeatable: one profile each.",
+    ),
+]
+Headroom = Annotated[
+    float, typer.Option(min=1.0, help="Room above the measured ratios of coarser stages.")
+]
+Plugins = Annotated[
+    PluginForm,
+    typer.Option(
+        help="How both operators run: launched from Python, compiled into the engine (tensorrt "
+        "only), or spelled out in standard layers (slow)."
+    ),
+]
+Dtype = Annotated[DtypeName | None, typer.Option(help="Refuse a model of another precision.")]
+ComputeCapability = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="X.Y",
+        help="TensorRT for RTX: GPUs to build for, such as 8.9; repeatable. All when left out.",
+    ),
+]
+HardwareCompatibility = Annotated[
+    Compatibility, typer.Option(help="tensorrt: other GPUs the engine shall run on.")
+]
+Tf32 = Annotated[
+    bool, typer.Option("--tf32", help="Round factors of float32 products to 10 bits: faster.")
+]
+Workspace = Annotated[
+    int | None, typer.Option(min=1, metavar="MIB", help="Most scratch memory, in MiB.")
+]
+Level = Annotated[
+    int | None, typer.Option(min=0, max=5, help="0 builds quickly, 5 searches longest.")
+]
+TimingCache = Annotated[
+    Path | None,
+    typer.Option(help="File of measured timings: read when it exists, written after."),
+]
+
+
 def build(
-    model: Annotated[Path, typer.Argument(help="Exported network (.onnx).")],
-    output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Engine to write; beside the model when left out."),
-    ] = None,
-    backend: Annotated[
-        EngineBackend,
-        typer.Option(help="TensorRT, or TensorRT for RTX, which builds without a GPU."),
-    ] = EngineBackend.tensorrt,
-    points: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="MIN:OPT:MAX",
-            help="Points of one run (clouds, for classification); one more MIN:OPT:MAX per coarser "
-            "stage may follow after commas, which else comes from the ratios measured in "
-            "training. Repeatable: one profile each.",
-        ),
-    ] = None,
-    headroom: Annotated[
-        float, typer.Option(min=1.0, help="Room above the measured ratios of coarser stages.")
-    ] = 1.5,
-    plugins: Annotated[
-        PluginForm,
-        typer.Option(
-            help="How both operators run: launched from Python, compiled into the engine (tensorrt "
-            "only), or spelled out in standard layers (slow)."
-        ),
-    ] = PluginForm.python,
-    dtype: Annotated[
-        DtypeName | None, typer.Option(help="Refuse a model of another precision.")
-    ] = None,
-    compute_capability: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="X.Y",
-            help="TensorRT for RTX: GPUs to build for, such as 8.9; repeatable. All when left out.",
-        ),
-    ] = None,
-    hardware_compatibility: Annotated[
-        Compatibility, typer.Option(help="tensorrt: other GPUs the engine shall run on.")
-    ] = Compatibility.none,
-    tf32: Annotated[
-        bool,
-        typer.Option("--tf32", help="Round factors of float32 products to 10 bits: faster."),
-    ] = False,
-    workspace: Annotated[
-        int | None, typer.Option(min=1, metavar="MIB", help="Most scratch memory, in MiB.")
-    ] = None,
-    level: Annotated[
-        int | None, typer.Option(min=0, max=5, help="0 builds quickly, 5 searches longest.")
-    ] = None,
-    timing_cache: Annotated[
-        Path | None,
-        typer.Option(help="File of measured timings: read when it exists, written after."),
-    ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing files.")] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    model: Model,
+    output: Output = None,
+    backend: Backend = EngineBackend.tensorrt,
+    points: Points = None,
+    headroom: Headroom = 1.5,
+    plugins: Plugins = PluginForm.python,
+    dtype: Dtype = None,
+    compute_capability: ComputeCapability = None,
+    hardware_compatibility: HardwareCompatibility = Compatibility.none,
+    tf32: Tf32 = False,
+    workspace: Workspace = None,
+    level: Level = None,
+    timing_cache: TimingCache = None,
+    overwrite: Overwrite = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Build a TensorRT engine from an exported network.
 
     Precision is the file's own. Beside the engine stands a JSON file that says what it was built
     by, for which GPU and sizes; keep both together.
+
+    Examples:
+
+    $ dela build model.onnx --points 1000:60000:200000
+    $ dela build model.onnx --backend tensorrt-rtx --compute-capability 8.9 -o rtx.engine
     """
     from dela.export.engine import BuildRequest, build_engine
 
@@ -118,22 +136,24 @@ def build(
     )
     output = model.with_suffix(SUFFIX) if output is None else output
     start = time.perf_counter()
-    with _BuildProgress(quiet=json) as progress:
+    with _BuildProgress(model.name, quiet=json) as progress:
         sidecar = build_engine(model, output, request, overwrite, progress)
-    summary: dict[str, Any] = {
-        "file": str(output),
-        "sidecar": str(sidecar_path(output)),
-        "bytes": output.stat().st_size,
-        "seconds": round(time.perf_counter() - start, 2),
-        **sidecar.to_dict(),
-    }
+    summary = _summary(output, sidecar, time.perf_counter() - start)
     if json:
-        from json import dumps
-
-        print(dumps(summary, indent=2))
+        print_json(summary)
     else:
         _print_summary(summary, sidecar)
     return summary
+
+
+def _summary(output: Path, sidecar: Sidecar, seconds: float) -> dict[str, Any]:
+    return {
+        "file": str(output),
+        "sidecar": str(sidecar_path(output)),
+        "bytes": output.stat().st_size,
+        "seconds": round(seconds, 2),
+        **sidecar.to_dict(),
+    }
 
 
 def _print_summary(summary: dict[str, Any], sidecar: Sidecar) -> None:
@@ -157,40 +177,30 @@ def _print_summary(summary: dict[str, Any], sidecar: Sidecar) -> None:
 class _BuildProgress:
     """Phases as nested bars on a terminal's stderr; elsewhere a line per outer phase."""
 
-    def __init__(self, quiet: bool) -> None:
-        self._quiet = quiet
-        self._bars: Any = None
-        self._tasks: dict[str, Any] = {}
-        self._depths: dict[str, int] = {}
+    def __init__(self, name: str, quiet: bool) -> None:
+        self._bar = ProgressBar(f"building {name}", shown=not quiet)
+        self._lines = not quiet and not sys.stderr.isatty()
+        # phase -> how deep it lies, and its bar
+        self._phases: dict[str, tuple[int, ProgressBar]] = {}
 
     def __enter__(self) -> _BuildProgress:
-        if sys.stderr.isatty() and not self._quiet:
-            from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-            self._bars = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bars.start()
+        self._bar.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self._bars is not None:
-            self._bars.stop()
+    def __exit__(self, *error: object) -> None:
+        self._bar.__exit__(*error)
 
     def started(self, phase: str, parent: str | None, steps: int) -> None:
-        depth = self._depths.get(parent, -1) + 1 if parent is not None else 0
-        self._depths[phase] = depth
-        if self._bars is not None:
-            self._tasks[phase] = self._bars.add_task("  " * depth + phase, total=steps)
-        elif depth <= 1 and not self._quiet:
-            print(phase, file=sys.stderr, flush=True)
+        above = self._phases.get(parent) if parent is not None else None
+        depth = 0 if above is None else above[0] + 1
+        self._phases[phase] = depth, self._bar.nested("  " * (depth + 1) + phase, steps)
+        if self._lines and depth <= 1:
+            note(phase)
 
     def advanced(self, phase: str, step: int) -> None:
-        if phase in self._tasks:
-            self._bars.update(self._tasks[phase], completed=step + 1)
+        if phase in self._phases:
+            self._phases[phase][1].update(step + 1)
 
     def finished(self, phase: str) -> None:
-        self._depths.pop(phase, None)
-        task = self._tasks.pop(phase, None)
-        if task is not None:
-            self._bars.remove_task(task)
+        if phase in self._phases:
+            self._phases.pop(phase)[1].close()

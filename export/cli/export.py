@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 import time
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from dela.cli.console import note, print_json
+from dela.cli.options import Json, Overwrite
 
 if TYPE_CHECKING:
     from dela.export.check import CheckResult
@@ -32,19 +34,22 @@ def export(
     dtype: Annotated[
         DtypeName, typer.Option(help="Precision of the layers between the operators.")
     ] = DtypeName.fp32,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    overwrite: Overwrite = False,
     no_check: Annotated[
         bool, typer.Option("--no-check", help="Leave out the comparison with PyTorch.")
     ] = False,
-    json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    json: Json = False,
 ) -> dict[str, Any]:
     """Write a checkpoint as one portable ONNX file.
 
     The file runs in any ONNX runtime: both operators carry a standard ONNX body, and our kernels
     take over where they are registered. Before it is put in place its logits are compared with
     PyTorch's: ONNX Runtime with our kernels, with the bodies alone, and ONNX's own evaluator.
+
+    Examples:
+
+    $ dela export runs/mine/best.pt -o model.onnx
+    $ dela export runs/mine/best.pt --dtype fp16 -o model.fp16.onnx
     """
     from dela.export.onnx_export import export_onnx
 
@@ -55,16 +60,14 @@ def export(
     def show(result: CheckResult) -> None:
         results.append(result)
         if not json:
-            print(_check_line(result), file=sys.stderr, flush=True)
+            note(_check_line(result))
 
     export_onnx(checkpoint, output, dtype.value, overwrite, not no_check, report=show)
     summary = describe(output)
     summary["seconds"] = round(time.perf_counter() - start, 2)
     summary["checks"] = [dataclasses.asdict(result) for result in results]
     if json:
-        from json import dumps
-
-        print(dumps(summary, indent=2))
+        print_json(summary)
     else:
         _print_summary(summary)
     return summary

@@ -25,9 +25,9 @@ from dela.runtime.backends.gpu_buffers import (
     ALIGNMENT,
     InputBlock,
     OutputBuffer,
-    cuda_in_words,
     device_inputs,
     device_output,
+    explain_cuda_errors,
     on_device,
 )
 from dela.runtime.backends.graphs import Executions
@@ -77,14 +77,14 @@ class EngineBackend:
                 f"{path} is an engine of {flavour}, not {name}; choose --backend {flavour}"
             )
         name, trt = flavour, _bindings(flavour)
-        with cuda_in_words():
+        with explain_cuda_errors():
             from dela.plugins.cuda.driver import Device, Stream
 
             self.device = Device(device)
         sidecar = read_sidecar(path)
         sidecar.check_runtime(name, trt.__version__, self.device.compute_capability, str(path))
         _check_kernels(sidecar, path)
-        with cuda_in_words(), self.device.current():
+        with explain_cuda_errors(), self.device.current():
             self.stream = Stream(self.device)
             engine = _deserialize(trt, path, sidecar)
         self.path = path
@@ -102,7 +102,7 @@ class EngineBackend:
         self._sizes = metadata.family.sizes(metadata.config)
         self._per_cloud = tuple(size.per_cloud for size in self._sizes if size.per_cloud)
         self._dtypes = {spec.name: spec.dtype for spec in self._specs}
-        with cuda_in_words(), self.device.current():
+        with explain_cuda_errors(), self.device.current():
             self._block = InputBlock(self.stream, self._specs)
             self._output = OutputBuffer(self.stream)
             self._executions = Executions(
@@ -142,7 +142,7 @@ class EngineBackend:
                 f"output is {output!r}; give {', '.join(get_args(Where))} or an array on the GPU"
             )
         arrays = self._arrays(pyramid)
-        with self._lock, cuda_in_words(), self.device.current():
+        with self._lock, explain_cuda_errors(), self.device.current():
             self._log.clear()
             counts = self._counts(arrays)
             answers = (self._answers(counts), self.config.num_classes)

@@ -24,7 +24,7 @@ _CUDA_KINDS = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
 
 
 @contextmanager
-def cuda_in_words() -> Iterator[None]:
+def explain_cuda_errors() -> Iterator[None]:
     """Failures of the CUDA driver as errors of this package."""
     from dela.plugins.cuda.driver import OUT_OF_MEMORY, CudaError, CudaUnavailable
 

@@ -9,52 +9,55 @@ from typing import Annotated, Any
 import typer
 
 from dela.artifacts.sidecar import SUFFIX
+from dela.cli.console import ProgressBar, console, print_json
+from dela.cli.options import BackendName, Device, Json
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.runtime.backends.base import BACKENDS, Backend, backend_of, load_backend
-from dela.runtime.cli import report
-from dela.runtime.cli.options import (
-    BackendName,
-    Device,
-    GpuPyramid,
-    Json,
-    MaxPoints,
-    NoGraphs,
-    Threads,
-)
+from dela.runtime.cli.options import GpuPyramid, MaxPoints, NoGraphs, Threads
 from dela.runtime.predict.predictor import MAX_POINTS
 
 _POINTS, _CLOUDS = 30_000, 8
 
 
+Models = Annotated[
+    list[Path], typer.Argument(help="Checkpoints (.pt), exported networks, engines.")
+]
+Backends = Annotated[
+    list[BackendName] | None,
+    typer.Option(
+        "--backend",
+        help="Time this backend, on the model file it takes, or on the one of the same name "
+        "beside it; repeatable. Every model on its own backend when left out.",
+    ),
+]
+Points = Annotated[
+    list[int] | None,
+    typer.Option(
+        min=1,
+        help="Voxels of a made-up scan (clouds, for classification); repeatable. "
+        f"{_POINTS} voxels or {_CLOUDS} clouds when neither this nor --input is given.",
+    ),
+]
+Scans = Annotated[
+    list[Path] | None, typer.Option("-i", "--input", help="A scan to time; repeatable.")
+]
+Repeats = Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")]
+Warmups = Annotated[int, typer.Option("--warmup", min=0, help="Repetitions before them.")]
+NoKernels = Annotated[
+    bool, typer.Option("--no-kernels", help="ONNX Runtime: the file's own function bodies.")
+]
+
+
 def bench(
-    models: Annotated[
-        list[Path], typer.Argument(help="Checkpoints (.pt), exported networks, engines.")
-    ],
-    backend: Annotated[
-        list[BackendName] | None,
-        typer.Option(
-            help="Time this backend, on the model file it takes, or on the one of the same name "
-            "beside it; repeatable. Every model on its own backend when left out."
-        ),
-    ] = None,
-    points: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=1,
-            help="Voxels of a made-up scan (clouds, for classification); repeatable. "
-            f"{_POINTS} voxels or {_CLOUDS} clouds when neither this nor --input is given.",
-        ),
-    ] = None,
-    scans: Annotated[
-        list[Path] | None, typer.Option("-i", "--input", help="A scan to time; repeatable.")
-    ] = None,
-    repeats: Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")] = 20,
-    warmups: Annotated[int, typer.Option("--warmup", min=0, help="Repetitions before them.")] = 3,
+    models: Models,
+    backends: Backends = None,
+    points: Points = None,
+    scans: Scans = None,
+    repeats: Repeats = 20,
+    warmups: Warmups = 3,
     max_points: MaxPoints = MAX_POINTS,
-    no_kernels: Annotated[
-        bool, typer.Option("--no-kernels", help="ONNX Runtime: the file's own function bodies.")
-    ] = False,
+    no_kernels: NoKernels = False,
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
@@ -63,48 +66,48 @@ def bench(
 ) -> list[dict[str, Any]]:
     """Measure the latency of models on backends, side by side.
 
-    Times are those of a whole scan, from its points to their labels: voxels and neighbours
+    Times are those of a whole scan, from its points to their labels: voxels and neighbors
     (preprocess), the network with all transfers (median, 90th percentile and points a second
     are its own), and the labels of all points (postprocess).
+
+    Examples:
+
+    $ dela bench model.onnx --input scan.laz
+    $ dela bench model.onnx --backend torch --backend onnxruntime --points 30000
     """
     from dela.cloud.formats import read_cloud
-    from dela.runtime.bench import made_up_clouds, measure
+    from dela.runtime.bench import MeasureOptions, measure
 
-    jobs = _jobs(models, [choice.value for choice in backend or ()])
+    jobs = _jobs(models, [choice.value for choice in backends or ()])
     read = {str(scan): [read_cloud(scan)] for scan in scans or ()}
+    loading: dict[str, Any] = {"threads": threads, "device": device, "graphs": not no_cuda_graphs}
     results = []
     for name, model in jobs:
-        loaded = load_backend(
-            model,
-            name,
-            kernels=not no_kernels,
-            threads=threads,
-            device=device,
-            graphs=not no_cuda_graphs,
-        )
-        label = name if device is None else f"{name} on {device}"
-        label += ", bodies" if name == "onnxruntime" and no_kernels else ""
-        for title, clouds in _inputs(loaded, points, read, made_up_clouds).items():
-            with report.progress_bar(f"{loaded.name} {title}") as update:
-                results.append(
-                    measure(
-                        loaded,
-                        clouds,
-                        name=title,
-                        label=label,
-                        repeats=repeats,
-                        warmups=warmups,
-                        max_points=max_points,
-                        gpu_pyramid=gpu_pyramid,
-                        progress=update,
-                    )
-                )
+        loaded = load_backend(model, name, kernels=not no_kernels, **loading)
+        label = _label(name, device, no_kernels)
+        for title, clouds in _inputs(loaded, points, read).items():
+            asked = MeasureOptions(title, label, max_points, gpu_pyramid)
+            with ProgressBar(f"{loaded.name} {title}", percent=True) as bar:
+                counts = {"repeats": repeats, "warmups": warmups}
+                results.append(measure(loaded, clouds, asked, progress=bar.update, **counts))
     values = [result.to_dict() for result in results]
-    if json:
-        report.print_json(values)
-    else:
-        report.console().print(report.latency_table(values))
+    _show(values, json)
     return values
+
+
+def _label(name: str, device: str | None, no_kernels: bool) -> str:
+    """What a row of the table calls the backend."""
+    where = name if device is None else f"{name} on {device}"
+    return f"{where}, bodies" if name == "onnxruntime" and no_kernels else where
+
+
+def _show(values: Sequence[dict[str, Any]], as_json: bool) -> None:
+    from dela.runtime.cli.tables import latency_table
+
+    if as_json:
+        print_json(values)
+    else:
+        console().print(latency_table(values))
 
 
 def _jobs(models: Sequence[Path], backends: Sequence[str]) -> list[tuple[str, Path]]:
@@ -136,12 +139,13 @@ def _inputs(
     backend: Backend,
     sizes: Sequence[int] | None,
     scans: dict[str, list[PointCloud]],
-    make: Any,
 ) -> dict[str, list[PointCloud]]:
     """Name -> clouds of every input to time."""
+    from dela.runtime.bench import made_up_clouds
+
     classification = backend.config.task == "classification"
     if not sizes and not scans:
         sizes = [_CLOUDS if classification else _POINTS]
     what = "clouds" if classification else "voxels"
-    made = {f"{size:,} {what}": make(backend.config, size) for size in sizes or ()}
+    made = {f"{size:,} {what}": made_up_clouds(backend.config, size) for size in sizes or ()}
     return {**made, **scans}

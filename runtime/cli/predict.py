@@ -2,36 +2,31 @@
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 
-from dela.cloud.formats import SUFFIXES, find_scans, read_cloud, write_cloud
+from dela.cli.console import ProgressBar, console, note, print_json
+from dela.cli.options import BackendChoice, CodeMap, Device, Json, Overwrite, code_aliases
+from dela.cloud.formats import FORMATS, find_scans, read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
-from dela.errors import DelaError, InputError
+from dela.errors import DelaError, InputError, name_file_in_errors
 from dela.files import check_writable
 from dela.model.contract import ClassInfo
 from dela.runtime.backends.base import load_backend
-from dela.runtime.cli import report
 from dela.runtime.cli.options import (
-    BackendName,
-    CodeMap,
-    Device,
     DropInvalid,
     GpuPyramid,
-    Json,
     MaxPoints,
     Model,
     NoGraphs,
-    Overwrite,
     Threads,
     Truth,
-    code_aliases,
 )
 from dela.runtime.predict.labelled import classes_of_codes, column_of, score, with_prediction
 from dela.runtime.predict.predictor import MAX_POINTS, Prediction, Predictor
@@ -41,37 +36,42 @@ from dela.scores.confusion import Confusion
 
 LABELLED = "_labelled"
 
+Scans = Annotated[list[Path], typer.Argument(help="Scans, or folders of them.")]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        "-o", "--output", help="A file for one scan, else a folder; beside the input else."
+    ),
+]
+Context = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Neighboring scans, or folders of them, whose nearest points each scan is seen "
+        "with; repeatable."
+    ),
+]
+Votes = Annotated[
+    int, typer.Option(min=1, help="Runs on turned and resampled input whose answers are added.")
+]
+Picture = Annotated[bool, typer.Option("--picture", help="Draw each result as a PNG.")]
+NoKernels = Annotated[
+    bool, typer.Option("--no-kernels", help="Run the file's own function bodies (slower).")
+]
+
 
 def predict(
-    scans: Annotated[list[Path], typer.Argument(help="Scans, or folders of them.")],
+    scans: Scans,
     model: Model,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o", "--output", help="A file for one scan, else a folder; beside the input else."
-        ),
-    ] = None,
-    backend: Annotated[
-        BackendName | None, typer.Option(help="Chosen by the model's suffix when left out.")
-    ] = None,
-    context: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Neighbouring scans, or folders of them, whose nearest points each scan is seen "
-            "with; repeatable."
-        ),
-    ] = None,
+    output: Output = None,
+    backend: BackendChoice = None,
+    context: Context = None,
     max_points: MaxPoints = MAX_POINTS,
-    votes: Annotated[
-        int, typer.Option(min=1, help="Runs on turned and resampled input whose answers are added.")
-    ] = 1,
+    votes: Votes = 1,
     truth: Truth = None,
     map_codes: CodeMap = None,
-    picture: Annotated[bool, typer.Option("--picture", help="Draw each result as a PNG.")] = False,
+    picture: Picture = False,
     drop_invalid: DropInvalid = False,
-    no_kernels: Annotated[
-        bool, typer.Option("--no-kernels", help="Run the file's own function bodies (slower).")
-    ] = False,
+    no_kernels: NoKernels = False,
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
@@ -83,78 +83,120 @@ def predict(
 
     Each result keeps all of its input's points, attributes and coordinate reference, and gains
     classification (LAS, LAZ) or label (PLY, NPZ ...) and confidence.
+
+    Examples:
+
+    $ dela predict scan.laz -m model.onnx
+    $ dela predict scans/ -m model.onnx -o labelled/ --context scans/ --votes 4
     """
     jobs = _targets(scans, output)
     aliases = code_aliases(map_codes)
-    predictor = Predictor(
-        load_backend(
-            model,
-            backend.value if backend else None,
-            kernels=not no_kernels,
-            threads=threads,
-            device=device,
-            graphs=not no_cuda_graphs,
-        ),
-        gpu_pyramid=gpu_pyramid,
+    loaded = load_backend(
+        model,
+        backend.value if backend else None,
+        kernels=not no_kernels,
+        threads=threads,
+        device=device,
+        graphs=not no_cuda_graphs,
     )
+    predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)
     if output is not None and output not in (target for _, target in jobs):
         _make_folder(output)
-    classes = predictor.config.classes
-    neighborhood = Neighborhood(_unlabelled(context)) if context else None
-    results: list[dict[str, Any]] = []
-    failures: list[dict[str, str]] = []
+    around = Neighborhood(_unlabelled(context)) if context else None
+    passes = {"max_points": max_points, "votes": votes, "drop_invalid": drop_invalid}
+    done = _Labelling(model, predictor, passes, around, truth, aliases, picture, overwrite)
+    done.label(jobs)
+    done.show(json)
+    if done.failures:
+        raise InputError(f"{len(done.failures)} of {len(jobs)} scans failed; the others are done")
+    return done.results
+
+
+@dataclass
+class _Labelling:
+    """Labels scans one after the other, as the command line says, and keeps what came of each."""
+
+    model: Path
+    predictor: Predictor
+    passes: dict[str, Any]
+    neighborhood: Neighborhood | None
+    truth: str | None
+    aliases: Mapping[int, int]
+    picture: bool
+    overwrite: bool
+    results: list[dict[str, Any]] = field(default_factory=list)
+    failures: list[dict[str, str]] = field(default_factory=list)
     scores: Confusion | None = None
-    for scan, target in jobs:
-        try:
-            with report.naming(scan, target):
-                drawing = target.with_suffix(".png") if picture else None
-                for path in (target, drawing):
-                    if path is not None:
-                        check_writable(path, overwrite, inputs=(scan, model))
-                start = time.perf_counter()
-                cloud = read_cloud(scan)
-                read = time.perf_counter() - start
-                known = None
-                if truth is not None:
-                    known = classes_of_codes(column_of(cloud, truth), classes, aliases)
-                around = None
-                if neighborhood is not None:
-                    around = neighborhood.around(scan, cloud, context_width(predictor.config))
-                with report.progress_bar(scan.name) as update:
-                    prediction = predictor.predict(
-                        cloud,
-                        around=around,
-                        max_points=max_points,
-                        votes=votes,
-                        drop_invalid=drop_invalid,
-                        progress=update,
-                    )
-                start = time.perf_counter()
-                write_cloud(target, with_prediction(cloud, prediction, target), overwrite)
-                write = time.perf_counter() - start
-                result = _result(scan, target, prediction, classes)
-                result["seconds"] = {"read": read, **prediction.seconds, "write": write}
-                if known is not None:
-                    found = score(known, prediction.classes, len(classes))
-                    result["scores"] = found.to_dict([info.name for info in classes])
-                    scores = found if scores is None else scores + found
-                if drawing is not None:
-                    _draw(drawing, scan, cloud, known, prediction, classes, overwrite)
-                    result["picture"] = str(drawing)
-        except DelaError as error:
-            if len(jobs) == 1:
-                raise
-            print(f"error: {error}", file=sys.stderr)
-            failures.append({"input": str(scan), "error": str(error)})
-            continue
-        results.append(result)
-    if json:
-        report.print_json({"model": str(model), "results": results, "failures": failures})
-    elif results:
-        _show(results, scores)
-    if failures:
-        raise InputError(f"{len(failures)} of {len(jobs)} scans failed; the others are done")
-    return results
+
+    def label(self, jobs: Sequence[tuple[Path, Path]]) -> None:
+        """Label the scans; one that fails is noted, unless it is the only one.
+
+        Raises:
+            DelaError: the only scan failed.
+        """
+        for scan, target in jobs:
+            try:
+                with name_file_in_errors(scan, target):
+                    self.results.append(self._label(scan, target))
+            except DelaError as error:
+                if len(jobs) == 1:
+                    raise
+                note(f"error: {error}")
+                self.failures.append({"input": str(scan), "error": str(error)})
+
+    def _label(self, scan: Path, target: Path) -> dict[str, Any]:
+        drawing = target.with_suffix(".png") if self.picture else None
+        for path in (target, drawing):
+            if path is not None:
+                check_writable(path, self.overwrite, inputs=(scan, self.model))
+        start = time.perf_counter()
+        cloud = read_cloud(scan)
+        read = time.perf_counter() - start
+        known = self._known(cloud)
+        prediction = self._predict(scan, cloud)
+        start = time.perf_counter()
+        write_cloud(target, with_prediction(cloud, prediction, target), self.overwrite)
+        write = time.perf_counter() - start
+        classes = self.predictor.config.classes
+        result = _result(scan, target, prediction, classes)
+        result["seconds"] = {"read": read, **prediction.seconds, "write": write}
+        if known is not None:
+            result["scores"] = self._score(known, prediction)
+        if drawing is not None:
+            title = scan.name
+            _draw(drawing, title, cloud, (known, prediction.classes), classes, self.overwrite)
+            result["picture"] = str(drawing)
+        return result
+
+    def _known(self, cloud: PointCloud) -> np.ndarray | None:
+        """[N] true class of each point, -1 for none, where a column of them was named."""
+        if self.truth is None:
+            return None
+        codes = column_of(cloud, self.truth)
+        return classes_of_codes(codes, self.predictor.config.classes, self.aliases)
+
+    def _predict(self, scan: Path, cloud: PointCloud) -> Prediction:
+        around = None
+        if self.neighborhood is not None:
+            width = context_width(self.predictor.config)
+            around = self.neighborhood.around(scan, cloud, width)
+        with ProgressBar(scan.name, percent=True) as bar:
+            return self.predictor.predict(cloud, around=around, progress=bar.update, **self.passes)
+
+    def _score(self, known: np.ndarray, prediction: Prediction) -> dict[str, Any]:
+        classes = self.predictor.config.classes
+        found = score(known, prediction.classes, len(classes))
+        self.scores = found if self.scores is None else self.scores + found
+        return found.to_dict([info.name for info in classes])
+
+    def show(self, as_json: bool) -> None:
+        """Print what came of the scans."""
+        if as_json:
+            print_json(
+                {"model": str(self.model), "results": self.results, "failures": self.failures}
+            )
+        elif self.results:
+            _show(self.results, self.scores)
 
 
 def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Path]]:
@@ -170,15 +212,15 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
     if not found:
         raise InputError(
             f"no scan to label in {', '.join(str(path) for path in scans)}; "
-            f"suffixes read: {', '.join(sorted(SUFFIXES))}"
+            f"suffixes read: {', '.join(sorted(FORMATS))}"
         )
-    if output is not None and output.suffix.lower() in SUFFIXES and not output.is_dir():
+    if output is not None and output.suffix.lower() in FORMATS and not output.is_dir():
         if len(found) > 1:
             raise InputError(f"-o {output} names one file for {len(found)} scans; give a folder")
         return [(found[0], output)]
     if output is not None and not output.is_dir() and (output.exists() or _is_file_name(output)):
         raise InputError(
-            f"-o {output} has no suffix of a scan ({', '.join(SUFFIXES)}) and is no folder"
+            f"-o {output} has no suffix of a scan ({', '.join(FORMATS)}) and is no folder"
             + ("" if output.exists() else "; make the folder first if you mean one")
         )
     targets: dict[Path, Path] = {}
@@ -230,39 +272,35 @@ def _result(
 
 
 def _show(results: Sequence[dict[str, Any]], scores: Confusion | None) -> None:
-    console = report.console()
-    console.print(report.predictions_table(results))
-    console.print()
-    console.print(report.classes_table(results, scores))
+    from dela.runtime.cli.tables import classes_table, predictions_table
+
+    screen = console()
+    screen.print(predictions_table(results))
+    screen.print()
+    screen.print(classes_table(results, scores))
     if scores is not None:
-        console.print(
+        screen.print(
             f"mIoU {100 * scores.miou:.2f} %, overall accuracy {100 * scores.oa:.2f} %, "
             f"mean accuracy {100 * scores.macc:.2f} % on {scores.points:,} points with a true label"
         )
-    console.print()
+    screen.print()
     for result in results:
         for path in (result["output"], result.get("picture")):
             if path:
-                console.print(f"written: {path}", soft_wrap=True, markup=False)
+                screen.print(f"written: {path}", soft_wrap=True, markup=False)
 
 
 def _draw(
     path: Path,
-    scan: Path,
+    title: str,
     cloud: PointCloud,
-    truth: np.ndarray | None,
-    prediction: Prediction,
+    labels: tuple[np.ndarray | None, np.ndarray],
     classes: Sequence[ClassInfo],
     overwrite: bool,
 ) -> None:
+    """Draws a scan with its true classes, where they are known, and those predicted."""
     from dela.runtime.cli.view import label_panels
-    from dela.runtime.picture import draw_panels
+    from dela.runtime.picture import PictureStyle, draw_panels
 
-    draw_panels(
-        path,
-        cloud.points,
-        label_panels(cloud, truth, prediction.classes, classes),
-        classes,
-        title=scan.name,
-        overwrite=overwrite,
-    )
+    panels = label_panels(cloud, *labels, classes)
+    draw_panels(path, cloud.points, panels, classes, PictureStyle(title), overwrite)

@@ -1,42 +1,41 @@
-"""The commands ``dela verify``, ``dela info`` and ``dela doctor``."""
+"""The command ``dela verify``."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dela.cli.console import ProgressBar, console, print_json, warn
+from dela.cli.options import BackendChoice, Device, Json
 from dela.cloud.formats import read_cloud
-from dela.errors import DelaError, ParityError
+from dela.errors import ParityError, name_file_in_errors
 from dela.runtime.backends.base import Backend, backend_of, gpu_number, load_backend
-from dela.runtime.cli import report
-from dela.runtime.cli.options import (
-    BackendName,
-    Device,
-    DropInvalid,
-    Json,
-    MaxPoints,
-    NoGraphs,
-    Threads,
-)
+from dela.runtime.cli.options import DropInvalid, MaxPoints, NoGraphs, Threads
 from dela.runtime.predict.predictor import MAX_POINTS
+
+if TYPE_CHECKING:
+    from dela.runtime.verify import Parity
+
+Model = Annotated[Path, typer.Argument(help="Exported network (.onnx) or engine (.engine).")]
+Checkpoint = Annotated[Path, typer.Option(help="The checkpoint it was made from.")]
+Scan = Annotated[Path, typer.Option("-i", "--input", help="A scan to compare on.")]
+NoKernels = Annotated[bool, typer.Option("--no-kernels", help="Check the function bodies alone.")]
+LargestError = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="Largest error as a share of the largest logit; by dtype else."),
+]
 
 
 def verify(
-    model: Annotated[Path, typer.Argument(help="Exported network (.onnx) or engine (.engine).")],
-    checkpoint: Annotated[Path, typer.Option(help="The checkpoint it was made from.")],
-    scan: Annotated[Path, typer.Option("-i", "--input", help="A scan to compare on.")],
-    backend: Annotated[
-        BackendName | None, typer.Option(help="Chosen by the model's suffix when left out.")
-    ] = None,
-    no_kernels: Annotated[
-        bool, typer.Option("--no-kernels", help="Check the function bodies alone.")
-    ] = False,
-    tolerance: Annotated[
-        float | None,
-        typer.Option(min=0.0, help="Largest error as a share of the largest logit; by dtype else."),
-    ] = None,
+    model: Model,
+    checkpoint: Checkpoint,
+    scan: Scan,
+    backend: BackendChoice = None,
+    no_kernels: NoKernels = False,
+    tolerance: LargestError = None,
     max_points: MaxPoints = MAX_POINTS,
     drop_invalid: DropInvalid = False,
     threads: Threads = None,
@@ -50,55 +49,80 @@ def verify(
     that the file carries. fp32 passes with errors up to 1e-4 of the largest logit and 99.99 % equal
     labels; fp16 and engines with TF32 with 2e-2 and 99 %, bf16 with 1e-1 and 95 %. A miss ends
     with exit code 1.
+
+    Examples:
+
+    $ dela verify model.onnx --checkpoint best.pt --input scan.laz
+    $ dela verify model.engine --checkpoint best.pt --input scan.laz --json
     """
-    from dela.model.parity import Tolerance
-    from dela.runtime.verify import tolerance_of
     from dela.runtime.verify import verify as compare
+    from dela.scan.voxels import valid_points
 
     cloud = read_cloud(scan)
-    candidates = _candidates(
-        model,
-        backend.value if backend else None,
-        kernels=not no_kernels,
-        threads=threads,
-        device=device,
-        graphs=not no_cuda_graphs,
-    )
+    loading: dict[str, Any] = {"threads": threads, "graphs": not no_cuda_graphs}
+    name = backend.value if backend else backend_of(model)
+    candidates = _candidates(model, name, device, kernels=not no_kernels, **loading)
     reference = load_backend(checkpoint, "torch", threads=threads)
     made = next(iter(candidates.values()))
-    if made.sha256 and made.sha256 != reference.sha256:
-        report.warn(
-            f"{model} was made from another checkpoint ({made.sha256[:12]}) than "
-            f"{checkpoint} ({reference.sha256[:12]}); the numbers decide"
-        )
-    limits = None
-    if tolerance is not None:
-        limits = Tolerance(tolerance, tolerance_of(made).agreement)
-    with (
-        report.naming(scan, model, checkpoint),
-        report.progress_bar("verify") as update,
-    ):
+    _warn_of_another_checkpoint(made, reference)
+    with name_file_in_errors(scan, model, checkpoint), ProgressBar("verify", percent=True) as bar:
         reports = compare(
             reference,
             candidates,
-            cloud,
+            cloud.select(valid_points(cloud, drop_invalid)),
             max_points=max_points,
-            tolerance=limits,
-            drop_invalid=drop_invalid,
-            progress=update,
+            tolerance=_limits(tolerance, made),
+            progress=bar.update,
         )
-    if json:
-        report.print_json(
-            {
-                "model": str(model),
-                "checkpoint": str(checkpoint),
-                "input": str(scan),
-                "passed": all(item.passed for item in reports),
-                "reports": [item.to_dict() for item in reports],
-            }
+    _show(reports, {"model": model, "checkpoint": checkpoint, "input": scan}, json)
+    _refuse_missed(reports, model)
+    return [item.to_dict() for item in reports]
+
+
+def _candidates(
+    model: Path, name: str, device: str | None, *, kernels: bool, **loading: Any
+) -> dict[str, Backend]:
+    """What to compare with PyTorch: ONNX Runtime on the CPU in both of its ways, or one backend."""
+    gpu = gpu_number(device)
+    if name == "onnxruntime" and gpu is None:
+        ways = {"our kernels": True} if kernels else {}
+        ways["function bodies"] = False
+        return {
+            way: load_backend(model, name, kernels=ours, **loading) for way, ours in ways.items()
+        }
+    title = name if gpu is None else f"{name} on {device}"
+    return {title: load_backend(model, name, device=device, **loading)}
+
+
+def _warn_of_another_checkpoint(made: Backend, reference: Backend) -> None:
+    if made.sha256 and made.sha256 != reference.sha256:
+        warn(
+            f"{made.path} was made from another checkpoint ({made.sha256[:12]}) than "
+            f"{reference.path} ({reference.sha256[:12]}); the numbers decide"
         )
-    else:
-        report.console().print(report.parity_table(reports))
+
+
+def _limits(error: float | None, made: Backend) -> Any:
+    """The tolerance that the command line asks for; None goes by the model's dtype."""
+    from dela.model.parity import Tolerance
+    from dela.runtime.verify import tolerance_of
+
+    return None if error is None else Tolerance(error, tolerance_of(made).agreement)
+
+
+def _show(reports: Sequence[Parity], files: dict[str, Path], as_json: bool) -> None:
+    from dela.runtime.cli.tables import parity_table
+
+    if not as_json:
+        console().print(parity_table(reports))
+        return
+    passed = all(item.passed for item in reports)
+    named = {name: str(path) for name, path in files.items()}
+    print_json({**named, "passed": passed, "reports": [item.to_dict() for item in reports]})
+
+
+def _refuse_missed(reports: Sequence[Parity], model: Path) -> None:
+    """A backend that misses the tolerance makes the command fail."""
     missed = [item for item in reports if not item.passed]
     if missed:
         worst = max(missed, key=lambda item: item.max_relative)
@@ -107,49 +131,3 @@ def verify(
             f"error {worst.max_relative:.2e} of the largest logit (allowed "
             f"{worst.tolerance.error:.0e}), labels agree on {100 * worst.agreement:.3f} %"
         )
-    return [item.to_dict() for item in reports]
-
-
-def _candidates(
-    model: Path, backend: str | None, *, kernels: bool, device: str | None, **options: Any
-) -> dict[str, Backend]:
-    """What to compare with PyTorch: ONNX Runtime on the CPU in both of its ways, or one backend."""
-    name = backend or backend_of(model)
-    gpu = gpu_number(device)
-    if name == "onnxruntime" and gpu is None:
-        ways = {"our kernels": True} if kernels else {}
-        ways["function bodies"] = False
-        return {
-            way: load_backend(model, name, kernels=ours, **options) for way, ours in ways.items()
-        }
-    title = name if gpu is None else f"{name} on {device}"
-    return {title: load_backend(model, name, device=device, **options)}
-
-
-def info(
-    file: Annotated[Path, typer.Argument(help="Checkpoint, exported network, engine or scan.")],
-    json: Json = False,
-) -> dict[str, Any]:
-    """Describe a checkpoint, an exported network, an engine or a scan."""
-    from dela.runtime.info import describe
-
-    values = describe(file)
-    if json:
-        report.print_json(values)
-    else:
-        report.console().print(report.info_table(values))
-    return values
-
-
-def doctor(json: Json = False) -> None:
-    """Check this installation: native library, backends, optional packages."""
-    from dela.runtime.doctor import BROKEN, examine
-
-    findings = examine()
-    if json:
-        report.print_json([vars(finding) for finding in findings])
-    else:
-        report.console().print(report.findings_table(findings))
-    broken = [finding.subject for finding in findings if finding.status == BROKEN]
-    if broken:
-        raise DelaError(f"broken: {', '.join(broken)}; see the report for how to mend it")

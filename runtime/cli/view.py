@@ -9,17 +9,17 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from dela.cloud.formats import read_cloud
+from dela.cli.options import CodeMap, Overwrite, code_aliases
+from dela.cloud.formats import LABEL_COLUMNS, format_of, read_cloud
 from dela.cloud.point_cloud import PointCloud
-from dela.errors import InputError
+from dela.errors import InputError, name_file_in_errors
 from dela.files import check_writable
 from dela.model.contract import ClassInfo, generic_classes
 from dela.runtime.backends.base import load_backend
-from dela.runtime.cli import report
-from dela.runtime.cli.options import CodeMap, Overwrite, code_aliases
 from dela.runtime.picture import (
     Camera,
     Panel,
+    PictureStyle,
     class_colors,
     draw_panels,
     error_colors,
@@ -28,45 +28,53 @@ from dela.runtime.picture import (
 from dela.runtime.predict.labelled import (
     CONFIDENCE,
     KEPT_PREFIX,
-    LABEL,
-    LAS_LABEL,
     classes_of_codes,
     column_of,
-    label_column,
     score,
 )
 
+Scan = Annotated[Path, typer.Argument(help="The scan to draw.")]
+Output = Annotated[
+    Path | None, typer.Option("-o", "--output", help="The PNG; beside the scan else.")
+]
+Model = Annotated[
+    Path | None, typer.Option("-m", "--model", help="Gives classes their names and colors.")
+]
+Label = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="Column of predicted label codes.")
+]
+Truth = Annotated[str | None, typer.Option(metavar="COLUMN", help="Column of true label codes.")]
+Title = Annotated[str | None, typer.Option(help="Heading; the scan's name else.")]
+Subtitle = Annotated[str, typer.Option(help="A line under the heading.")]
+Azimuth = Annotated[float, typer.Option(min=-360, max=360, help="Viewing direction, degrees.")]
+Elevation = Annotated[float, typer.Option(min=-90, max=90, help="Degrees.")]
+Width = Annotated[int, typer.Option(min=200, max=16000, help="Pixels.")]
+Whole = Annotated[bool, typer.Option("--whole", help="Keep the ceiling and near walls of a room.")]
+
 
 def view(
-    scan: Annotated[Path, typer.Argument(help="The scan to draw.")],
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="The PNG; beside the scan else.")
-    ] = None,
-    model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="Gives classes their names and colours.")
-    ] = None,
-    label: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of predicted label codes.")
-    ] = None,
-    truth: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="Column of true label codes.")
-    ] = None,
+    scan: Scan,
+    output: Output = None,
+    model: Model = None,
+    label: Label = None,
+    truth: Truth = None,
     map_codes: CodeMap = None,
-    title: Annotated[str | None, typer.Option(help="Heading; the scan's name else.")] = None,
-    subtitle: Annotated[str, typer.Option(help="A line under the heading.")] = "",
-    azimuth: Annotated[
-        float, typer.Option(min=-360, max=360, help="Viewing direction, degrees.")
-    ] = -62.0,
-    elevation: Annotated[float, typer.Option(min=-90, max=90, help="Degrees.")] = 40.0,
-    width: Annotated[int, typer.Option(min=200, max=16000, help="Pixels.")] = 1600,
-    whole: Annotated[
-        bool, typer.Option("--whole", help="Keep the ceiling and near walls of a room.")
-    ] = False,
+    title: Title = None,
+    subtitle: Subtitle = "",
+    azimuth: Azimuth = -62.0,
+    elevation: Elevation = 40.0,
+    width: Width = 1600,
+    whole: Whole = False,
     overwrite: Overwrite = False,
 ) -> Path:
-    """Draw a scan as a PNG: its colours, labels, true labels and errors, as far as it has them.
+    """Draw a scan as a PNG: its colors, labels, true labels and errors, as far as it has them.
 
     Without --label and --truth the columns that dela predict writes are found by themselves.
+
+    Examples:
+
+    $ dela view scan_labelled.laz -m model.onnx
+    $ dela view room.ply --truth classification --whole -o room.png
     """
     target = output or scan.with_suffix(".png")
     if target.suffix.lower() != ".png":
@@ -76,22 +84,20 @@ def view(
     cloud = read_cloud(scan)
     if label is None and truth is None:
         label, truth = _found_labels(cloud, scan)
-    with report.naming(scan, target, model):
+    with name_file_in_errors(scan, target, model):
         codes = [column_of(cloud, name) for name in (truth, label) if name is not None]
         classes = load_backend(model).config.classes if model else _numbered_classes(codes)
         known = _classes(cloud, truth, classes, aliases)
         predicted = _classes(cloud, label, classes, aliases)
+        heading = scan.name if title is None else title
+        style = PictureStyle(heading, subtitle, width, Camera(azimuth, elevation), whole)
         draw_panels(
             target,
             cloud.points,
             label_panels(cloud, known, predicted, classes),
             classes,
-            title=scan.name if title is None else title,
-            subtitle=subtitle,
-            camera=Camera(azimuth, elevation),
-            width=width,
-            whole=whole,
-            overwrite=overwrite,
+            style,
+            overwrite,
         )
     print(target)
     return target
@@ -103,7 +109,7 @@ def label_panels(
     predicted: np.ndarray | None,
     classes: Sequence[ClassInfo],
 ) -> list[Panel]:
-    """The scan in its own colours, then truth, prediction and errors, as far as they are known.
+    """The scan in its own colors, then truth, prediction and errors, as far as they are known.
 
     Args:
         truth, predicted: [N] class index, -1 unlabelled.
@@ -127,10 +133,10 @@ def label_panels(
 
 def _found_labels(cloud: PointCloud, path: Path) -> tuple[str | None, str | None]:
     """Columns of prediction and truth: a file with confidence was written by ``dela predict``."""
-    name = label_column(path)
+    name = format_of(path).label_column
     if CONFIDENCE not in cloud.columns:
-        return None, next((c for c in (LAS_LABEL, LABEL) if c in cloud.columns), None)
-    kept = (KEPT_PREFIX + name, *(c for c in (LAS_LABEL, LABEL) if c != name))
+        return None, next((c for c in LABEL_COLUMNS if c in cloud.columns), None)
+    kept = (KEPT_PREFIX + name, *(c for c in LABEL_COLUMNS if c != name))
     return name, next((column for column in kept if column in cloud.columns), None)
 
 

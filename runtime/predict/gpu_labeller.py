@@ -18,7 +18,7 @@ from dela.families import family_of
 from dela.geometry.gpu_queue import Workspace
 from dela.model.inputs import Inputs
 from dela.pyramid.gpu import PyramidBuilder
-from dela.runtime.backends.gpu_buffers import cuda_in_words
+from dela.runtime.backends.gpu_buffers import explain_cuda_errors
 from dela.runtime.predict.labeller import Labels
 from dela.scan.gpu_votes import GpuScan, GpuTally
 from dela.scan.votes import VoteOptions, take_votes
@@ -60,7 +60,7 @@ class GpuLabeller:
         self._device = device
         # Pyramids and labels are valid until the next ones are made.
         self._turn = threading.Lock()
-        with cuda_in_words(), device.current():
+        with explain_cuda_errors(), device.current():
             from dela.plugins.cuda.driver import Stream
 
             self._stream = Stream(device)
@@ -86,7 +86,7 @@ class GpuLabeller:
         probabilities: bool = False,
     ) -> Labels:
         """As :meth:`dela.runtime.predict.labeller.Labeller.label`."""
-        with self._turn, cuda_in_words(), self._device.current():
+        with self._turn, explain_cuda_errors(), self._device.current():
             scan = GpuScan.of(self._builder, cloud.points, attributes)
             tally = GpuTally(scan, self._memory, points, options.votes)
             runs = take_votes(forward, scan, scan.look, self._backend.config, tally, options)

@@ -7,43 +7,35 @@ from pathlib import Path
 
 import numpy as np
 
+from dela.cloud.formats import Format, format_of
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.model.contract import ClassInfo
-from dela.runtime.predict.predictor import Prediction
+from dela.runtime.predict.predictor import UNLABELLED, Prediction
 from dela.scores.confusion import IGNORED, Confusion
 
-# Names of what a prediction adds, and the prefix under which a column it displaces is kept.
-LAS_LABEL, LABEL, CONFIDENCE = "classification", "label", "confidence"
+# What a prediction adds beside its label, and the prefix under which a column it displaces is kept.
+CONFIDENCE = "confidence"
 KEPT_PREFIX = "input_"
-_LAS_SUFFIXES = (".las", ".laz")
-_LAS_NEVER_CLASSIFIED = 0
-
-
-def label_column(path: Path) -> str:
-    """The column that holds labels in a file of this suffix."""
-    return LAS_LABEL if path.suffix.lower() in _LAS_SUFFIXES else LABEL
 
 
 def with_prediction(cloud: PointCloud, prediction: Prediction, path: Path) -> PointCloud:
     """The cloud to write at ``path``: every input column, the label codes and the confidence.
 
-    The label column is ``classification`` in LAS (the type LAS gives it; unlabelled is 0, "never
-    classified") and ``label`` elsewhere (int32; unlabelled is -1). A column of that name in the
-    input is kept as ``input_classification`` or ``input_label``.
+    The label column is the format's: ``classification`` in LAS (the type LAS gives it; unlabelled
+    is 0, "never classified") and ``label`` elsewhere (int32; unlabelled is -1). A column of that
+    name in the input is kept as ``input_classification`` or ``input_label``.
 
     Raises:
-        InputError: a label code that LAS cannot hold.
+        InputError: a label code that the format cannot hold.
     """
-    name = label_column(path)
-    labels = prediction.labels
-    if name == LAS_LABEL:
-        highest = int(labels.max(initial=0))
-        if highest > 255 or int(np.min(labels[labels != -1], initial=0)) < 0:
-            raise InputError(
-                f"{path}: LAS holds label codes 0 to 255, the model has {highest}; write PLY or NPZ"
-            )
-        labels = np.where(labels < 0, _LAS_NEVER_CLASSIFIED, labels).astype(np.uint8)
+    form = format_of(path)
+    name, labels = form.label_column, prediction.labels
+    if not np.can_cast(labels.dtype, form.label_dtype):
+        _check_codes(labels, form, path)
+    if form.unlabelled != UNLABELLED:
+        labels = np.where(labels == UNLABELLED, form.unlabelled, labels)
+    labels = labels.astype(form.label_dtype, copy=False)
     columns = dict(cloud.columns)
     for column in (name, CONFIDENCE):
         if column in columns and KEPT_PREFIX + column not in columns:
@@ -52,6 +44,16 @@ def with_prediction(cloud: PointCloud, prediction: Prediction, path: Path) -> Po
     columns[CONFIDENCE] = prediction.confidence.astype(np.float32)
     source = cloud.source
     return PointCloud(cloud.points, columns, source)
+
+
+def _check_codes(labels: np.ndarray, form: Format, path: Path) -> None:
+    limits = np.iinfo(form.label_dtype)
+    highest = int(labels.max(initial=0))
+    if highest > limits.max or int(np.min(labels[labels != UNLABELLED], initial=0)) < limits.min:
+        raise InputError(
+            f"{path}: {form.name} holds label codes {limits.min} to {limits.max}, the model has "
+            f"{highest}; write PLY or NPZ"
+        )
 
 
 def classes_of_codes(

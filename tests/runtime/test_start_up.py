@@ -1,4 +1,4 @@
-"""What is imported before the first point of a scan is read: counted, not timed."""
+"""What is imported until the points of a scan are read: counted, not timed."""
 
 from __future__ import annotations
 
@@ -10,26 +10,27 @@ import pytest
 from dela.cloud.formats import write_cloud
 from small_networks import make_cloud
 
-# In the place of `dela`: the modules imported beyond Typer's own, where the scan would be read.
+# In the place of `dela`: the modules imported beyond Typer's own once the scan has been read.
 _STOPPED = """
 import os, sys, typer
 
 before = set(sys.modules)
 
 def stop(path):
+    read(path)
     print(*(set(sys.modules) - before), flush=True)
     os._exit(0)
 
 from dela.__main__ import main
 import dela.cloud.formats
-dela.cloud.formats.read_cloud = stop
+read, dela.cloud.formats.read_cloud = dela.cloud.formats.read_cloud, stop
 main()
 """
 
 
 @pytest.fixture
 def imported(network, tmp_path):
-    """The modules that ``dela predict`` has imported when it reads a scan of this suffix."""
+    """The modules that ``dela predict`` has imported when it has read a scan of this suffix."""
 
     def modules(suffix: str) -> set[str]:
         scan = write_cloud(tmp_path / f"scan{suffix}", make_cloud())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dela.cli.console import note, print_json
+from dela.cli.options import Json
 from dela.errors import InputError
 from dela.training.prepare import DATASETS, dataset_module
 
@@ -45,7 +45,7 @@ def prepare(
     ] = None,
     grid: Annotated[
         float | None,
-        typer.Option(help="Voxel size to index, metres; the published one when left out."),
+        typer.Option(help="Voxel size to index, meters; the published one when left out."),
     ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes; one per core when left out.")
@@ -53,7 +53,7 @@ def prepare(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make every scene anew, whatever is there.")
     ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    json: Json = False,
 ) -> Any:
     """Convert a raw dataset to memory-mapped columns.
 
@@ -78,7 +78,10 @@ def prepare(
     options = Options(grid, lists, path, workers, overwrite)
     with PrepareProgress() as progress:
         summary = run(name.value, raw, output, options, log=progress.line, progress=progress)
-    print(json.dumps(summary.to_dict()) if json_ else summary_text(summary))
+    if json:
+        print_json(summary.to_dict(), indent=None)
+    else:
+        print(summary_text(summary))
     _refuse_malformed(summary)
     return summary
 
@@ -119,7 +122,7 @@ def info(
     check: Annotated[
         bool, typer.Option("--check", help="Read everything and compare the checksums.")
     ] = False,
-    json_: Annotated[bool, typer.Option("--json", help="Print the manifest as JSON.")] = False,
+    json: Json = False,
 ) -> Any:
     """Describe prepared data: splits, columns, classes and their counts.
 
@@ -132,16 +135,19 @@ def info(
     from dela.training.prepare.store import SCENES, damage, read_manifest
 
     manifest = read_manifest(folder)
-    print(json.dumps(manifest) if json_ else manifest_text(folder, manifest))
+    if json:
+        print_json(manifest, indent=None)
+    else:
+        print(manifest_text(folder, manifest))
     if check:
         found = [damage(folder / SCENES / name) for name in manifest["scenes"]]
         damaged = [message for message in found if message is not None]
         for message in damaged:
-            print(message, file=sys.stderr)
+            note(message)
         if damaged:
             raise InputError(
                 f"{len(damaged)} of {len(found)} scenes are damaged; repeat `dela data prepare`, "
                 "which makes them anew"
             )
-        print(f"checksums of {len(found)} scenes stand", file=sys.stderr)
+        note(f"checksums of {len(found)} scenes stand")
     return manifest

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dela.cli.options import Overwrite
 from dela.cloud.formats import check_suffix, write_cloud
 from dela.files import check_writable
 
@@ -17,9 +18,7 @@ def room(
     ],
     seed: Annotated[int, typer.Option(min=0, help="Which room.")] = 0,
     points: Annotated[int, typer.Option(min=1, help="About how many points.")] = 200_000,
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Replace an existing file.")
-    ] = False,
+    overwrite: Overwrite = False,
 ) -> Path:
     """Generate a furnished room as a scanner would see it, with colors and 13 classes.
 

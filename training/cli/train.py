@@ -1,4 +1,4 @@
-"""The commands ``dela train`` and ``dela summary``."""
+"""The command ``dela train``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from dela.cli.console import print_json
+from dela.cli.options import DataRoot
 from dela.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -24,9 +26,7 @@ def train(
         str,
         typer.Argument(help="TOML file, or one of the package's own by name: demo, rooms ..."),
     ],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder that the data paths start from.", show_default=False)
-    ] = None,
+    data: DataRoot = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Run folder; runs/NAME when left out.")
     ] = None,
@@ -103,30 +103,12 @@ def _overrides(
 
 def _show_result(result: TrainResult, as_json: bool, log: Callable[[str], None]) -> None:
     if as_json:
-        print(json.dumps(result.metrics))
+        print_json(result.metrics, indent=None)
         return
     scores = result.metrics["validation"]
     if scores is not None:
         log(_scores_table(scores))
     log(f"network: {result.best_path}")
-
-
-def summary(
-    run: Annotated[Path, typer.Argument(help="Run folder of `dela train`.")],
-) -> Path:
-    """Draw the curves, the confusion matrix and the classes of a run into its summary.html.
-
-    Examples:
-
-    $ dela summary runs/rooms
-    $ python -m webbrowser "$(dela summary runs/rooms)"
-    """
-    from dela.training.run.folder import RunFolder
-    from dela.training.run.summary import write_summary
-
-    page = write_summary(RunFolder(run))
-    print(page)
-    return page
 
 
 def find_config(name: str) -> Path:

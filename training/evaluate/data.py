@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dela.cloud.formats import find_scans, read_cloud
+from dela.cloud.formats import LABEL_COLUMNS, find_scans, read_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.model.contract import Contract
@@ -22,9 +22,6 @@ from dela.training.settings.train import (
     load_config,
     model_classes,
 )
-
-# Columns that hold labels, the first that a scan has is taken.
-LABEL_COLUMNS = ("classification", "label")
 
 
 def open_split(

@@ -7,7 +7,7 @@ import sys
 import time
 from typing import Any
 
-from dela.cli.console import ProgressBar, warn
+from dela.cli.console import ProgressBar, note
 from dela.training.prepare.runner import Summary
 
 # Seconds between two lines of the plain log.
@@ -33,12 +33,12 @@ class PrepareProgress:
         self._bar.update(done, total, name)
         if time.monotonic() > self._quiet_until and done < total:
             self._quiet_until = time.monotonic() + _LOG_EVERY
-            warn(f"{done} of {total}: {name}")
+            note(f"{done} of {total}: {name}")
 
     def line(self, text: str) -> None:
         """A line on stderr, above the bar."""
         with self._bar.paused():
-            warn(text)
+            note(text)
 
 
 def summary_text(summary: Summary) -> str:

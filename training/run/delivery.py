@@ -26,7 +26,7 @@ from dela.pyramid.gpu_stages import StageBuilder
 from dela.training.data.clouds import Clouds
 from dela.training.data.prefetch import on_device, pinned
 from dela.training.data.samples import Batch
-from dela.training.run.devices import memory_in_words, smaller_steps
+from dela.training.run.devices import explain_out_of_memory, smaller_steps
 from dela.training.settings.train import TrainConfig
 
 # A step's batches, with the names of the scans in each.
@@ -120,7 +120,7 @@ class GpuPyramids(Delivery):
         what = f"the pyramids of a batch of {clouds.rows:,} points"
         with (
             self._lock,
-            memory_in_words(what, self._advice, self.device),
+            explain_out_of_memory(what, self._advice, self.device),
             torch.cuda.stream(self._stream),
         ):
             there = on_device(pinned(clouds), self.device)

@@ -56,7 +56,7 @@ def peak_memory(device: torch.device) -> str:
 
 
 @contextlib.contextmanager
-def memory_in_words(what: str, advice: str, device: torch.device) -> Iterator[None]:
+def explain_out_of_memory(what: str, advice: str, device: torch.device) -> Iterator[None]:
     """Turns a failed allocation in the block into advice.
 
     Args:

@@ -22,7 +22,7 @@ from dela.training.optimize.losses import (
 )
 from dela.training.optimize.network import auxiliary_weights, training_pass
 from dela.training.run.delivery import Delivery, Step
-from dela.training.run.devices import computes_in_bf16, memory_in_words, smaller_steps
+from dela.training.run.devices import computes_in_bf16, explain_out_of_memory, smaller_steps
 from dela.training.run.distributed import Group, gradients_kept_local
 from dela.training.settings.seeds import NETWORK, torch_seed
 from dela.training.settings.train import TrainConfig
@@ -142,7 +142,7 @@ class Gradients:
         what = f"a batch of {pyramid.rows:,} points"
         half = computes_in_bf16(self.config.train.dtype, device)
         with (
-            memory_in_words(what, smaller_steps(self.config, device), device),
+            explain_out_of_memory(what, smaller_steps(self.config, device), device),
             gradients_kept_local(self.parallel, not last),
         ):
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):

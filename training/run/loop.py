@@ -32,7 +32,7 @@ from dela.training.optimize.average import batch_norms, measure_batch_norms, nor
 from dela.training.optimize.finetune import make_optimizer
 from dela.training.optimize.schedule import scheduled_rate
 from dela.training.run.delivery import Step, Steps, open_delivery
-from dela.training.run.devices import computes_in_bf16, memory_in_words, peak_memory
+from dela.training.run.devices import computes_in_bf16, explain_out_of_memory, peak_memory
 from dela.training.run.distributed import Group, join_group
 from dela.training.run.events import EventLog
 from dela.training.run.folder import RunFolder
@@ -314,7 +314,7 @@ class Run:
         mine = copy.copy(self.data.validation)
         mine.scans = self.group.share(self.data.validation.scans)
         smaller = f"data.eval_points below {self.config.data.eval_points:,}"
-        with memory_in_words("the validation", smaller, self.group.device):
+        with explain_out_of_memory("the validation", smaller, self.group.device):
             own = score_split(network_forward(model), mine, progress=self.show_validation)
         return functools.reduce(operator.add, self.group.gather(own))
 

@@ -1,11 +1,17 @@
-"""Reading and writing point clouds by file name: LAS, LAZ, PLY, PCD, NPY, NPZ and text."""
+"""Reading and writing point clouds by file name: LAS, LAZ, PLY, PCD, NPY, NPZ and text.
+
+:data:`FORMATS` holds all that depends on a suffix. A format is a module with a reader and a writer
+and its entry there.
+"""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -14,74 +20,80 @@ from dela.errors import InputError
 from dela.files import atomic_path
 
 
-class _Format(NamedTuple):
+@dataclass(frozen=True)
+class Format:
+    """A file format of point clouds.
+
+    Attributes:
+        name: how messages call it.
+        read: the cloud in a file; what it raises is reported as damage, an InputError as it is.
+        write: puts a cloud into a file, which exists and is empty.
+        extent: lowest and highest x, y, z [2, 3] from a header alone, None where it cannot be read;
+            None for a format whose files do not say.
+        label_column: the column that holds a class.
+        label_dtype: its type there.
+        unlabelled: what it holds for a point without a class.
+        often_notes: files in a folder are as likely something else.
+    """
+
+    name: str
     read: Callable[[Path], PointCloud]
     write: Callable[[Path, PointCloud], None]
+    extent: Callable[[Path], np.ndarray | None] | None = None
+    label_column: str = "label"
+    label_dtype: type[np.integer] = np.int32
+    unlabelled: int = -1
+    often_notes: bool = False
 
 
-def _las() -> _Format:
-    from dela.cloud.formats import las
+def _imported(module: str, function: str) -> Callable[..., Any]:
+    """A function of a module of this folder, which is imported at the first call."""
 
-    return _Format(las.read_las, lambda path, cloud: las.write_las(path, cloud, compress=False))
+    def call(*arguments: Any) -> Any:
+        return getattr(import_module(f"{__name__}.{module}"), function)(*arguments)
 
-
-def _laz() -> _Format:
-    from dela.cloud.formats import las
-
-    return _Format(las.read_las, lambda path, cloud: las.write_las(path, cloud, compress=True))
+    return call
 
 
-def _ply() -> _Format:
-    from dela.cloud.formats import ply
-
-    return _Format(ply.read_ply, ply.write_ply)
-
-
-def _pcd() -> _Format:
-    from dela.cloud.formats import pcd
-
-    return _Format(pcd.read_pcd, pcd.write_pcd)
-
-
-def _npy() -> _Format:
-    from dela.cloud.formats import arrays
-
-    return _Format(arrays.read_npy, arrays.write_npy)
+def _las(name: str, write: str) -> Format:
+    return Format(
+        name,
+        _imported("las", "read_las"),
+        _imported("las", write),
+        extent=_imported("las", "read_las_extent"),
+        label_column="classification",
+        label_dtype=np.uint8,
+        unlabelled=0,  # the specification's "never classified"
+    )
 
 
-def _npz() -> _Format:
-    from dela.cloud.formats import arrays
-
-    return _Format(arrays.read_npz, arrays.write_npz)
-
-
-def _text() -> _Format:
-    from dela.cloud.formats import text
-
-    return _Format(text.read_text, text.write_text)
+def _text(name: str) -> Format:
+    read, write = _imported("text", "read_text"), _imported("text", "write_text")
+    return Format(name, read, write, often_notes=True)
 
 
-_FORMATS: dict[str, Callable[[], _Format]] = {
-    ".las": _las,
-    ".laz": _laz,
-    ".ply": _ply,
-    ".pcd": _pcd,
-    ".npy": _npy,
-    ".npz": _npz,
-    ".txt": _text,
-    ".csv": _text,
-    ".xyz": _text,
-    ".asc": _text,
+# suffix -> format; what is entered here is known to every function and command
+FORMATS: dict[str, Format] = {
+    ".las": _las("LAS", "write_las"),
+    ".laz": _las("LAZ", "write_laz"),
+    ".ply": Format("PLY", _imported("ply", "read_ply"), _imported("ply", "write_ply")),
+    ".pcd": Format("PCD", _imported("pcd", "read_pcd"), _imported("pcd", "write_pcd")),
+    ".npy": Format("NPY", _imported("arrays", "read_npy"), _imported("arrays", "write_npy")),
+    ".npz": Format("NPZ", _imported("arrays", "read_npz"), _imported("arrays", "write_npz")),
+    ".txt": _text("TXT"),
+    ".csv": _text("CSV"),
+    ".xyz": _text("XYZ"),
+    ".asc": _text("ASC"),
 }
-SUFFIXES = tuple(_FORMATS)
-_TEXT_SUFFIXES = (".txt", ".csv", ".xyz", ".asc")
+# Columns that hold classes in one format or another.
+LABEL_COLUMNS = tuple(dict.fromkeys(each.label_column for each in FORMATS.values()))
 
 
 def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
     """Reads a scan; the suffix tells the format.
 
     Column names are brought to the canonical ones (``red``, ``intensity``, ``normal_x`` ...),
-    colours to 0-255; every other column keeps its name. The points come in the file's order. A
+    colors to 0-255; every other column keeps its name. The points come in the file's order. A
     file without points gives a cloud of length 0, and non-finite coordinates come as they are:
     both are for the caller to judge.
 
@@ -91,7 +103,7 @@ def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
     """
     path = Path(path)
     _check_readable(path)
-    chosen = _format_of(path)
+    chosen = format_of(path)
     try:
         return chosen.read(path)
     except InputError:
@@ -100,22 +112,18 @@ def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
         raise
     except BaseException as error:  # lazrs reports some damage as a Rust panic, no Exception
         raise InputError(
-            f"{path} cannot be read as {path.suffix[1:].upper()} (damaged or cut short?): "
-            f"{_reason(error)}"
+            f"{path} cannot be read as {chosen.name} (damaged or cut short?): {_reason(error)}"
         ) from error
 
 
 def read_extent(path: str | os.PathLike[str]) -> np.ndarray | None:
     """Lowest and highest x, y, z [2, 3] of a LAS or LAZ file, from its header alone.
 
-    None for the other formats, which do not say, and for a header that cannot be read.
+    None for formats that do not say, and for a header that cannot be read.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".las", ".laz"):
-        return None
-    from dela.cloud.formats.las import read_las_extent
-
-    return read_las_extent(path)
+    chosen = FORMATS.get(path.suffix.lower())
+    return None if chosen is None or chosen.extent is None else chosen.extent(path)
 
 
 def write_cloud(path: str | os.PathLike[str], cloud: PointCloud, overwrite: bool = False) -> Path:
@@ -133,7 +141,7 @@ def write_cloud(path: str | os.PathLike[str], cloud: PointCloud, overwrite: bool
             cannot hold the cloud.
     """
     path = Path(path)
-    chosen = _format_of(path)
+    chosen = format_of(path)
     with atomic_path(path, overwrite) as temporary:
         try:
             chosen.write(temporary, cloud)
@@ -142,15 +150,6 @@ def write_cloud(path: str | os.PathLike[str], cloud: PointCloud, overwrite: bool
         except Exception as error:
             raise InputError(f"cannot write {path}: {_reason(error)}") from error
     return path
-
-
-def check_suffix(path: str | os.PathLike[str]) -> None:
-    """Says early, before long work, that no format has this suffix.
-
-    Raises:
-        InputError: an unknown suffix, or none.
-    """
-    _format_of(Path(path))
 
 
 def find_scans(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -163,37 +162,55 @@ def find_scans(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
         InputError: a path that does not exist, a file of an unknown suffix, a folder without scans.
     """
     found: dict[Path, None] = {}
-    for each in paths:
-        path = Path(each)
-        if not path.is_dir():
+    for path in map(Path, paths):
+        if path.is_dir():
+            found.update(dict.fromkeys(_scans_in(path)))
+        else:
             _check_readable(path)
-            _format_of(path)
+            format_of(path)
             found[path] = None
-            continue
-        scans = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in _FORMATS
-            and not any(part.startswith(".") for part in file.relative_to(path).parts)
-            and file.is_file()
-        )
-        chosen = [file for file in scans if file.suffix.lower() not in _TEXT_SUFFIXES] or scans
-        if not chosen:
-            raise InputError(f"{path} holds no scan; looked for {', '.join(SUFFIXES)}")
-        found.update(dict.fromkeys(chosen))
     if not found:
         raise InputError("no scan given; name files or folders")
     return list(found)
 
 
-def _format_of(path: Path) -> _Format:
-    opener = _FORMATS.get(path.suffix.lower())
-    if opener is None:
-        what = f"suffix {path.suffix!r}" if path.suffix else "no suffix"
+def _scans_in(folder: Path) -> list[Path]:
+    scans = sorted(
+        file
+        for file in folder.rglob("*")
+        if file.suffix.lower() in FORMATS
+        and not any(part.startswith(".") for part in file.relative_to(folder).parts)
+        and file.is_file()
+    )
+    surely = [file for file in scans if not FORMATS[file.suffix.lower()].often_notes]
+    if not scans:
+        raise InputError(f"{folder} holds no scan; looked for {', '.join(FORMATS)}")
+    return surely or scans
+
+
+def format_of(path: str | os.PathLike[str]) -> Format:
+    """The format of a file, by its suffix.
+
+    Raises:
+        InputError: a folder, an unknown suffix, or none.
+    """
+    path = Path(path)
+    chosen = FORMATS.get(path.suffix.lower())
+    if chosen is None:
         if path.is_dir():
             raise InputError(f"{path} is a folder; name a scan file in it")
-        raise InputError(f"{path} has {what}; known formats: {', '.join(SUFFIXES)}")
-    return opener()
+        what = f"suffix {path.suffix!r}" if path.suffix else "no suffix"
+        raise InputError(f"{path} has {what}; known formats: {', '.join(FORMATS)}")
+    return chosen
+
+
+def check_suffix(path: str | os.PathLike[str]) -> None:
+    """Says early, before long work, that no format has this suffix.
+
+    Raises:
+        InputError: an unknown suffix, or none.
+    """
+    format_of(path)
 
 
 def _check_readable(path: Path) -> None:

@@ -149,63 +149,87 @@ def read_npz(path: Path) -> PointCloud:
     Raises:
         InputError: no coordinates, pickled objects, a damaged archive.
     """
-    arrays: dict[str, np.ndarray] = {}
     with zipfile.ZipFile(path) as archive:
         compressed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
     with np.load(path, allow_pickle=False) as data:
-        for name in data.files:
-            array = data[name]
-            if isinstance(array, np.ndarray):
-                arrays[name] = array
+        found = {name: data[name] for name in data.files}
+    arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     source = NpzSource(compressed=compressed)
-    lower = {name.lower(): name for name in reversed(list(arrays))}
-    own = next((lower[name] for name in _POINT_NAMES if name in lower), None)
-    source.points = own
     raw: dict[str, np.ndarray] = {}
-    if own is not None:
-        table = arrays.pop(own)
-        if table.ndim != 2 or table.shape[1] < 3 or not _is_numeric(table):
-            raise InputError(
-                f"{path}: array {own!r} holds {table.dtype} of shape {table.shape}; "
-                "expected numbers [N, 3 or more]"
-            )
-        points = table[:, :3].astype(np.float64)
-        source.types[own] = table.dtype
-        for index, name in enumerate(positional_names(table)[3:], 3):
-            raw[name] = table[:, index]
-            source.names[name] = (own, index)
-    elif {"x", "y", "z"} <= set(lower):
-        axes = [arrays.pop(lower[axis]) for axis in AXES]
-        if any(a.ndim != 1 or len(a) != len(axes[0]) or not _is_numeric(a) for a in axes):
-            shapes = ", ".join(str(axis.shape) for axis in axes)
-            raise InputError(f"{path}: x, y and z have shapes {shapes}; expected three times [N]")
-        points = np.stack([axis.astype(np.float64) for axis in axes], axis=1)
-        for axis, values in zip(AXES, axes, strict=True):
-            source.types[axis] = values.dtype
-    else:
-        present = ", ".join(arrays) or "none"
-        raise InputError(
-            f"{path} has no points [N, 3] (nor xyz, nor x, y and z); its arrays: {present}"
-        )
+    points = _take_points(path, arrays, source, raw)
     source.count = len(points)
     for name, array in arrays.items():
-        if array.ndim == 1 and len(array) == len(points) and _is_numeric(array):
-            raw[unique_name(name, raw)] = array
-            source.names[name] = (name, None)
-        elif array.ndim == 2 and len(array) == len(points) and _is_numeric(array):
-            for index, part in enumerate(_part_names(name, array.shape[1])):
-                part = unique_name(part, [*raw, *arrays])
-                raw[part] = array[:, index]
-                source.names[part] = (name, index)
-        else:
-            source.others[name] = array
-            continue
-        source.types[name] = array.dtype
+        _take_columns(name, array, arrays, source, raw)
     mapped = column_names(raw)
     columns = {mapped[name]: native(column) for name, column in raw.items()}
     source.names = {mapped[name]: place for name, place in source.names.items()}
     source.color_factor = colors_to_255(columns)
     return PointCloud(points, columns, source)
+
+
+def _take_points(
+    path: Path, arrays: dict[str, np.ndarray], source: NpzSource, raw: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Coordinates [N, 3] float64, out of the arrays that are left; what stood beside them to raw.
+
+    Raises:
+        InputError: there are none, or they have another shape.
+    """
+    lower = {name.lower(): name for name in reversed(list(arrays))}
+    source.points = next((lower[name] for name in _POINT_NAMES if name in lower), None)
+    if source.points is not None:
+        return _take_table(path, arrays.pop(source.points), source, raw)
+    if not {"x", "y", "z"} <= set(lower):
+        present = ", ".join(arrays) or "none"
+        raise InputError(
+            f"{path} has no points [N, 3] (nor xyz, nor x, y and z); its arrays: {present}"
+        )
+    axes = [arrays.pop(lower[axis]) for axis in AXES]
+    if any(a.ndim != 1 or len(a) != len(axes[0]) or not _is_numeric(a) for a in axes):
+        shapes = ", ".join(str(axis.shape) for axis in axes)
+        raise InputError(f"{path}: x, y and z have shapes {shapes}; expected three times [N]")
+    source.types |= {axis: values.dtype for axis, values in zip(AXES, axes, strict=True)}
+    return np.stack([axis.astype(np.float64) for axis in axes], axis=1)
+
+
+def _take_table(
+    path: Path, table: np.ndarray, source: NpzSource, raw: dict[str, np.ndarray]
+) -> np.ndarray:
+    """Coordinates of an array [N, 3+]; its other columns go to raw, named by their number."""
+    own = source.points
+    assert own is not None
+    if table.ndim != 2 or table.shape[1] < 3 or not _is_numeric(table):
+        raise InputError(
+            f"{path}: array {own!r} holds {table.dtype} of shape {table.shape}; "
+            "expected numbers [N, 3 or more]"
+        )
+    source.types[own] = table.dtype
+    for index, name in enumerate(positional_names(table)[3:], 3):
+        raw[name] = table[:, index]
+        source.names[name] = (own, index)
+    return table[:, :3].astype(np.float64)
+
+
+def _take_columns(
+    name: str,
+    array: np.ndarray,
+    arrays: dict[str, np.ndarray],
+    source: NpzSource,
+    raw: dict[str, np.ndarray],
+) -> None:
+    """One column [N] or several [N, k] of an array to raw; what is neither is kept for writing."""
+    if array.ndim not in (1, 2) or len(array) != source.count or not _is_numeric(array):
+        source.others[name] = array
+        return
+    source.types[name] = array.dtype
+    if array.ndim == 1:
+        raw[unique_name(name, raw)] = array
+        source.names[name] = (name, None)
+        return
+    for index, part in enumerate(_part_names(name, array.shape[1])):
+        part = unique_name(part, [*raw, *arrays])
+        raw[part] = array[:, index]
+        source.names[part] = (name, index)
 
 
 def write_npz(path: Path, cloud: PointCloud) -> None:

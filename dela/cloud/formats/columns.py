@@ -1,4 +1,4 @@
-"""What the formats share: canonical column names, colour scales, lossless casts."""
+"""What the formats share: canonical column names, color scales, lossless casts."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def native(array: np.ndarray) -> np.ndarray:
 def positional_names(values: np.ndarray) -> list[str]:
     """Names for the columns of a table [N, C >= 3] that carries none.
 
-    x y z, then by width: 4 intensity; 6 colours, or normals where the values are unit vectors or
-    negative; 7 colours and label (S3DIS rooms); 9 colours and normals; else ``column_3`` ...
+    x y z, then by width: 4 intensity; 6 colors, or normals where the values are unit vectors or
+    negative; 7 colors and label (S3DIS rooms); 9 colors and normals; else ``column_3`` ...
     """
     width = values.shape[1]
     names = [*AXES, *(f"column_{index}" for index in range(3, width))]
@@ -97,7 +97,7 @@ def positional_names(values: np.ndarray) -> list[str]:
 
 
 def integers_where_whole(columns: dict[str, np.ndarray]) -> None:
-    """Colours, labels and return counts that a table held as whole floats become integers."""
+    """Colors, labels and return counts that a table held as whole floats become integers."""
     for name in _INTEGERS:
         column = columns.get(name)
         if column is None or column.dtype.kind != "f" or len(column) == 0:
@@ -145,7 +145,7 @@ def colors_to_255(columns: dict[str, np.ndarray]) -> float:
 
 
 def colors_from_255(column: np.ndarray, factor: float, dtype: np.dtype) -> np.ndarray:
-    """A colour column back on the file's scale, rounded and cut where ``dtype`` is integer."""
+    """A color column back on the file's scale, rounded and cut where ``dtype`` is integer."""
     if factor == 1.0 and column.dtype == dtype:
         return column
     raw = column.astype(np.float64) * factor
@@ -176,5 +176,5 @@ def lossless(column: np.ndarray, dtype: np.dtype) -> np.ndarray | None:
 
 
 def color_property(column: np.ndarray) -> np.ndarray:
-    """Colours as the 8-bit values that viewers expect."""
+    """Colors as the 8-bit values that viewers expect."""
     return colors_from_255(column, 1.0, np.dtype(np.uint8))

@@ -41,7 +41,7 @@ class LasSource:
     Attributes:
         header: ``laspy.LasHeader``.
         dimensions: column -> (dimension, element), element None for dimensions with one.
-        color_factor: the file stores colours as ``column * color_factor``.
+        color_factor: the file stores colors as ``column * color_factor``.
     """
 
     header: Any
@@ -109,21 +109,37 @@ def read_las(path: Path) -> PointCloud:
             dimensions[part] = (info.name, None if single else element)
     factor = colors_to_255(columns)
     if not any(columns[name].any() for name in COLORS if name in columns):
-        factor = LasSource.color_factor  # no colours yet: those to come are written as specified
+        factor = LasSource.color_factor  # no colors yet: those to come are written as specified
     return PointCloud(points, columns, LasSource(header, dimensions, factor))
 
 
-def write_las(path: Path, cloud: PointCloud, compress: bool) -> None:
-    """Writes a LAS or LAZ file.
+def write_las(path: Path, cloud: PointCloud) -> None:
+    """Writes a LAS file.
 
     A cloud read from LAS keeps header, CRS, point format, scales and offsets, and its coordinates
-    come out as the same integers. Other clouds get LAS 1.4 in point format 6, or 7 with colours
+    come out as the same integers. Other clouds get LAS 1.4 in point format 6, or 7 with colors
     (widened to 16 bits as the specification says), scaled to 0.1 mm, or coarser where the extent
     asks for it. Columns that the point format does not know become extra dimensions.
 
     Raises:
         InputError: non-finite coordinates, or a value that its field cannot hold.
     """
+    las = _las_data(cloud)
+    with path.open("wb") as stream:
+        las.write(stream, do_compress=False)
+
+
+def write_laz(path: Path, cloud: PointCloud) -> None:
+    """Writes a LAZ file, as :func:`write_las` does a LAS file."""
+    las = _las_data(cloud)
+    # lazrs hides why a write failed, so it writes to memory (a tenth of the points' size).
+    memory = io.BytesIO()
+    las.write(memory, do_compress=True)
+    path.write_bytes(memory.getbuffer())
+
+
+def _las_data(cloud: PointCloud) -> Any:
+    """The cloud as ``laspy.LasData``."""
     import laspy
 
     bad = int((~np.isfinite(cloud.points).all(axis=1)).sum())
@@ -147,15 +163,7 @@ def write_las(path: Path, cloud: PointCloud, compress: bool) -> None:
             record.array[name] = values
         else:
             record[name][:] = values
-    las = laspy.LasData(header, record)
-    if not compress:
-        with path.open("wb") as stream:
-            las.write(stream, do_compress=False)
-        return
-    # lazrs hides why a write failed, so it writes to memory (a tenth of the points' size).
-    memory = io.BytesIO()
-    las.write(memory, do_compress=True)
-    path.write_bytes(memory.getbuffer())
+    return laspy.LasData(header, record)
 
 
 def _check_structure(path: Path) -> None:

@@ -39,7 +39,7 @@ class PcdSource:
         shape: width and height; an organised cloud stays one while its number of points is.
         types: field -> numpy type code, in the file's order.
         fields: column (or x, y, z) -> field.
-        packed: the field that holds the three colours in one number, if any.
+        packed: the field that holds the three colors in one number, if any.
         color_factor: as in ``colors_to_255``.
     """
 
@@ -96,7 +96,7 @@ def read_pcd(path: Path) -> PointCloud:
 
 
 def write_pcd(path: Path, cloud: PointCloud) -> None:
-    """Writes a PCD, binary unless the input was ascii; new colours are packed as PCL does.
+    """Writes a PCD, binary unless the input was ascii; new colors are packed as PCL does.
 
     Raises:
         InputError: a column type that PCD does not have.

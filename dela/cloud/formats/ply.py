@@ -152,7 +152,7 @@ def read_ply(path: Path) -> PointCloud:
 def write_ply(path: Path, cloud: PointCloud) -> None:
     """Writes a PLY: the input's byte order, types and comments, or little-endian binary.
 
-    New coordinates are float32 where that loses nothing, else double; new colours are 8-bit.
+    New coordinates are float32 where that loses nothing, else double; new colors are 8-bit.
 
     Raises:
         InputError: a column type that PLY does not have.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import shlex
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -59,6 +61,34 @@ def test_every_command_of_the_table_has_help(capsys, name):
     assert callable(getattr(importlib.import_module(module), function))
     code, out, _ = run(capsys, name, "--help")
     assert code == 0 and f"dela {name}" in out
+
+
+def leaves(name: str) -> dict[str, Any]:
+    """The commands under a name of the table: one, or those of a group."""
+    application: Any = typer.main.get_command(cli._application(requested=name))
+    command = application.commands[name]
+    if not hasattr(command, "commands"):
+        return {name: command}
+    return {f"{name} {each}": below for each, below in command.commands.items()}
+
+
+@pytest.mark.parametrize("name", list(cli.COMMANDS))
+def test_the_help_of_every_command_ends_with_examples_it_understands(capsys, name):
+    for path, command in leaves(name).items():
+        text, marker, examples = command.help.partition("\n\nExamples:\n\n")
+        lines = examples.splitlines()
+        assert marker and text, f"dela {path}: no examples"
+        assert len(lines) >= 2 and all(line.startswith(f"$ dela {path}") for line in lines), lines
+        for line in lines:
+            words = shlex.split(line.removeprefix(f"$ dela {path}"))
+            command.make_context(path, words)  # a usage error raises
+        _, shown, _ = run(capsys, *path.split(), "--help")
+        assert all(line in " ".join(shown.split()) for line in lines), shown
+
+
+def test_an_example_that_is_no_command_line_would_be_noticed():
+    with pytest.raises(Exception, match="--no-such-option"):
+        leaves("info")["info"].make_context("info", ["model.onnx", "--no-such-option"])
 
 
 def test_version(capsys):

@@ -13,7 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dela.cloud.formats import SUFFIXES, find_scans, read_cloud, write_cloud
+from dela.cloud.formats import (
+    FORMATS,
+    find_scans,
+    format_of,
+    read_cloud,
+    read_extent,
+    write_cloud,
+)
 from dela.cloud.formats.pcd import PcdSource
 from dela.cloud.formats.ply import PlySource
 from dela.cloud.point_cloud import PointCloud
@@ -70,7 +77,7 @@ def _same_columns(left: PointCloud, right: PointCloud, exact_types: bool) -> Non
             assert other.dtype == column.dtype, name
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS)
 @FILE_SETTINGS
 @given(cloud=clouds())
 def test_any_cloud_comes_back(tmp_path: Path, suffix: str, cloud: PointCloud) -> None:
@@ -95,7 +102,7 @@ def test_any_cloud_comes_back(tmp_path: Path, suffix: str, cloud: PointCloud) ->
     _same_columns(cloud, again, exact_types=not is_text)
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS)
 @FILE_SETTINGS
 @given(cloud=clouds())
 def test_second_writing_gives_the_same_bytes(
@@ -109,7 +116,7 @@ def test_second_writing_gives_the_same_bytes(
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize("suffix", FORMATS)
 def test_selection_and_new_columns_are_written(tmp_path: Path, suffix: str) -> None:
     cloud = PointCloud(np.arange(30.0).reshape(10, 3), {"intensity": np.arange(10, dtype="u2")})
     write_cloud(tmp_path / f"a{suffix}", cloud)
@@ -124,7 +131,7 @@ def test_selection_and_new_columns_are_written(tmp_path: Path, suffix: str) -> N
     assert again.columns["classification"].tolist() == [6, 2, 5]
 
 
-@pytest.mark.parametrize("source", SUFFIXES)
+@pytest.mark.parametrize("source", FORMATS)
 @pytest.mark.parametrize("target", [".laz", ".ply", ".pcd", ".npz", ".npy", ".csv"])
 def test_every_format_converts_to_every_other(tmp_path: Path, source: str, target: str) -> None:
     generator = np.random.default_rng(0)
@@ -583,3 +590,23 @@ def test_ply_source_can_be_given_by_hand(tmp_path: Path) -> None:
     cloud = PointCloud(np.zeros((2, 3)), source=PlySource("ascii", ["comment from us"]))
     write_cloud(tmp_path / "a.ply", cloud)
     assert (tmp_path / "a.ply").read_text().startswith("ply\nformat ascii 1.0\ncomment from us\n")
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_every_format_says_where_its_labels_go_and_keeps_them_there(tmp_path: Path, suffix: str):
+    form = format_of(f"scan{suffix}")
+    limits = np.iinfo(form.label_dtype)
+    labels = np.array([min(limits.max, 1000), form.unlabelled, 0], form.label_dtype)
+    cloud = PointCloud(np.arange(9.0).reshape(3, 3), {form.label_column: labels})
+    again = read_cloud(write_cloud(tmp_path / f"scan{suffix}", cloud))
+    np.testing.assert_array_equal(again.columns[form.label_column], labels)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+def test_extents_told_by_a_header_are_those_of_the_points(tmp_path: Path, suffix: str):
+    points = np.array([[0.5, 2.0, -3.0], [1.5, -2.0, 4.0]])
+    extent = read_extent(write_cloud(tmp_path / f"scan{suffix}", PointCloud(points, {})))
+    if suffix in (".las", ".laz"):
+        np.testing.assert_allclose(extent, [[0.5, -2.0, -3.0], [1.5, 2.0, 4.0]])
+    else:
+        assert extent is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -14,10 +15,10 @@ import pytest
 from rich.console import Console
 
 from dela.cli import main as cli
-from dela.cloud.formats import read_cloud, write_cloud
+from dela.cloud.formats import FORMATS, read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.runtime import Predictor, doctor, load_backend
-from dela.runtime.cli import report
+from dela.runtime.cli.tables import findings_table, predictions_table
 from dela.scan.context import surroundings
 from dela.scan.tiles import context_width
 from small_networks import make_cloud
@@ -100,6 +101,19 @@ def test_predict_a_second_time_keeps_the_first_input(run, network, tmp_path):
     truth = read_cloud(path).columns["classification"]
     twice = read_cloud(tmp_path / "twice.las")
     assert np.array_equal(twice.columns["input_classification"], truth)
+
+
+def test_a_suffix_entered_in_the_table_is_known_to_every_command(run, network, tmp_path):
+    own = dataclasses.replace(FORMATS[".npz"], name="TOY", label_column="kind", unlabelled=-7)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(FORMATS, ".toy", own)
+        scan = write_cloud(tmp_path / "scan.toy", make_cloud())
+        code, _, error = run("predict", tmp_path, "-m", network.onnx, "-o", tmp_path / "out")
+        assert code == 0, error
+        kinds = read_cloud(tmp_path / "out" / "scan_labelled.toy").columns["kind"]
+        assert set(np.unique(kinds)) <= {2, 5, 6} and kinds.dtype == np.int32
+        assert run("info", scan)[0] == 0
+    assert "unknown suffix '.toy'" in run("info", scan)[2]
 
 
 def test_predict_json_and_scores(run, network, scan, tmp_path):
@@ -279,7 +293,7 @@ class TestBadInput:
             path.write_bytes(b"half of it")
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setitem(formats._FORMATS, ".npz", lambda: formats._Format(read_cloud, full))
+        monkeypatch.setitem(formats.FORMATS, ".npz", formats.Format("NPZ", read_cloud, full))
         before = sorted(tmp_path.iterdir())
         words = ["predict", scan, "-m", network.onnx, "-o", tmp_path / "out.npz"]
         assert_failed_in_words(run(*words), "disk is full")
@@ -328,7 +342,7 @@ def test_long_paths_are_shown_whole(capsys):
     finding = doctor.Finding("native library", doctor.OK, path)
     seconds = dict.fromkeys(("read", "pyramid", "network", "write"), 0.0)
     result = {"input": path, "points": 1, "voxels": 1, "tiles": 1, "seconds": seconds}
-    for table in (report.findings_table([finding]), report.predictions_table([result])):
+    for table in (findings_table([finding]), predictions_table([result])):
         Console(width=80).print(table)
         out = capsys.readouterr().out
         assert "…" not in out

@@ -16,7 +16,7 @@ from dela.families.layers import BatchNorm  # noqa: E402
 from dela.training.data.batches import BatchMaker  # noqa: E402
 from dela.training.data.kinds import open_dataset  # noqa: E402
 from dela.training.data.prefetch import on_device  # noqa: E402
-from dela.training.run.devices import memory_in_words, peak_memory, smaller_steps  # noqa: E402
+from dela.training.run.devices import explain_out_of_memory, peak_memory, smaller_steps  # noqa: E402
 from dela.training.run.loop import train  # noqa: E402
 
 
@@ -144,7 +144,10 @@ def test_advice_leaves_out_what_is_done_already(with_schedule):
     cpu = torch.device("cpu")
     config = with_schedule(batch_size=1, checkpoint=True, dtype="bf16")
     assert smaller_steps(config, cpu) == "data.points below 300"
-    with pytest.raises(RuntimeError, match="something else"), memory_in_words("it", "less", cpu):
+    with (
+        pytest.raises(RuntimeError, match="something else"),
+        explain_out_of_memory("it", "less", cpu),
+    ):
         raise RuntimeError("something else")
 
 

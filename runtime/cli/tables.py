@@ -1,101 +1,40 @@
-"""How the commands of this folder show their results: tables on a terminal, JSON for scripts."""
+"""The tables in which the commands of this folder show their results."""
 
 from __future__ import annotations
 
-import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dela.errors import DelaError
+from dela.cli.console import bare_table, escape, table
 
 if TYPE_CHECKING:  # rich is imported once something is drawn
-    from rich.console import Console
     from rich.table import Table
 
     from dela.runtime.doctor import Finding
     from dela.runtime.verify import Parity
     from dela.scores.confusion import Confusion
 
-# Wide enough for every table when the output is a file or a pipe.
-_PLAIN_WIDTH = 120
-
-
-def console() -> Console:
-    """Standard output; plain text of a fixed width where it is no terminal."""
-    from rich.console import Console
-
-    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
-
-
-def print_json(value: Any) -> None:
-    """One JSON document on standard output."""
-    print(json.dumps(value, indent=2))
-
-
-def warn(message: str) -> None:
-    """One line on stderr."""
-    print(f"warning: {message}", file=sys.stderr)
-
-
-@contextmanager
-def naming(scan: Path, *named: Path | None) -> Iterator[None]:
-    """Puts the scan's name before an error inside the block that names none of these files."""
-    try:
-        yield
-    except DelaError as error:
-        if any(path is not None and str(path) in str(error) for path in (scan, *named)):
-            raise
-        raise type(error)(f"{scan}: {error}") from error
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr while the block runs, moved by ``update(done, total)``; silent in a pipe."""
-    if not sys.stderr.isatty():
-        yield lambda done, total: None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        Progress,
-        TaskProgressColumn,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
 
 def predictions_table(results: Sequence[dict[str, Any]]) -> Table:
     """One row per scan: sizes and the time of each phase."""
-    table = _table("scan", "points", "voxels", "tiles", "read", "pyramid", "network", "write")
+    drawn = table("scan", "points", "voxels", "tiles", "read", "pyramid", "network", "write")
     for result in results:
         seconds = result["seconds"]
-        table.add_row(
+        drawn.add_row(
             result["input"],
             f"{result['points']:,}",
             f"{result['voxels']:,}",
             str(result["tiles"]),
             *(f"{seconds[phase]:.2f} s" for phase in ("read", "pyramid", "network", "write")),
         )
-    return table
+    return drawn
 
 
 def classes_table(results: Sequence[dict[str, Any]], scores: Confusion | None = None) -> Table:
     """Points and share of every class over all scans, with the IoU where truth was given."""
-    table = _table("class", "points", "share", *(["IoU"] if scores else []))
+    drawn = table("class", "points", "share", *(["IoU"] if scores else []))
     total = sum(result["points"] for result in results)
     names = dict.fromkeys(name for result in results for name in result["classes"])
     for index, name in enumerate(names):
@@ -104,13 +43,13 @@ def classes_table(results: Sequence[dict[str, Any]], scores: Confusion | None = 
         if scores:
             iou = scores.iou[index] if index < scores.num_classes else math.nan
             row.append("-" if math.isnan(iou) else f"{100 * iou:.2f} %")
-        table.add_row(*row)
-    return table
+        drawn.add_row(*row)
+    return drawn
 
 
 def parity_table(reports: Sequence[Parity]) -> Table:
     """A column per backend: errors, agreement, the tolerance, the verdict."""
-    table = _table("", *(report.name for report in reports), left=1)
+    drawn = table("", *(report.name for report in reports), left=1)
     rows: list[tuple[str, Callable[[Parity], str]]] = [
         ("points compared", lambda r: f"{r.points:,}"),
         ("largest logit", lambda r: f"{r.largest_logit:.4g}"),
@@ -124,32 +63,32 @@ def parity_table(reports: Sequence[Parity]) -> Table:
         ("  required", lambda r: f"{100 * r.tolerance.agreement:.2f} %"),
     ]
     for name, text in rows:
-        table.add_row(name, *(text(report) for report in reports))
-    table.add_section()
+        drawn.add_row(name, *(text(report) for report in reports))
+    drawn.add_section()
     for index, item in enumerate(reports[0].classes):
         if item.points:
-            table.add_row(
+            drawn.add_row(
                 f"{item.name} ({item.points:,})",
                 *(_class_cell(report, index) for report in reports),
             )
-    table.add_section()
+    drawn.add_section()
     verdicts = ("[green]passed[/]" if report.passed else "[red]FAILED[/]" for report in reports)
-    table.add_row("verdict", *verdicts)
-    return table
+    drawn.add_row("verdict", *verdicts)
+    return drawn
 
 
 def latency_table(results: Sequence[dict[str, Any]]) -> Table:
     """A row per backend and input: the network's median, 90th percentile and rate, the phases."""
-    table = _table(
+    drawn = table(
         "backend", "model", "input", "points", "network", "p90", "points/s", "preprocess",
         "postprocess", "total", left=3,
     )  # fmt: skip
     for result in results:
         seconds = result["seconds"]
-        table.add_row(
+        drawn.add_row(
             result["backend"],
-            _escape(Path(result["model"]).name),
-            _escape(Path(result["input"]).name),
+            escape(Path(result["model"]).name),
+            escape(Path(result["input"]).name),
             f"{result['points']:,}",
             _milliseconds(seconds["network"]["median"]),
             _milliseconds(seconds["network"]["p90"]),
@@ -159,7 +98,7 @@ def latency_table(results: Sequence[dict[str, Any]]) -> Table:
                 for phase in ("preprocess", "postprocess", "total")
             ),
         )
-    return table
+    return drawn
 
 
 def findings_table(findings: Sequence[Finding]) -> Table:
@@ -168,23 +107,23 @@ def findings_table(findings: Sequence[Finding]) -> Table:
 
     marks = {OK: "[green]ok[/]", NOTE: "[dim]note[/]", WARNING: "[yellow]warning[/]"}
     marks[BROKEN] = "[red]broken[/]"
-    table = _bare_table(show_header=False)
+    drawn = bare_table(show_header=False)
     for name in ("status", "subject"):
-        table.add_column(name, no_wrap=True)
-    table.add_column("detail", overflow="fold")
+        drawn.add_column(name, no_wrap=True)
+    drawn.add_column("detail", overflow="fold")
     for finding in findings:
         detail = finding.detail
         if finding.mend and finding.status != OK:
-            detail += f"\n[dim]->[/] {_escape(finding.mend)}"
-        table.add_row(marks[finding.status], finding.subject, detail)
-    return table
+            detail += f"\n[dim]->[/] {escape(finding.mend)}"
+        drawn.add_row(marks[finding.status], finding.subject, detail)
+    return drawn
 
 
 def info_table(values: dict[str, Any]) -> Table:
     """Names and values; lists in one line, tables of classes, inputs and columns a line each."""
-    table = _bare_table(show_header=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    drawn = bare_table(show_header=False)
+    drawn.add_column(style="bold")
+    drawn.add_column(overflow="fold")
     for name, value in values.items():
         label = name.replace("_", " ")
         if isinstance(value, dict):
@@ -193,8 +132,8 @@ def info_table(values: dict[str, Any]) -> Table:
             lines = [_flat(item) for item in value]
         else:
             lines = [_flat(value)]
-        table.add_row(label, _escape("\n".join(lines) or "none"))
-    return table
+        drawn.add_row(label, escape("\n".join(lines) or "none"))
+    return drawn
 
 
 def _milliseconds(seconds: float) -> str:
@@ -207,24 +146,6 @@ def _class_cell(report: Parity, index: int) -> str:
     return f"{agreement}, max {item.max_error:.1e}"
 
 
-def _bare_table(**looks: Any) -> Table:
-    from rich.table import Table
-
-    return Table(box=None, pad_edge=False, **looks)
-
-
-def _table(*headers: str, left: int = 1) -> Table:
-    table = _bare_table(header_style="bold")
-    for index, header in enumerate(headers):
-        table.add_column(
-            header,
-            justify="left" if index < left else "right",
-            no_wrap=index >= left,
-            overflow="fold" if index < left else "ellipsis",
-        )
-    return table
-
-
 def _flat(value: Any) -> str:
     if isinstance(value, dict):
         first, *rest = value.items()
@@ -235,9 +156,3 @@ def _flat(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int):
         return f"{value:.10g}" if isinstance(value, float) else str(value)
     return f"{value:,}"
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
