@@ -240,7 +240,7 @@ def on_device(backend: Backend, pyramid: Pyramid, repeats: int) -> float | None:
 
 
 def gpu_preprocess(backend: Backend, scan: PointCloud, points: int, repeats: int) -> float | None:
-    """Milliseconds of an engine's voxels and neighbours found on its own GPU."""
+    """Milliseconds of an engine's voxels and neighbors found on its own GPU."""
     if getattr(backend, "stream", None) is None:
         return None
     latency = measure(

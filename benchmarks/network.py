@@ -46,7 +46,7 @@ def room_cloud(count: int, grid: float, seed: int = 0) -> np.ndarray:
     from dela.geometry.cpu import voxel_grid
 
     rng = np.random.default_rng(seed)
-    side = max(1.5, 3.2 * (count / 30_000) ** 0.5)  # metres; wide enough for twice `count`
+    side = max(1.5, 3.2 * (count / 30_000) ** 0.5)  # meters; wide enough for twice `count`
     boxes = [np.array([[0.0, 0.0, 0.0], [side, side, 2.8]])]
     for _ in range(int(3 * side * side)):
         size = rng.uniform([0.2, 0.2, 0.3], [0.9, 0.9, 1.2])
@@ -94,7 +94,7 @@ def naive_spamp(features, points, neighbors, weight, centers=None):
 
 
 def make_pyramid(points: int):
-    """Pyramid of a room-like cloud and the network's neighbour distances."""
+    """Pyramid of a room-like cloud and the network's neighbor distances."""
     import dela
 
     config = dela.PRESETS["s3dis"]

@@ -54,7 +54,7 @@ class BuildRequest:
         compatibility: ``tensorrt``: one of :data:`dela.artifacts.sidecar.COMPATIBILITIES`.
         tf32: allow float32 products rounded to TF32, which is faster and misses float32 parity.
         workspace: most scratch memory of a layer, MiB; None leaves it to TensorRT.
-        level: builder optimisation level 0 to 5, quick to thorough; None leaves it to TensorRT.
+        level: builder optimization level 0 to 5, quick to thorough; None leaves it to TensorRT.
         timing_cache: ``tensorrt``: file of measured timings, read when it exists, written after.
     """
 

@@ -1,7 +1,7 @@
 """The operators spelled out in standard ONNX, so that an exported file runs without our kernels.
 
 A function body stands for its node wherever no kernel or plugin of that name is registered. Both
-bodies walk over the k columns of the neighbour table (``Scan``) with a running minimum or maximum
+bodies walk over the k columns of the neighbor table (``Scan``) with a running minimum or maximum
 of [N, C], so [N, k, C] never exists: 30,000 points, k = 24 and C = 64 take about 90 MB. Distances
 are summed as squares of differences, never expanded to a quadratic form, which would cancel.
 
@@ -106,7 +106,7 @@ SPSE <epsilon, directions> (points, neighbors, weight) => (out)
 }
 """
 
-# The four channels that share one centre lie in four planes of [M, C / 4], so that the factor of
+# The four channels that share one center lie in four planes of [M, C / 4], so that the factor of
 # a group multiplies whole planes.
 SPAMP = """
 <domain: "dela", opset_import: ["" : 20]>

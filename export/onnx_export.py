@@ -184,7 +184,7 @@ def _index_with_int32(graph: onnx.GraphProto) -> None:
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Removes nodes and initialisers that no output depends on."""
+    """Removes nodes and initializers that no output depends on."""
     needed = {value.name for value in graph.output}
     nodes = []
     for node in reversed(graph.node):

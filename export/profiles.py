@@ -1,4 +1,4 @@
-"""Optimisation profiles: for which sizes an engine is built."""
+"""Optimization profiles: for which sizes an engine is built."""
 
 from __future__ import annotations
 

@@ -116,7 +116,7 @@ def measure(
 ) -> Latency:
     """Times a backend on one scan, or on a batch of clouds (classification).
 
-    Every repetition goes the whole way: attributes, voxels and neighbours; the network, transfers
+    Every repetition goes the whole way: attributes, voxels and neighbors; the network, transfers
     to a GPU and back included; probabilities and the label of every point.
 
     Args:

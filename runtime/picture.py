@@ -28,9 +28,9 @@ WRONG_COLOR = (222, 45, 38)
 _SUPERSAMPLING = 2
 _MAX_DRAWN = 3_000_000
 _LARGEST_SPLAT = 9
-# Radius of a splat over the distance to the point's fourth neighbour.
+# Radius of a splat over the distance to the point's fourth neighbor.
 _SPLAT = 0.75
-# Low to high, for scans without colour: dark blue, teal, green, sand.
+# Low to high, for scans without color: dark blue, teal, green, sand.
 _RAMP = np.array(
     [(64, 82, 150), (47, 118, 152), (53, 156, 135), (139, 195, 92), (245, 222, 120)], np.float64
 )
@@ -38,9 +38,9 @@ _RAMP = np.array(
 
 @dataclass(frozen=True)
 class Panel:
-    """One view of the cloud: a title, perhaps a remark beside it, and a colour per point.
+    """One view of the cloud: a title, perhaps a remark beside it, and a color per point.
 
-    ``classes`` [N] are the class indices that the colours stand for; None: none.
+    ``classes`` [N] are the class indices that the colors stand for; None: none.
     """
 
     title: str
@@ -58,7 +58,7 @@ class Camera:
 
 
 def class_colors(classes: np.ndarray, infos: Sequence[ClassInfo]) -> np.ndarray:
-    """[N, 3] uint8 colours of class indices [N]; a negative index is drawn as unlabelled."""
+    """[N, 3] uint8 colors of class indices [N]; a negative index is drawn as unlabelled."""
     table = np.array([*(info.color for info in infos), UNLABELLED_COLOR], dtype=np.uint8)
     return table[np.where(classes < 0, len(infos), classes)]
 
@@ -70,9 +70,9 @@ def error_colors(truth: np.ndarray, predicted: np.ndarray) -> np.ndarray:
 
 
 def natural_colors(points: np.ndarray, columns: dict[str, np.ndarray]) -> np.ndarray:
-    """[N, 3] uint8: the scan's own colour; without one, height as a ramp, shaded by intensity.
+    """[N, 3] uint8: the scan's own color; without one, height as a ramp, shaded by intensity.
 
-    Lidar is often stored in formats with colour that nobody filled in: all black is none. What is
+    Lidar is often stored in formats with color that nobody filled in: all black is none. What is
     not finite takes the lowest value.
     """
     names = ("red", "green", "blue")
@@ -258,9 +258,9 @@ def _draw_caption(pen: Any, panel: Panel, left: int, top: int, layout: _Layout) 
 
 @dataclass(frozen=True)
 class _View:
-    """Points seen by the camera: screen x, y (any unit), metres along the view axis.
+    """Points seen by the camera: screen x, y (any unit), meters along the view axis.
 
-    ``size`` is the scene's diagonal in metres, ``aspect`` its height over its width on the screen.
+    ``size`` is the scene's diagonal in meters, ``aspect`` its height over its width on the screen.
     """
 
     x: np.ndarray
@@ -304,7 +304,7 @@ class _Splats:
     light: np.ndarray
 
     def paint(self, colors: np.ndarray) -> np.ndarray:
-        """[height, width, 3] uint8 for one colouring of the points."""
+        """[height, width, 3] uint8 for one coloring of the points."""
         table = np.concatenate([colors, [BACKGROUND]]).astype(np.float32)
         image = table[self.winner]
         image *= self.light[..., None]
@@ -335,7 +335,7 @@ def _splats(view: _View, points: np.ndarray, width: int, height: int) -> _Splats
     winner = np.full(width * height, -1, dtype=np.int64)
     disc = _disc(int(reach[0]))
     # Two passes over a disc of pixels per point: the nearest depth first, then its owner. The
-    # disc bulges toward the camera, so neighbouring splats meet halfway between their centres.
+    # disc bulges toward the camera, so neighboring splats meet halfway between their centers.
     for claim in (False, True):
         for dx, dy, square in disc:
             count = int(np.count_nonzero(square <= reach * (reach + 0.5)))
@@ -354,14 +354,14 @@ def _splats(view: _View, points: np.ndarray, width: int, height: int) -> _Splats
 
 
 def _disc(reach: int) -> list[tuple[int, int, int]]:
-    """Offsets x, y of the pixels of a disc, and their squared distance from its centre."""
+    """Offsets x, y of the pixels of a disc, and their squared distance from its center."""
     span = range(-reach, reach + 1)
     offsets = [(x, y, x * x + y * y) for y in span for x in span]
     return [item for item in offsets if item[2] <= reach * (reach + 0.5)]
 
 
 def _point_spacing(points: np.ndarray) -> np.ndarray:
-    """[N] metres to the fourth neighbour, kept between the median and twice the median."""
+    """[N] meters to the fourth neighbor, kept between the median and twice the median."""
     from dela.geometry.cpu import knn
 
     if len(points) < 8:
@@ -374,7 +374,7 @@ def _point_spacing(points: np.ndarray) -> np.ndarray:
 
 
 def _eye_dome(depth: np.ndarray) -> np.ndarray:
-    """[H, W] factor 0..1: darker where a neighbouring pixel lies nearer to the camera.
+    """[H, W] factor 0..1: darker where a neighboring pixel lies nearer to the camera.
 
     Args:
         depth: [H, W] distances in units of the scene's size, infinite where nothing is.
@@ -388,8 +388,8 @@ def _eye_dome(depth: np.ndarray) -> np.ndarray:
         height, width = filled.shape
         for dy, dx in offsets:
             y, x = reach * (1 + dy), reach * (1 + dx)
-            neighbour = padded[y : y + height, x : x + width]
-            shade += weight * np.clip(filled - neighbour, 0.0, 0.03)
+            neighbor = padded[y : y + height, x : x + width]
+            shade += weight * np.clip(filled - neighbor, 0.0, 0.03)
     light = np.exp(-9.0 * shade).astype(np.float32)
     light[empty] = 1.0
     return light

@@ -28,7 +28,7 @@ class ModelMetadata:
     """The description of an exported network.
 
     Attributes:
-        config: task, classes, grid, neighbours, attribute columns: what prepares the input.
+        config: task, classes, grid, neighbors, attribute columns: what prepares the input.
         dtype: precision of the layers between the operators: ``fp32``, ``fp16`` or ``bf16``.
             Inputs and outputs are float32 in every case.
         checkpoint_sha256: of the checkpoint file the weights come from, "" for a model in memory.

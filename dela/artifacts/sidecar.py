@@ -41,7 +41,7 @@ class SizeRange:
 
 @dataclass(frozen=True)
 class Profile:
-    """What one optimisation profile of an engine was built for.
+    """What one optimization profile of an engine was built for.
 
     Attributes:
         stages: per stage the range of its points over all clouds of a batch.

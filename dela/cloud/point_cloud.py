@@ -15,7 +15,7 @@ class PointCloud:
     """Points with named columns, as read from a file or made by hand.
 
     Attributes:
-        points: [N, 3] float64, metres, any origin (UTM coordinates lose nothing).
+        points: [N, 3] float64, meters, any origin (UTM coordinates lose nothing).
         columns: name -> [N] array of any numeric dtype: ``red``, ``green``, ``blue`` (0-255),
             ``intensity``, ``return_number``, ``number_of_returns``, ``classification``,
             ``normal_x`` ... File formats map their own names to these.

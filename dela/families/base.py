@@ -73,7 +73,7 @@ class Family(Protocol):
         """The input of one cloud.
 
         Args:
-            points: [N, 3] float32 metres, near the origin: one per voxel of ``config.grid[0]``, or
+            points: [N, 3] float32 meters, near the origin: one per voxel of ``config.grid[0]``, or
                 all points of an object.
             attributes: [N, F] float32, F = ``len(config.input_columns)``; None when F is 0.
             config: of the network.
@@ -92,7 +92,7 @@ class Family(Protocol):
         ...
 
     def reach(self, config: Any) -> float:
-        """Metres around a point that its label may depend on: context that a tile needs."""
+        """Meters around a point that its label may depend on: context that a tile needs."""
         ...
 
     def parity(self, dtype: str) -> Tolerance:

@@ -20,9 +20,9 @@ def module_list(modules: Iterable[M]) -> Sequence[M]:
 
 
 class BatchNorm(nn.BatchNorm1d):
-    """Batch normalisation over points.
+    """Batch normalization over points.
 
-    A single row has no variance: in training it is normalised by the running statistics, which
+    A single row has no variance: in training it is normalized by the running statistics, which
     stay as they are, so that a tiny cloud at a coarse stage does not stop a run. They also stay
     when a checkpointed block is computed again.
     """

@@ -26,7 +26,7 @@ CATEGORY = "category"
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One class: its name, the label code written to files, its colour (RGB, 0-255)."""
+    """One class: its name, the label code written to files, its color (RGB, 0-255)."""
 
     name: str
     code: int
@@ -42,7 +42,7 @@ class AttributeInfo:
     ``height_above_ground`` (above the local ground).
 
     With ``log`` above 0, in the column's own unit, raw is first ``sign(raw) ln(1 + |raw| / log)``:
-    nearly linear up to ``log``, so that centimetres near the ground and metres in a tree's crown
+    nearly linear up to ``log``, so that centimeters near the ground and meters in a tree's crown
     both show.
     """
 
@@ -75,7 +75,7 @@ class CategoryInfo:
 class Contract:
     """What the rest of the package knows of a network; families add fields of their own.
 
-    ``grid`` holds voxel sizes in metres, finest first, where points are labelled; ``points`` the
+    ``grid`` holds voxel sizes in meters, finest first, where points are labelled; ``points`` the
     points kept of a cloud, most first, where clouds are.
 
     ``categories`` are for part segmentation: the category of an object, known beforehand as the
@@ -233,7 +233,7 @@ def named_classes(names: str) -> tuple[ClassInfo, ...]:
 
 
 def generic_classes(count: int) -> tuple[ClassInfo, ...]:
-    """Classes ``class_0`` .. with codes 0 .. and the palette's colours."""
+    """Classes ``class_0`` .. with codes 0 .. and the palette's colors."""
     return tuple(
         ClassInfo(f"class_{code}", code, PALETTE[code % len(PALETTE)]) for code in range(count)
     )

@@ -40,7 +40,7 @@ class Pyramid:
     For S stages with N_d points in all at stage d and B clouds:
 
     Attributes:
-        points: [N_0, 3] float32, metres, shifted near the origin.
+        points: [N_0, 3] float32, meters, shifted near the origin.
         attributes: [N_0, F] float32, scaled to about 0..1; F may be 0.
         neighbors: S tables [N_d, k_d] int32, rows of stage d (the point itself included).
         kept: S - 1 lists [N_d] int32 for d = 1..S-1: the rows of stage d - 1 that stage d keeps.
@@ -216,7 +216,7 @@ def build_pyramid(
     in random order out of 1200/1024 as many samples.
 
     Args:
-        points: [N, 3] float32 metres, near the origin, N >= 1.
+        points: [N, 3] float32 meters, near the origin, N >= 1.
         attributes: [N, F] float32, F = ``len(config.input_columns)``; None when F is 0.
         config: stages, neighbors, grid sizes or point counts.
         seed: of the random choices; None draws one from the system.

@@ -31,7 +31,7 @@ class GpuVoxels:
     """A scan at the resolution of stage 0, in device memory; as :class:`dela.scan.voxels.Voxels`.
 
     Attributes:
-        points: [V, 3] float32 metres, counted from the scan's lowest corner.
+        points: [V, 3] float32 meters, counted from the scan's lowest corner.
         attributes: [V, F] float32.
         voxel_of_point: [N] int32: the voxel of each point of the scan.
         kept: [V] int32: the scan's row behind each voxel.
@@ -101,7 +101,7 @@ class PyramidBuilder:
         the number of voxels.
 
         Args:
-            points: [N, 3] float64 (or float32) metres of any origin, on the host or on the device.
+            points: [N, 3] float64 (or float32) meters of any origin, on the host or on the device.
             attributes: [N, F] float32, computed on the whole scan; None when F is 0.
 
         Raises:
@@ -284,7 +284,7 @@ def build_device_pyramid(
     largest.
 
     Args:
-        points: [N, 3] float32 metres, near the origin, N >= 1: a numpy array, or an array on the
+        points: [N, 3] float32 meters, near the origin, N >= 1: a numpy array, or an array on the
             device with DLPack or ``__cuda_array_interface__``, which is not copied.
         attributes: [N, F] float32 likewise, F = ``len(config.input_columns)``; None when F is 0.
         config: stages, neighbors and grid sizes.

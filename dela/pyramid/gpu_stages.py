@@ -82,7 +82,7 @@ class StageBuilder:
         :func:`dela.pyramid.cpu.build_pyramid` makes of each cloud with ``pick=None``.
 
         Args:
-            points: [N, 3] float32 metres on the device, the clouds one after the other, each in the
+            points: [N, 3] float32 meters on the device, the clouds one after the other, each in the
                 order of a voxel grid or nearly so.
             attributes: [N, F] float32 likewise; passed on as they are.
             lengths: points of each cloud, 1 or more.

@@ -14,7 +14,7 @@ from dela.model.contract import CATEGORY, AttributeInfo
 # Scaled values are cut to this range: see compute_attributes.
 SCALED_LIMIT = 5.0
 
-# Ground filter, metres; window and slope near SMRF's defaults (Pingel, Clarke, McBride 2013).
+# Ground filter, meters; window and slope near SMRF's defaults (Pingel, Clarke, McBride 2013).
 _CELL = 1.0
 _MAX_WINDOW = 20.0
 _SLOPE = 0.15
@@ -130,10 +130,10 @@ def height_above_ground(points: np.ndarray) -> np.ndarray:
     wider than 20 m without ground in between count as ground, cliffs are cut at the edge.
 
     Args:
-        points: [N, 3], metres, z up. Non-finite rows give NaN and touch no other.
+        points: [N, 3], meters, z up. Non-finite rows give NaN and touch no other.
 
     Returns:
-        [N] float64, metres; slightly negative below the fitted ground.
+        [N] float64, meters; slightly negative below the fitted ground.
     """
     points = np.asarray(points, dtype=np.float64)
     heights = np.full(len(points), np.nan)
@@ -163,7 +163,7 @@ def height_above_ground(points: np.ndarray) -> np.ndarray:
 def _without_gaps(position: np.ndarray) -> np.ndarray:
     """Cell positions along one axis with empty stretches cut to the largest window.
 
-    So a stray point kilometres away, or two distant scans in one file, cost no cells between.
+    So a stray point kilometers away, or two distant scans in one file, cost no cells between.
     """
     whole = np.floor(position)
     occupied, row = np.unique(whole, return_inverse=True)
@@ -198,7 +198,7 @@ def _ground_surface(lowest: np.ndarray, cell: float) -> np.ndarray:
     if not is_ground.any():
         return opened
     ground = _fill(np.where(is_ground, surface, 0.0), is_ground)
-    # A lone return from below the ground (multipath) must not lift its neighbours.
+    # A lone return from below the ground (multipath) must not lift its neighbors.
     closed = -_opening(-ground, 1)
     pit = closed - ground > _PIT
     return np.where(pit, closed, ground)
@@ -208,7 +208,7 @@ def _ground_correction(above: np.ndarray, position: np.ndarray) -> np.ndarray:
     """How far the ground is above the coarse one at each point, from the points near it.
 
     Args:
-        above: [N] metres above the coarse ground.
+        above: [N] meters above the coarse ground.
         position: [N, 2] in fine cells.
     """
     near = np.flatnonzero(np.abs(above) < _HIGHEST_GROUND)
@@ -228,7 +228,7 @@ def _ground_correction(above: np.ndarray, position: np.ndarray) -> np.ndarray:
 
 
 def _opening(surface: np.ndarray, radius: int) -> np.ndarray:
-    """Grey opening with a square window of 2 radius + 1 cells; beyond the edge nothing counts."""
+    """Gray opening with a square window of 2 radius + 1 cells; beyond the edge nothing counts."""
     for axis in (0, 1):
         surface = _running(np.minimum, surface, radius, axis, np.inf)
     for axis in (0, 1):
@@ -239,7 +239,7 @@ def _opening(surface: np.ndarray, radius: int) -> np.ndarray:
 def _running(
     pick: np.ufunc, values: np.ndarray, radius: int, axis: int, beyond: float
 ) -> np.ndarray:
-    """Minimum or maximum over a centred window, by doubling: log2(window) passes."""
+    """Minimum or maximum over a centerd window, by doubling: log2(window) passes."""
     border = [(0, 0), (0, 0)]
     border[axis] = (radius, radius)
     values = np.pad(values, border, constant_values=beyond)
@@ -275,7 +275,7 @@ def _fill(values: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _sum_of_nine(values: np.ndarray) -> np.ndarray:
-    """Each cell with its eight neighbours."""
+    """Each cell with its eight neighbors."""
     values = np.pad(values, 1)
     values = values[:-2] + values[1:-1] + values[2:]
     return values[:, :-2] + values[:, 1:-1] + values[:, 2:]

@@ -35,7 +35,7 @@ def join_clouds(clouds: Sequence[PointCloud]) -> PointCloud:
 
 
 def surroundings(cloud: PointCloud, others: Iterable[PointCloud], width: float) -> PointCloud:
-    """The points of other scans within ``width`` metres of a scan's ground plan.
+    """The points of other scans within ``width`` meters of a scan's ground plan.
 
     The ground plan is the box of the scan's x and y. Points of the others that are not finite are
     left out, so that they cannot spoil a sound scan.
@@ -43,7 +43,7 @@ def surroundings(cloud: PointCloud, others: Iterable[PointCloud], width: float) 
     Args:
         cloud: the scan, in the same frame as the others.
         others: scans around it.
-        width: metres, 0 or more.
+        width: meters, 0 or more.
 
     Returns:
         a cloud with the columns that all of the others have; empty where none is near.
@@ -78,7 +78,7 @@ class Neighborhood:
         """:func:`surroundings` of the scan read from ``path``, out of the other files.
 
         Raises:
-            InputError: a neighbouring file cannot be read.
+            InputError: a neighboring file cannot be read.
         """
         return surroundings(cloud, self._near(path, cloud, width), width)
 

@@ -65,7 +65,7 @@ def add_looks(
 
     Args:
         forward: a network in evaluation mode or a runtime backend.
-        points: [N, 3] metres.
+        points: [N, 3] meters.
         attributes: [N, F] float32, scaled, of every point; an array or what is indexed like one.
         looks: at least one.
         options: tiles, and ``progress``, called as ``progress(looks done, looks in all)``; the

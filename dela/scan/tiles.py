@@ -47,14 +47,14 @@ def context_width(config: Contract) -> float:
 def cut_tiles(points: np.ndarray, max_points: int, context: float) -> Iterator[Tile]:
     """Tiles of at most ``max_points`` rows whose cores cover every row once.
 
-    The scene is halved at the median of its longer side until a part fits with ``context`` metres
+    The scene is halved at the median of its longer side until a part fits with ``context`` meters
     of surroundings. Where even a quarter of the limit does not fit with them (a dense column, a
     low limit), the tile keeps the context nearest to its core.
 
     Args:
-        points: [N, 3] float32 metres, one per voxel.
+        points: [N, 3] float32 meters, one per voxel.
         max_points: at least 1.
-        context: metres.
+        context: meters.
 
     Raises:
         InputError: ``max_points`` below 1.

@@ -103,7 +103,7 @@ def predict_voxels(
 
     Args:
         forward: a network in evaluation mode or a runtime backend.
-        points: [N, 3] metres, the scan at full resolution in the frame of its voxels.
+        points: [N, 3] meters, the scan at full resolution in the frame of its voxels.
         look, options: see :func:`take_votes`.
     """
     plain = look(0)
@@ -196,7 +196,7 @@ class _HostTally:
 
 
 def vote_reach(config: Contract) -> float:
-    """Metres from a vote's point at which what it weighs has fallen to 1 / e."""
+    """Meters from a vote's point at which what it weighs has fallen to 1 / e."""
     return NEAR * config.grid[0]
 
 

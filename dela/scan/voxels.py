@@ -30,7 +30,7 @@ class Voxels:
     """A scan at the resolution of stage 0.
 
     Attributes:
-        points: [V, 3] float32 metres, counted from the scan's lowest corner.
+        points: [V, 3] float32 meters, counted from the scan's lowest corner.
         attributes: [V, F] float32.
         voxel_of_point: [N] int32: the voxel of each point of the scan.
     """
@@ -62,7 +62,7 @@ class Voxels:
         """Tiles of at most ``max_points`` voxels; classification never splits.
 
         Args:
-            context: metres around a core; None for :func:`dela.scan.tiles.context_width`.
+            context: meters around a core; None for :func:`dela.scan.tiles.context_width`.
         """
         if config.task == "classification":
             return [whole_tile(len(self))]
@@ -117,7 +117,7 @@ def scan_grid(
     """The finest voxel grid of a whole scan.
 
     Args:
-        points: [N, 3] float64 metres, counted from the scan's lowest corner. Float32 would move
+        points: [N, 3] float64 meters, counted from the scan's lowest corner. Float32 would move
             points that lie on a border between voxels, as those of scanners that round do.
 
     Raises:

@@ -36,7 +36,7 @@ class CudaError(RuntimeError):
 
 @functools.cache
 def driver() -> Any:
-    """The module ``cuda.bindings.driver``, initialised.
+    """The module ``cuda.bindings.driver``, initialized.
 
     Raises:
         CudaUnavailable: no package, no driver or no GPU; one line that says what to install.
@@ -307,7 +307,7 @@ class Graph:
         """Captures what the block queues on ``stream``; nothing of it runs before a launch.
 
         Raises:
-            CudaError: the block did what cannot be captured, such as a synchronisation.
+            CudaError: the block did what cannot be captured, such as a synchronization.
         """
         graph = cls(stream.device)
         stream.device.make_current()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dela.plugins.cuda.driver import Graph, Stream
 
 MAX_GRAPHS = 16
-# Sets of shapes that are recognised when they come back.
+# Sets of shapes that are recognized when they come back.
 _REMEMBERED = 1000
 
 

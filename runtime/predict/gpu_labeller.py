@@ -1,6 +1,6 @@
 """Scans labelled on the GPU that runs the network.
 
-A scan's points and attributes go up once, its labels come down once. Voxels, neighbours and
+A scan's points and attributes go up once, its labels come down once. Voxels, neighbors and
 downsampling are those of the CPU, value for value; labels are those of the same definition.
 """
 

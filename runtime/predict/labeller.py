@@ -38,7 +38,7 @@ class Labels:
 
 
 class Labeller(Protocol):
-    """A backend, and where voxels, neighbours and labels are made for it."""
+    """A backend, and where voxels, neighbors and labels are made for it."""
 
     def wait(self) -> None:
         """Waits until the pyramid made last is there."""

@@ -35,7 +35,7 @@ class Prediction:
         voxels: points the network saw.
         tiles: runs of the network, votes included.
         invalid: points of the cloud left out because a coordinate is NaN or infinite.
-        seconds: time spent on ``network`` and, with all the rest (attributes, voxels, neighbours,
+        seconds: time spent on ``network`` and, with all the rest (attributes, voxels, neighbors,
             labels), on ``pyramid``.
     """
 
@@ -54,7 +54,7 @@ class Predictor:
 
     Args:
         backend: that runs the network.
-        gpu_pyramid: find voxels, neighbours and labels on the GPU of an engine; the answer is the
+        gpu_pyramid: find voxels, neighbors and labels on the GPU of an engine; the answer is the
             same. Threads then take turns; with a predictor each, over one backend, only in the
             network.
 
@@ -86,7 +86,7 @@ class Predictor:
 
         Args:
             cloud: needs the model's attribute columns.
-            around: points of neighbouring scans, see :mod:`dela.scan.context`; the network sees
+            around: points of neighboring scans, see :mod:`dela.scan.context`; the network sees
                 them and they get no label. Not for classification.
             max_points: voxels in one run; a larger scene is cut into overlapping tiles. Never more
                 than the backend takes.

@@ -19,7 +19,7 @@ class EmulatedCuda:
     """Settings, counters and faults of the driver that this process runs on.
 
     Settings (attributes that may be set; see README.md for each): ``defer``,
-    ``check_initialised``, ``hide_device_memory``, ``allow_capture_allocation``, ``order``,
+    ``check_initialized``, ``hide_device_memory``, ``allow_capture_allocation``, ``order``,
     ``capability``, ``driver_version``, ``junk``, ``memory``.
     """
 
@@ -126,7 +126,7 @@ class EmulatedCuda:
             name: ``allocations``, ``frees``, ``device_bytes`` (allocated now),
                 ``host_allocations``, ``host_frees``, ``launches``, ``graph_launches``,
                 ``captures``, ``copies``, ``pageable_copies``, ``bytes_up`` (copied to the device),
-                ``bytes_down`` (to the host) or ``synchronisations``.
+                ``bytes_down`` (to the host) or ``synchronizations``.
         """
         value = self._get(name)
         if value < 0:

@@ -67,7 +67,7 @@ def test_spamp_gives_the_float64_answer(element, dtype, tolerance, n, m, k):
 
 
 def test_small_distances_do_not_cancel():
-    """Neighbours that all but coincide with an ellipsoid's centre, far from the origin."""
+    """Neighbors that all but coincide with an ellipsoid's center, far from the origin."""
     case = spse_case(3, 50, 4, 8)
     case["points"] = (1000 + np.round(case["points"] * 64) / 64).astype(np.float32)
     case["weight"][9:] = 1e-3

@@ -138,7 +138,7 @@ def spse(l, knn, m, feature=None, w=None, normal=None, n=None):  # noqa: E741
 
 
 class Published:
-    """One forward pass. ``kept_rows_norm`` normalises a downsampling aggregation over the rows it
+    """One forward pass. ``kept_rows_norm`` normalizes a downsampling aggregation over the rows it
     keeps instead of all; both agree in evaluation."""
 
     def __init__(self, state, spread, training=False, kept_rows_norm=True):

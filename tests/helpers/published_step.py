@@ -25,13 +25,13 @@ from dela.training.optimize.losses import cross_entropy
 from dela.training.settings.train import TrainConfig, load_config
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-ROOM = (6.0, 5.0, 3.0)  # metres
+ROOM = (6.0, 5.0, 3.0)  # meters
 # 126 m2 of walls, floor and ceiling: more voxels than any published sample takes.
 DENSITY = 4.0  # points per voxel
 
 
 def surface(count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Points [count, 3] float32 on the six sides of a room, metres, and their normals."""
+    """Points [count, 3] float32 on the six sides of a room, meters, and their normals."""
     size = np.array(ROOM)
     axes = np.repeat([0, 1, 2], 2)
     area = np.prod(size) / size[axes]
@@ -68,7 +68,7 @@ def labels_of(config: DelaConfig, pyramid: Pyramid) -> torch.Tensor:
 
 
 def step(name: str, clouds: int) -> dict[str, Any]:
-    """Forward, backward and an optimiser step of a fresh network."""
+    """Forward, backward and an optimizer step of a fresh network."""
     recipe: TrainConfig = load_config(CONFIGS / f"{name}.toml")
     config = recipe.model
     pyramid = pack([sample(config, recipe.data.points, seed) for seed in range(clouds)])

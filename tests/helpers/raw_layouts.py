@@ -1,7 +1,7 @@
 """Tiny data in the raw layout of every dataset, as its publishers hand it out.
 
 Each function writes below a folder and returns what a preparation must find there. Scenes are a
-floor, two walls and boxes on the floor, a few metres large, so that networks can be trained on
+floor, two walls and boxes on the floor, a few meters large, so that networks can be trained on
 them; objects are boxes and balls of different shapes.
 """
 
@@ -28,7 +28,7 @@ class Room:
     """A labelled scene: what stands where.
 
     Attributes:
-        points: [N, 3] float64 metres, rounded to millimetres.
+        points: [N, 3] float64 meters, rounded to millimeters.
         color: [N, 3] uint8.
         parts: [N] 0 floor, 1 wall, 2 box, 3 ball.
     """
@@ -68,7 +68,7 @@ def write_s3dis(
     """``Area_x/room/Annotations/*.txt`` and what lies around them in the published archive.
 
     Returns:
-        scene -> (points [N, 3], colour [N, 3], labels [N]) in the order of the file names.
+        scene -> (points [N, 3], color [N, 3], labels [N]) in the order of the file names.
     """
     names = ("floor_1", "wall_1", "table_1", "stairs_1")  # the benchmark counts stairs as clutter
     classes = list(CLASS_NAMES["s3dis"])
@@ -151,7 +151,7 @@ def _sheet(side: int, seed: int) -> dict[str, np.ndarray]:
 
 
 def write_mesh(path: Path, mesh: dict[str, np.ndarray], with_labels: bool = False) -> None:
-    """A binary PLY as ScanNet's: vertices with colour and alpha, triangles, perhaps labels."""
+    """A binary PLY as ScanNet's: vertices with color and alpha, triangles, perhaps labels."""
     fields = [("x", "<f4"), ("y", "<f4"), ("z", "<f4")]
     fields += [(name, "u1") for name in ("red", "green", "blue", "alpha")]
     header = ["ply", "format binary_little_endian 1.0", "comment VCGLIB generated"]
@@ -176,7 +176,7 @@ def write_mesh(path: Path, mesh: dict[str, np.ndarray], with_labels: bool = Fals
 
 
 def make_object(kind: int, points: int, rng: np.random.Generator) -> np.ndarray:
-    """[P, 3] float32: a box or a ball whose proportions tell its kind; y is up, centred."""
+    """[P, 3] float32: a box or a ball whose proportions tell its kind; y is up, centerd."""
     size = 0.2 + 0.8 * np.array([(kind % 3) / 2, (kind // 3 % 3) / 2, (kind // 9) / 4])
     cloud = rng.normal(size=(points, 3))
     scale = np.linalg.norm(cloud, axis=1) if kind % 2 else np.abs(cloud).max(axis=1)

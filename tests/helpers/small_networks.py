@@ -79,7 +79,7 @@ def write_network(folder: Path, config: DelaConfig, seed: int = 0) -> Trained:
 def make_cloud(
     count: int = 4000, size: tuple[float, float, float] = (4.0, 4.0, 2.0), seed: int = 0
 ) -> PointCloud:
-    """Random points at UTM coordinates, with colours, intensity and a classification."""
+    """Random points at UTM coordinates, with colors, intensity and a classification."""
     generator = np.random.default_rng(seed)
     origin = np.array([651_000.0, 6_860_000.0, 120.0])
     points = origin + generator.uniform(0, size, (count, 3))
@@ -95,7 +95,7 @@ def make_cloud(
 def scene_pyramid(
     config: DelaConfig, count: int = 2000, seed: int = 0, side: float = 2.0
 ) -> Pyramid:
-    """The input for a random scan, a square of ``side`` metres, in one tile."""
+    """The input for a random scan, a square of ``side`` meters, in one tile."""
     cloud = make_cloud(count, (side, side, 1.0), seed)
     voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
     (part,) = voxels.tiles(config, 100_000)

@@ -47,7 +47,7 @@ def prepare_scene(
     Attributes are computed on the whole scan at full resolution, then picked.
 
     Args:
-        cloud: a scan in metres, any origin.
+        cloud: a scan in meters, any origin.
         config: the network's configuration.
         pick: n takes the n-th point of every voxel (voting), None a random one.
         drop_invalid: leave out points with NaN or infinite coordinates instead of refusing them.

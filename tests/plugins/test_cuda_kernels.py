@@ -438,7 +438,7 @@ def test_the_first_of_equal_neighbors_wins(operators, k):
 
 def test_coordinates_far_from_the_origin(operators):
     rng = np.random.default_rng(15)
-    # A quarter of a metre is what float32 resolves at four million.
+    # A quarter of a meter is what float32 resolves at four million.
     points = (rng.integers(0, 40, (30, 3)) * 0.25 + 1e6).astype(np.float32)
     case = spse_case(16, 30, 8, 12) | {"points": points}
     (out,) = operators.spse(**case, epsilon=1e-8)

@@ -10,7 +10,7 @@ from small_networks import CLASSIFICATION, CONFIG, Trained, make_cloud, write_ne
 
 @pytest.fixture(scope="session")
 def network(tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Segmentation: colours and height, three classes."""
+    """Segmentation: colors and height, three classes."""
     return write_network(tmp_path_factory.mktemp("network"), CONFIG)
 
 

@@ -91,7 +91,7 @@ def test_a_broken_index_fails(network, tmp_path):
                 continue
             constant = onnx.numpy_helper.from_array(np.array([0], np.int32), f"first_{renamed}")
             model.graph.initializer.append(constant)
-            # Neighbours of row 0 for everybody: gathered by a constant index.
+            # Neighbors of row 0 for everybody: gathered by a constant index.
             table = node.input[2]
             shape = onnx.helper.make_node("Shape", [table], [f"shape_{renamed}"])
             row = onnx.helper.make_node(

@@ -77,13 +77,13 @@ def scale_height(attributes: np.ndarray, columns: Columns, factor: float) -> np.
 
 
 def shift_height(
-    attributes: np.ndarray, columns: Columns, metres: float | np.ndarray
+    attributes: np.ndarray, columns: Columns, meters: float | np.ndarray
 ) -> np.ndarray:
-    """Height columns with some metres added, everywhere the same or [N] a point's own."""
+    """Height columns with some meters added, everywhere the same or [N] a point's own."""
     changed = attributes.copy()
     for column in columns.height:
         info = columns.infos[column]
-        changed[:, column] = info.scaled(info.raw(attributes[:, column]) + metres)
+        changed[:, column] = info.scaled(info.raw(attributes[:, column]) + meters)
     return changed
 
 

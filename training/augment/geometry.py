@@ -1,6 +1,6 @@
 """Random changes to where points are: pure functions of arrays and a generator.
 
-Coordinates are metres about the sample's center, float32 [N, 3]; nothing is changed in place.
+Coordinates are meters about the sample's center, float32 [N, 3]; nothing is changed in place.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def transform_directions(directions: np.ndarray, linear: np.ndarray) -> np.ndarr
 
 
 def jitter(points: np.ndarray, sigma: float, generator: np.random.Generator) -> np.ndarray:
-    """Gaussian noise on coordinates (metres), clipped at three standard deviations."""
+    """Gaussian noise on coordinates (meters), clipped at three standard deviations."""
     noise = generator.standard_normal(points.shape, np.float32).clip(-3, 3)
     return points + np.float32(sigma) * noise
 
@@ -77,9 +77,9 @@ def jitter(points: np.ndarray, sigma: float, generator: np.random.Generator) -> 
 def elastic_offsets(
     points: np.ndarray, granularity: float, magnitude: float, generator: np.random.Generator
 ) -> np.ndarray:
-    """float32 [N, 3] metres by which smooth noise moves each point.
+    """float32 [N, 3] meters by which smooth noise moves each point.
 
-    Standard normal vectors on a grid of cell size ``granularity`` (metres), twice averaged over
+    Standard normal vectors on a grid of cell size ``granularity`` (meters), twice averaged over
     three nodes along each axis, interpolated linearly between nodes, times ``magnitude``; after
     Choy et al., "4D Spatio-Temporal ConvNets" (Minkowski networks), 2019.
     """
@@ -129,7 +129,7 @@ def cut_out(
 
     Args:
         most: 1 to this many balls are cut, below 1 counts as 1.
-        radius: metres.
+        radius: meters.
     """
     outside = np.ones(len(points), bool)
     for _ in range(int(generator.integers(1, max(1, most) + 1))):

@@ -20,7 +20,7 @@ def mix_scenes(
     scenes are level. Every point keeps its label. After Nekrasov et al., "Mix3D", 2021.
 
     Args:
-        first, second: [N, 3] and [M, 3] float32, metres about the center of each piece.
+        first, second: [N, 3] and [M, 3] float32, meters about the center of each piece.
         first_floor, second_floor: where each scene's lowest point is in the same coordinates.
         vertical: index of the vertical axis.
     """

@@ -39,7 +39,7 @@ class Motion:
     Attributes:
         linear: [3, 3] map of coordinates.
         growth: by how much heights grew with it.
-        lift: [N] float32 metres that elastic distortion raised each point; None without any.
+        lift: [N] float32 meters that elastic distortion raised each point; None without any.
     """
 
     linear: np.ndarray
@@ -57,7 +57,7 @@ def move_points(
     """Mirror, scale, turn, distort; jitter is left for the points that are kept.
 
     Args:
-        points: [N, 3] float32, metres about the sample's center; untouched.
+        points: [N, 3] float32, meters about the sample's center; untouched.
     """
     factors = random_scale(config.scale, config.scale_axes, generator)
     if config.rotate_all:
@@ -105,8 +105,8 @@ def change_attributes(
     if columns.directions and generator.random() < config.normal_drop:
         attributes = drop_normals(attributes, columns)
     if columns.height and config.height_shift:
-        metres = generator.uniform(-config.height_shift, config.height_shift)
-        attributes = shift_height(attributes, columns, metres)
+        meters = generator.uniform(-config.height_shift, config.height_shift)
+        attributes = shift_height(attributes, columns, meters)
     if columns.intensity and config.intensity_scale:
         factor = 1 + generator.uniform(-config.intensity_scale, config.intensity_scale)
         attributes = scale_intensity(attributes, columns, factor)

@@ -21,7 +21,7 @@ class Clouds:
     :func:`dela.pyramid.cpu.build_pyramid` makes of each, packed.
 
     Attributes:
-        points: [N, 3] float32, metres, finite; each cloud in the order of a voxel grid.
+        points: [N, 3] float32, meters, finite; each cloud in the order of a voxel grid.
         attributes: [N, F] float32, finite; F may be 0.
         lengths: points of each cloud.
         bounds: of each cloud's points.

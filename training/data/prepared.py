@@ -153,7 +153,7 @@ class _ColumnSource:
 
     @property
     def points(self) -> np.ndarray:
-        """[N, 3] float32, metres from the lowest corner."""
+        """[N, 3] float32, meters from the lowest corner."""
         return self.column("points")
 
     @property

@@ -54,7 +54,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a scan, moved, one point per voxel; coordinates are metres about its center.
+    """A part of a scan, moved, one point per voxel; coordinates are meters about its center.
 
     Attributes:
         floor: where along the vertical axis the scan's lowest point is in these coordinates.

@@ -34,7 +34,7 @@ class Scan:
 
     Attributes:
         name: file name, or ``room <seed>``.
-        points: [N, 3] float32, metres, shifted near the origin.
+        points: [N, 3] float32, meters, shifted near the origin.
         attributes: [N, F] float32, scaled.
         labels: [N] int16 class index, -1 ignored.
         origin: [3] float64: ``points + origin`` are the file's coordinates.

@@ -29,7 +29,7 @@ def encode(
         record: as read; see :class:`~dela.training.prepare.store.Record`.
         task: ``segmentation``, ``classification`` or ``parts``.
         classes: how many; labels lie in -1 .. classes - 1.
-        grid: voxel size of the stored voxel index, metres; None stores none.
+        grid: voxel size of the stored voxel index, meters; None stores none.
 
     Raises:
         InputError: no points, non-finite values, lengths that differ, labels out of range.

@@ -42,7 +42,7 @@ class Plan:
         classes: in label order; for ``parts`` the parts.
         units: in the order of the manifest.
         categories: name of each category and the class indices of its parts (``parts``).
-        grid: voxel size in metres at which scenes are indexed; None for sets of small clouds.
+        grid: voxel size in meters at which scenes are indexed; None for sets of small clouds.
         notes: what was left out, shown before the work starts.
     """
 

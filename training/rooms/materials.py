@@ -21,7 +21,7 @@ class Material:
         color: RGB 0-255 under full light.
         texture: a key of ``TEXTURES``.
         accent: the second color of the texture.
-        scale: size of the pattern, metres.
+        scale: size of the pattern, meters.
         contrast: strength of the pattern, 0..1.
         answers: share of rays that come back (glass, black plastic: below 1).
         glow: light of its own, 0..1 (lamps, screens, sky behind a window).

@@ -70,7 +70,7 @@ class Plan:
     Attributes:
         cells: disjoint rectangles (x0, y0, x1, y1) that make up the floor.
         walls: counter-clockwise.
-        height: of the ceiling, metres.
+        height: of the ceiling, meters.
         blocked: rectangles where nothing may stand: door swings, columns.
         paint: the walls' covering.
     """

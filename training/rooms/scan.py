@@ -34,7 +34,7 @@ def generate_room(seed: int, points: int = 200_000) -> PointCloud:
         points: how many points, about (never more).
 
     Returns:
-        N points in metres, the room's corner near the origin, z up, with columns ``red``,
+        N points in meters, the room's corner near the origin, z up, with columns ``red``,
         ``green``, ``blue`` (uint8) and ``classification`` (uint8, index into ``ROOM_CLASSES``).
 
     Raises:

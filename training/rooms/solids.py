@@ -41,7 +41,7 @@ class Solids:
         material: Material,
         taper: float = 1.0,
     ) -> None:
-        """Args: ``frame`` [3, 3], columns = images of the unit shape's axes, metres."""
+        """Args: ``frame`` [3, 3], columns = images of the unit shape's axes, meters."""
         self.kinds.append(kind)
         self.centers.append(np.asarray(center, float))
         self.frames.append(np.asarray(frame, float))
@@ -51,7 +51,7 @@ class Solids:
 
 
 class Placed:
-    """Adds solids in the local frame of one piece: x to its right, y ahead, z up, metres."""
+    """Adds solids in the local frame of one piece: x to its right, y ahead, z up, meters."""
 
     def __init__(
         self, solids: Solids, origin: tuple[float, float, float], yaw: float, label: int
@@ -153,7 +153,7 @@ class Placed:
 
 
 def _scaling(size: tuple[float, float, float]) -> np.ndarray:
-    """The frame of a unit shape of this size, metres along x, y and z."""
+    """The frame of a unit shape of this size, meters along x, y and z."""
     return np.diag(np.maximum(np.asarray(size, float), 1e-3) / 2)
 
 
@@ -204,7 +204,7 @@ def surface(solids: Solids, points: np.ndarray, owner: np.ndarray) -> tuple[np.n
         points: [N, 3] places on surfaces; owner: [N] their solids.
 
     Returns:
-        place [N, 3] metres along the solid's own axes, the longest first (panes: across, up, 0);
+        place [N, 3] meters along the solid's own axes, the longest first (panes: across, up, 0);
         normal [N, 3] unit, outward (panes: either side).
     """
     centers = np.array(solids.centers)[owner]

@@ -22,14 +22,14 @@ class AugmentConfig:
         flip: mirror the two horizontal axes, each with probability one half.
         scale: least and largest scale factor.
         scale_axes: draw a factor per axis rather than one for all.
-        elastic: pairs (granularity, magnitude) in metres: smooth noise on a grid of this cell size
-            moves the points by this many metres per unit of noise; one pair after the other.
+        elastic: pairs (granularity, magnitude) in meters: smooth noise on a grid of this cell size
+            moves the points by this many meters per unit of noise; one pair after the other.
         elastic_share: probability of a sample that is distorted at all.
-        jitter: standard deviation of the noise on coordinates, metres, clipped at three of them.
+        jitter: standard deviation of the noise on coordinates, meters, clipped at three of them.
         drop_points: largest share of points left out.
         cutout: most balls cut out of a sample of ``data.points``; smaller samples lose fewer in
             proportion, at least one.
-        cutout_radius: of these balls, metres.
+        cutout_radius: of these balls, meters.
         mix: probability of a sample made of two: scenes laid over each other, so that objects are
             recognized without their usual surroundings, or objects of which a part of the points
             is another's.
@@ -40,7 +40,7 @@ class AugmentConfig:
         color_jitter: standard deviation of the noise on color, in units of the full range.
         color_shift: largest shift of a whole color channel, in units of the full range.
         intensity_scale: largest relative change of a whole ``intensity`` column.
-        height_shift: largest shift of the height columns, metres.
+        height_shift: largest shift of the height columns, meters.
         normal_drop: probability of a sample without normals (all zero).
     """
 

@@ -61,7 +61,7 @@ class DataConfig:
             20,000 later.
         points: most points (voxels) in a training sample: the ones nearest a random center.
         eval_points: most points (voxels) in one run when scoring; larger scans are cut into tiles.
-        margin: metres of surroundings a tile carries beyond the part it answers for; 4 voxels of
+        margin: meters of surroundings a tile carries beyond the part it answers for; 4 voxels of
             the coarsest stage when None.
         balance: share of training samples centered on a class drawn evenly instead of on any point.
         passes: samples taken from every scan in an epoch, scans in random order; 0 draws places

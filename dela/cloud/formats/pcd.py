@@ -36,7 +36,7 @@ class PcdSource:
     Attributes:
         kind: ``ascii`` or ``binary`` (``binary_compressed`` is written as ``binary``).
         viewpoint: the sensor's position and orientation, as the header states it.
-        shape: width and height; an organised cloud stays one while its number of points is.
+        shape: width and height; an organized cloud stays one while its number of points is.
         types: field -> numpy type code, in the file's order.
         fields: column (or x, y, z) -> field.
         packed: the field that holds the three colors in one number, if any.

@@ -1,4 +1,4 @@
-"""Spatial encoding: how the shape of a point's neighbourhood becomes its features (SPSE)."""
+"""Spatial encoding: how the shape of a point's neighborhood becomes its features (SPSE)."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Ellipsoids(nn.Module):
 
     Parameters are flat because weight decay spares one-dimensional parameters:
 
-    - ``shapes`` [10 C]: per channel centre (3), scale (3), rotation axis (3) and angle (1);
+    - ``shapes`` [10 C]: per channel center (3), scale (3), rotation axis (3) and angle (1);
     - ``attributes`` [E C]: E rows of C reference values, absent when E = 0;
-    - ``directions`` [L C]: L rows, each channel's column normalised before use, absent when L = 0.
+    - ``directions`` [L C]: L rows, each channel's column normalized before use, absent when L = 0.
     """
 
     attributes: nn.Parameter | None

@@ -16,7 +16,7 @@ def example_pyramid(config: DelaConfig, size: int, seed: int = 0) -> Pyramid:
     a traced graph are taken for one.
 
     Args:
-        config: its task, neighbours, grid and input columns are used.
+        config: its task, neighbors, grid and input columns are used.
         size: points of stage 0; clouds in classification.
         seed: of coordinates and attributes.
     """

@@ -1,4 +1,4 @@
-"""A network for inference only: operator weights computed, normalisation folded into the Linears.
+"""A network for inference only: operator weights computed, normalization folded into the Linears.
 
 Exported graphs are traced from it and the torch backend runs it; it gives the same logits as the
 network it was made from, within float rounding.
@@ -113,7 +113,7 @@ class FrozenStage(nn.Module):
         self.downsample = None if downsample is None else FrozenDownsample(downsample, dtype)
 
         # An aggregation sees differences alone, so a constant added to its input changes nothing:
-        # the shift of each aggregation's normalisation moves into the MLP that runs before it.
+        # the shift of each aggregation's normalization moves into the MLP that runs before it.
         order: list[Mlp | LocalAggregation] = [block.mlps[0]]
         for i, aggregation in enumerate(block.aggregations):
             order.append(aggregation)
@@ -134,7 +134,7 @@ class FrozenStage(nn.Module):
 
 
 class FoldedMlp(nn.Module):
-    """Linear, GELU, Linear, with the normalisations around them folded in."""
+    """Linear, GELU, Linear, with the normalizations around them folded in."""
 
     def __init__(
         self,
@@ -160,7 +160,7 @@ class ResidualMlp(FoldedMlp):
 
 
 class FrozenAggregation(nn.Module):
-    """Linear and SPAMP; ``scale`` [dim] is what normalisation multiplies the result by."""
+    """Linear and SPAMP; ``scale`` [dim] is what normalization multiplies the result by."""
 
     weight: Tensor
     scale: Tensor
@@ -258,7 +258,7 @@ class FrozenClassificationHead(nn.Module):
 
 
 def _affine(norm: BatchNorm) -> tuple[Tensor, Tensor]:
-    """Scale and shift [dim] of a normalisation in evaluation, float64."""
+    """Scale and shift [dim] of a normalization in evaluation, float64."""
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return scale, norm.bias.double() - norm.running_mean.double() * scale

@@ -24,7 +24,7 @@ def pool_clouds(features: Tensor, points_per_cloud: int) -> Tensor:
 
 
 class StageProjection(nn.Module):
-    """Normalisation and Linear without bias from a stage's features to the head's."""
+    """Normalization and Linear without bias from a stage's features to the head's."""
 
     def __init__(self, dim: int, head_dim: int, momentum: float) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class ClassificationHead(nn.Module):
 
 
 class CoordinateHead(nn.Module):
-    """Training only: a stage's features must tell where a neighbour lies."""
+    """Training only: a stage's features must tell where a neighbor lies."""
 
     def __init__(self, dim: int, momentum: float, hidden: int = 32) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class CoordinateHead(nn.Module):
         return self.project(F.gelu(self.norm(self.expand(difference))))
 
     def loss(self, x: Tensor, points: Tensor, neighbors: Tensor) -> Tensor:
-        """Mean squared error of the offset to one random neighbour of every point.
+        """Mean squared error of the offset to one random neighbor of every point.
 
         Args:
             x: features [N, dim].

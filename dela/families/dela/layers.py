@@ -1,4 +1,4 @@
-"""The layers that encoder and decoder are made of: normalisation, MLP, local aggregation.
+"""The layers that encoder and decoder are made of: normalization, MLP, local aggregation.
 
 Rows are points of all clouds of a batch, one after the other; features are [N, dim]. The layers
 follow DeLA v2 (Chen et al., "Decoupled Local Aggregation for Point Cloud Learning", 2023).
@@ -18,7 +18,7 @@ from dela.families.recompute import run
 
 
 class Mlp(nn.Module):
-    """Linear to ``hidden``, GELU, Linear back without bias, normalisation."""
+    """Linear to ``hidden``, GELU, Linear back without bias, normalization."""
 
     def __init__(self, dim: int, hidden: int, momentum: float) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class Mlp(nn.Module):
 
 
 class LocalAggregation(nn.Module):
-    """Linear without bias, SPAMP over the neighbours, normalisation.
+    """Linear without bias, SPAMP over the neighbors, normalization.
 
     ``centers`` (flat [3 dim / 4], x y z of each group of four channels) and ``falloff`` ([dim / 4],
     its square is SPAMP's s) are kept flat because weight decay spares one-dimensional parameters.
@@ -45,7 +45,7 @@ class LocalAggregation(nn.Module):
         self.norm = BatchNorm(dim, momentum=momentum)
 
     def weight(self) -> Tensor:
-        """SPAMP's weight [4, dim / 4]: three rows of centres, one of s."""
+        """SPAMP's weight [4, dim / 4]: three rows of centers, one of s."""
         return torch.cat([self.centers.view(-1, 3).t(), self.falloff.square()[None]])
 
     def forward(
@@ -104,9 +104,9 @@ def _residual(
 class Downsample(nn.Module):
     """From stage d - 1 to stage d: a projection of the kept rows plus an aggregation around them.
 
-    The aggregation is evaluated around the kept rows alone, so its normalisation sees those rows,
+    The aggregation is evaluated around the kept rows alone, so its normalization sees those rows,
     while the projection's sees every row of stage d - 1 in training. (The reference computes and
-    normalises all rows in both and then picks; evaluation agrees exactly.)
+    normalizes all rows in both and then picks; evaluation agrees exactly.)
     """
 
     def __init__(self, dim_in: int, dim: int, momentum: float) -> None:
@@ -116,7 +116,7 @@ class Downsample(nn.Module):
         self.aggregation = LocalAggregation(dim_in, dim, momentum)
 
     def forward(self, x: Tensor, points: Tensor, neighbors: Tensor, kept: Tensor) -> Tensor:
-        """Features [N, dim_in] to [M, dim]; points, neighbours and ``kept`` [M] of stage d - 1."""
+        """Features [N, dim_in] to [M, dim]; points, neighbors and ``kept`` [M] of stage d - 1."""
         if self.training:
             skip = self.norm(self.project(x)).index_select(0, kept)
         else:

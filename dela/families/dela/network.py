@@ -46,7 +46,7 @@ class PyramidModule(nn.Module):
         return next(itertools.chain(self.parameters(), self.buffers())).device
 
     def tensors(self, pyramid: Pyramid, dtype: torch.dtype = torch.float32) -> PyramidTensors:
-        """Points, attributes (None without any), neighbours, kept and nearest rows as tensors.
+        """Points, attributes (None without any), neighbors, kept and nearest rows as tensors.
 
         Arrays may be numpy or tensors, indices of any integer dtype; nothing is copied that
         already is a tensor of the right dtype on the model's device.
@@ -68,7 +68,7 @@ class PyramidModule(nn.Module):
             ]
 
         kept, nearest = indices(pyramid.kept), indices(pyramid.nearest)
-        # The operators check their neighbours; these index tensors directly. Only on the CPU: on
+        # The operators check their neighbors; these index tensors directly. Only on the CPU: on
         # another device the answer would hold up every step.
         if device.type == "cpu":
             sizes = [len(pyramid.points), *map(len, kept)]

@@ -2,7 +2,7 @@
 
 A published checkpoint is a flat state_dict (bare, or under ``"model"``) with nested stage names
 ``stage.sub_stage.sub_stage...``. Everything that tensors' shapes tell is read from them; what they
-cannot tell (neighbour counts, points per stage, grid, coordinate scale, spread, epsilon) comes from
+cannot tell (neighbor counts, points per stage, grid, coordinate scale, spread, epsilon) comes from
 a preset or from overrides.
 """
 
@@ -25,7 +25,7 @@ from dela.model.contract import AttributeInfo
 from dela.model.weights import FORMAT, is_state_dict, load_weights, read_torch_file, refuse_misfits
 
 _SOURCE = "the reference checkpoint"
-_ATTRIBUTES = "ellipsoids.0.attributes"  # two tensors in the reference: colour rows and height
+_ATTRIBUTES = "ellipsoids.0.attributes"  # two tensors in the reference: color rows and height
 _COLORS = tuple(AttributeInfo(name, 250.0) for name in ("red", "green", "blue"))
 _HEIGHT = AttributeInfo("height", 3.3)
 _NORMALS = tuple(AttributeInfo(f"normal_{axis}") for axis in "xyz")

@@ -1,7 +1,7 @@
-"""Starting values of a network (DeLA v2) and the neighbour distances they are drawn from.
+"""Starting values of a network (DeLA v2) and the neighbor distances they are drawn from.
 
-Centres of ellipsoids and aggregations start where neighbours really lie: directions on a Fibonacci
-sphere under one random rotation, radii at even quantiles of the distances between neighbours,
+Centers of ellipsoids and aggregations start where neighbors really lie: directions on a Fibonacci
+sphere under one random rotation, radii at even quantiles of the distances between neighbors,
 shuffled. Distances are in units of the stage's spread (``coordinate_scale / spread_d`` per metre).
 """
 
@@ -31,7 +31,7 @@ _LINEAR_STD = 0.02
 def measure_neighbor_distances(
     pyramids: Iterable[Pyramid], config: DelaConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Distances between neighbours in the training data, as two quantile tables.
+    """Distances between neighbors in the training data, as two quantile tables.
 
     Args:
         pyramids: some packed samples; 20,000 rows of each stage are looked at, evenly spaced.
@@ -42,7 +42,7 @@ def measure_neighbor_distances(
         and for stage 1 (stage 0's again in a network of one stage). The point itself is left out.
 
     Raises:
-        InputError: no pyramid, or none in which a point has another point for a neighbour.
+        InputError: no pyramid, or none in which a point has another point for a neighbor.
     """
     measured: list[list[np.ndarray]] = [[] for _ in range(min(2, config.stages))]
     for pyramid in pyramids:
@@ -65,7 +65,7 @@ def measure_neighbor_distances(
             raise InputError(
                 f"no neighbour distance to measure at stage {stage}: every cloud is a single "
                 f"point there; give clouds that spread over several voxels{size} (coordinates in "
-                "metres?)"
+                "meters?)"
             )
         tables.append(np.quantile(distances, levels).astype(np.float32))
     return tables[0], tables[-1]
@@ -77,15 +77,15 @@ def default_neighbor_distances(config: DelaConfig) -> tuple[np.ndarray, np.ndarr
     A voxel grid of size g leaves about one point per g^2 of surface, so the k nearest fill a disc
     of radius ``g sqrt(k / pi)``, with quantile u of the distances at ``radius sqrt(u)``. For
     classification, where no grid tells the density, the spread does: it is the standard deviation
-    of neighbour offsets per axis, which for a disc is ``radius / sqrt(6)``.
+    of neighbor offsets per axis, which for a disc is ``radius / sqrt(6)``.
     """
     levels = np.sqrt((np.arange(TABLE_SIZE) + 0.5) / TABLE_SIZE)
     tables = []
     for stage in (0, min(1, config.stages - 1)):
         radius = math.sqrt(6.0)
         if config.task == "segmentation":
-            metres = config.grid[stage] * math.sqrt(config.neighbors[stage] / math.pi)
-            radius = metres * config.coordinate_scale / config.spread[stage]
+            meters = config.grid[stage] * math.sqrt(config.neighbors[stage] / math.pi)
+            radius = meters * config.coordinate_scale / config.spread[stage]
         tables.append((radius * levels).astype(np.float32))
     return tables[0], tables[1]
 
@@ -106,7 +106,7 @@ def _random_rotation(generator: torch.Generator | None) -> Tensor:
 
 
 def _centers(count: int, distances: np.ndarray, generator: torch.Generator | None) -> Tensor:
-    """[count, 3] starting centres drawn from a table of distances."""
+    """[count, 3] starting centers drawn from a table of distances."""
     levels = (np.arange(count) + 0.5) / count
     radii = torch.from_numpy(np.quantile(np.asarray(distances, dtype=np.float64), levels))
     shuffled = radii[torch.randperm(count, generator=generator)]

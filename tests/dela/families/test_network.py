@@ -1,4 +1,4 @@
-"""Networks: parameters, starting values, behaviour in training, the frozen form."""
+"""Networks: parameters, starting values, behavior in training, the frozen form."""
 
 from __future__ import annotations
 
@@ -289,7 +289,7 @@ def test_training_reaches_every_parameter(sizes, counts):
     (logits.square().mean() + loss).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
-        # A bias before normalisation over points or a loss of differences has none.
+        # A bias before normalization over points or a loss of differences has none.
         assert parameter.grad.any(), name
 
 

@@ -92,7 +92,7 @@ def distance(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCED)
 def test_gradients_are_those_of_the_plain_operators(name):
-    """In float32 the nearest of two neighbours that are almost equally near may be either one, and
+    """In float32 the nearest of two neighbors that are almost equally near may be either one, and
     the gradient goes to it alone; so plain float32 is no exact reference. The kernels must come as
     near to plain float64 as plain float32 does."""
     config = load_config(CONFIGS / f"{name}.toml").model

@@ -163,7 +163,7 @@ def test_neighbouring_files_are_context(run, network, tmp_path):
     tiles.mkdir()
     for name, rows in (("west", west), ("east", ~west)):
         write_cloud(tiles / f"{name}.laz", whole.select(rows))
-    write_cloud(tiles / "west_labelled.laz", make_cloud())  # an earlier result is no neighbour
+    write_cloud(tiles / "west_labelled.laz", make_cloud())  # an earlier result is no neighbor
     scan, alone, beside = tiles / "west.laz", tmp_path / "alone.npz", tmp_path / "beside.npz"
     assert run("predict", scan, "-m", network.onnx, "-o", alone)[0] == 0
     code, _, error = run("predict", scan, "-m", network.onnx, "-o", beside, "--context", tiles)

@@ -1,7 +1,7 @@
 """S3DIS, aligned version 1.2 (Armeni et al., "3D Semantic Parsing of Large-Scale Indoor Spaces").
 
 Raw layout: ``Area_<n>/<room>/Annotations/<class>_<number>.txt``, six numbers a line (x y z in
-metres, red green blue). A room is the union of its annotation files, whose names are the labels.
+meters, red green blue). A room is the union of its annotation files, whose names are the labels.
 """
 
 from __future__ import annotations
