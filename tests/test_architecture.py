@@ -191,6 +191,8 @@ def test_a_dataset_is_its_module_and_a_line(entry, tmp_path, monkeypatch):
     (tmp_path / "raw").mkdir()
     np.save(tmp_path / "raw" / "one.npy", scene)
 
+    # The command's choices are made of the table when its module is imported.
+    monkeypatch.delitem(sys.modules, "dela.training.cli.data", raising=False)
     entry("dataset", "toy", "toy_dataset")
     words = ["data", "prepare", "toy", str(tmp_path / "raw"), "-o", str(tmp_path / "out")]
     cli.run_command([*words, "--workers", "1"])

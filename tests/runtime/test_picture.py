@@ -39,10 +39,12 @@ def room(generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(faces), np.repeat(np.arange(6), 3000)
 
 
-def draw(tmp_path: Path, points: np.ndarray, colors: np.ndarray, **arguments) -> np.ndarray:
+def draw(
+    tmp_path: Path, points: np.ndarray, colors: np.ndarray, legend=(), **arguments
+) -> np.ndarray:
     path = tmp_path / "picture.png"
     style = PictureStyle(width=400, **arguments)
-    draw_panels(path, points, [Panel("Scan", colors)], style=style, overwrite=True)
+    draw_panels(path, points, [Panel("Scan", colors)], legend, style, overwrite=True)
     with Image.open(path) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 
