@@ -165,10 +165,7 @@ def voxel_grid(
     points = _check_points(points, "points")
     if not (math.isfinite(size) and size > 0):
         raise InputError(f"voxel size is {size}; it must be above 0")
-    if pick is not None and pick < 0:
-        raise InputError(f"pick is {pick}; give 0 or more, or None for a random point")
-    if seed is None:
-        seed = int(np.random.SeedSequence().entropy) if pick is None else 0  # type: ignore[arg-type]
+    seed = pick_seed(pick, seed)
     given, edge = points, float(size)
     if origin is not None:
         points, edge = _cells_from(points, origin, size), 1.0
@@ -195,6 +192,19 @@ def voxel_grid(
         )
     _check_status(status, given, "voxel_grid")
     return VoxelGrid(kept[: count.value].copy(), voxel_of_point)
+
+
+def pick_seed(pick: int | None, seed: int | None) -> int:
+    """The seed of a voxel grid's pick: as given, else drawn from the system if it is needed.
+
+    Raises:
+        InputError: a pick below 0.
+    """
+    if pick is not None and pick < 0:
+        raise InputError(f"pick is {pick}; give 0 or more, or None for a random point")
+    if seed is None:
+        return int(np.random.SeedSequence().entropy) if pick is None else 0  # type: ignore[arg-type]
+    return seed
 
 
 class SearchTree:
@@ -282,23 +292,12 @@ def knn(
     _check_k(k)
     if not len(points):
         raise InputError("a neighbor search needs at least one point, there are none")
-    starts = _starts(lengths, len(points), "lengths", "points")
-    if queries is None:
-        if query_lengths is not None:
-            raise InputError("query_lengths is given without queries; leave it out")
-        query_starts = starts
-        rows = len(points)
-    else:
+    starts = starts_of_clouds(lengths, len(points), "lengths", "points")
+    if queries is not None:
         queries = _check_points(np.asarray(queries, dtype=np.float32), "queries")
-        if (lengths is None) != (query_lengths is None):
-            raise InputError("give both lengths and query_lengths, or neither")
-        query_starts = _starts(query_lengths, len(queries), "query_lengths", "queries")
-        rows = len(queries)
-        if len(query_starts) != len(starts):
-            raise InputError(
-                f"query_lengths has {len(query_starts) - 1} clouds, lengths has {len(starts) - 1}"
-            )
-    out = np.empty((rows, k), dtype=np.int32)
+    rows = None if queries is None else len(queries)
+    query_starts = starts_of_queries(rows, starts, lengths, query_lengths)
+    out = np.empty((query_starts[-1], k), dtype=np.int32)
     for cloud in range(len(starts) - 1):
         begin, end = starts[cloud], starts[cloud + 1]
         query_begin, query_end = query_starts[cloud], query_starts[cloud + 1]
@@ -349,7 +348,7 @@ def farthest_point_sampling(
     points = _check_points(np.asarray(points, dtype=np.float32), "points")
     if count < 1:
         raise InputError(f"count is {count}; take at least one point")
-    starts = _starts(lengths, len(points), "lengths", "points")
+    starts = starts_of_clouds(lengths, len(points), "lengths", "points")
     if np.any(np.diff(starts) < 1):
         raise InputError("farthest point sampling needs at least one point in every cloud")
     _check_range(points)
@@ -396,7 +395,41 @@ def _check_status(status: int, points: np.ndarray, what: str) -> None:
     native.check(status, what)
 
 
-def _starts(lengths: Sequence[int] | None, rows: int, name: str, what: str) -> np.ndarray:
+def starts_of_queries(
+    rows: int | None,
+    starts: np.ndarray,
+    lengths: Sequence[int] | None,
+    query_lengths: Sequence[int] | None,
+) -> np.ndarray:
+    """Where each cloud's queries begin and the last one's end, int64 [clouds + 1].
+
+    Args:
+        rows: queries in all; None where the points themselves are asked for.
+        starts: of the points, from ``lengths``; see :func:`starts_of_clouds`.
+
+    Raises:
+        InputError: lengths of queries that do not fit the queries or the clouds.
+    """
+    if rows is None:
+        if query_lengths is not None:
+            raise InputError("query_lengths is given without queries; leave it out")
+        return starts
+    if (lengths is None) != (query_lengths is None):
+        raise InputError("give both lengths and query_lengths, or neither")
+    query_starts = starts_of_clouds(query_lengths, rows, "query_lengths", "queries")
+    if len(query_starts) != len(starts):
+        raise InputError(
+            f"query_lengths has {len(query_starts) - 1} clouds, lengths has {len(starts) - 1}"
+        )
+    return query_starts
+
+
+def starts_of_clouds(lengths: Sequence[int] | None, rows: int, name: str, what: str) -> np.ndarray:
+    """Where each of several packed clouds begins and the last one ends, int64 [clouds + 1].
+
+    Raises:
+        InputError: a length below 0, or lengths that do not add up to the rows.
+    """
     sizes = np.asarray([rows] if lengths is None else lengths, dtype=np.int64)
     if sizes.ndim != 1 or np.any(sizes < 0) or int(sizes.sum()) != rows:
         raise InputError(f"{name} is {sizes.tolist()}; it must add up to the {rows} {what}")

@@ -15,7 +15,7 @@ import numpy as np
 
 from dela.errors import InputError
 from dela.geometry.bounds import Bounds
-from dela.geometry.cpu import LARGEST_K
+from dela.geometry.cpu import LARGEST_K, pick_seed, starts_of_clouds, starts_of_queries
 from dela.geometry.gpu_queue import BOUNDS_WORDS, TILE, GpuQueue
 from dela.plugins.cuda.arrays import DeviceArray
 from dela.plugins.cuda.launch import BLOCK, divide_up
@@ -35,7 +35,7 @@ _i32, _f64 = np.int32, np.float64
 
 
 @dataclass(frozen=True)
-class DeviceVoxelGrid:
+class GpuVoxelGrid:
     """:class:`dela.geometry.cpu.VoxelGrid` in device memory.
 
     Attributes:
@@ -95,7 +95,7 @@ class Cells:
         return tuple(map(_f64, (*self.origin, *self.base, self.size)))
 
 
-class DeviceTree:
+class GpuTree:
     """A search tree over points in device memory; made by :meth:`GpuGeometry.tree`."""
 
     def __init__(self, placed: DeviceArray, nodes: DeviceArray, rows: int, leaves: int) -> None:
@@ -123,7 +123,7 @@ class GpuGeometry(GpuQueue):
         seed: int | None = None,
         origin: np.ndarray | None = None,
         bounds: Bounds | None = None,
-    ) -> DeviceVoxelGrid:
+    ) -> GpuVoxelGrid:
         """:func:`dela.geometry.cpu.voxel_grid`; waits twice: for the bounds, for the number of
         voxels.
 
@@ -137,14 +137,11 @@ class GpuGeometry(GpuQueue):
                 along an axis.
         """
         points = self.points(points, wide=True)
-        if pick is not None and pick < 0:
-            raise InputError(f"pick is {pick}; give 0 or more, or None for a random point")
-        if seed is None:
-            seed = int(np.random.SeedSequence().entropy) if pick is None else 0  # type: ignore[arg-type]
+        seed = pick_seed(pick, seed)
         bounds = bounds or self.bounds(points)
         voxel_of_point = self.empty((len(points),), np.int32)
         if not len(points):
-            return DeviceVoxelGrid(self.empty((0,), np.int32), voxel_of_point)
+            return GpuVoxelGrid(self.empty((0,), np.int32), voxel_of_point)
         kept = self.scratch.array("kept", (len(points),), np.int32)
         members = self.queue_voxels(
             points, Cells.of(bounds, size, origin), None, voxel_of_point=voxel_of_point
@@ -153,7 +150,7 @@ class GpuGeometry(GpuQueue):
         voxels = self.read_count(members.count)
         picked = self.empty((voxels,), np.int32)
         picked.copy_from(kept.view((voxels,)), self.stream)
-        return DeviceVoxelGrid(picked, voxel_of_point)
+        return GpuVoxelGrid(picked, voxel_of_point)
 
     def queue_voxels(
         self,
@@ -247,9 +244,7 @@ class GpuGeometry(GpuQueue):
             is_kept,
         )
 
-    def tree(
-        self, points: DeviceArray, ordered: bool = False, name: str | None = None
-    ) -> DeviceTree:
+    def tree(self, points: DeviceArray, ordered: bool = False, name: str | None = None) -> GpuTree:
         """A search tree over points [N, 3] float32, N >= 1, finite and within 1e18.
 
         Args:
@@ -279,13 +274,13 @@ class GpuGeometry(GpuQueue):
             grid = divide_up(level, MERGED_NODES)
             self.kernels.launch("dela_tree_merge", grid, BLOCK, (_i32(level), nodes), self.stream)
             level = max(1, level // MERGED_NODES)
-        return DeviceTree(placed, nodes, n, leaves)
+        return GpuTree(placed, nodes, n, leaves)
 
     def search(
         self,
-        tree: DeviceTree,
+        tree: GpuTree,
         k: int,
-        queries: DeviceTree | None = None,
+        queries: GpuTree | None = None,
         offset: int = 0,
         out: DeviceArray | None = None,
     ) -> DeviceArray:
@@ -333,26 +328,17 @@ class GpuGeometry(GpuQueue):
         if not len(points):
             raise InputError("a neighbor search needs at least one point, there are none")
         self.bounds(points).check_range()
-        starts = _starts(lengths, len(points), "lengths", "points")
-        if queries is None:
-            if query_lengths is not None:
-                raise InputError("query_lengths is given without queries; leave it out")
-            asked, asked_starts = points, starts
-        else:
+        starts = starts_of_clouds(lengths, len(points), "lengths", "points")
+        asked = points
+        if queries is not None:
             asked = self.points(queries, "queries")
             self.bounds(asked).check_range()
-            if (lengths is None) != (query_lengths is None):
-                raise InputError("give both lengths and query_lengths, or neither")
-            asked_starts = _starts(query_lengths, len(asked), "query_lengths", "queries")
-            if len(asked_starts) != len(starts):
-                raise InputError(
-                    f"query_lengths has {len(asked_starts) - 1} clouds, lengths has "
-                    f"{len(starts) - 1}"
-                )
+        rows = None if queries is None else len(asked)
+        asked_starts = starts_of_queries(rows, starts, lengths, query_lengths)
         out = self.empty((len(asked), k), np.int32)
         for cloud in range(len(starts) - 1):
-            begin, end = starts[cloud], starts[cloud + 1]
-            first, last = asked_starts[cloud], asked_starts[cloud + 1]
+            begin, end = map(int, starts[cloud : cloud + 2])
+            first, last = map(int, asked_starts[cloud : cloud + 2])
             if first == last:
                 continue
             if begin == end:
@@ -380,10 +366,3 @@ def row_range(array: DeviceArray, begin: int, end: int) -> DeviceArray:
     """``array[begin:end]``, the same memory."""
     width = array.nbytes // max(len(array), 1)
     return array.view((end - begin, *array.shape[1:]), offset=begin * width)
-
-
-def _starts(lengths: Sequence[int] | None, rows: int, name: str, what: str) -> list[int]:
-    sizes = [rows] if lengths is None else [int(length) for length in lengths]
-    if min(sizes, default=0) < 0 or sum(sizes) != rows:
-        raise InputError(f"{name} is {sizes}; it must add up to the {rows} {what}")
-    return [0, *np.cumsum(sizes, dtype=np.int64).tolist()]

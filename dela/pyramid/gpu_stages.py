@@ -16,7 +16,7 @@ import numpy as np
 
 from dela.errors import InputError
 from dela.geometry.bounds import Bounds
-from dela.geometry.gpu import Cells, DeviceTree, GpuGeometry, row_range
+from dela.geometry.gpu import Cells, GpuGeometry, GpuTree, row_range
 from dela.geometry.gpu_queue import BOUNDS_WORDS, Workspace
 from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer, as_device_array
 from dela.plugins.cuda.driver import Event, Stream
@@ -119,7 +119,7 @@ class StageBuilder:
         for box in plan.bounds:
             box.check_range()
         whole = _spans(lengths)
-        first: list[DeviceTree] = []
+        first: list[GpuTree] = []
         neighbors, kept, nearest, sizes = [], [], [], [tuple(lengths)]
         below, ordered = points, plan.ordered
         for stage in range(config.stages):

@@ -34,15 +34,15 @@ def join_clouds(clouds: Sequence[PointCloud]) -> PointCloud:
     )
 
 
-def surroundings(cloud: PointCloud, others: Iterable[PointCloud], width: float) -> PointCloud:
+def context_points(cloud: PointCloud, scans: Iterable[PointCloud], width: float) -> PointCloud:
     """The points of other scans within ``width`` meters of a scan's ground plan.
 
-    The ground plan is the box of the scan's x and y. Points of the others that are not finite are
+    The ground plan is the box of the scan's x and y. Points of the scans that are not finite are
     left out, so that they cannot spoil a sound scan.
 
     Args:
         cloud: the scan, in the same frame as the others.
-        others: scans around it.
+        scans: those around it.
         width: meters, 0 or more.
 
     Returns:
@@ -57,7 +57,7 @@ def surroundings(cloud: PointCloud, others: Iterable[PointCloud], width: float) 
         return cloud.select(np.zeros(0, dtype=np.int64))
     low, high = _plan(cloud, width)
     near = []
-    for other in others:
+    for other in scans:
         where = other.points[:, :2]
         inside = ((where >= low) & (where <= high)).all(axis=1) & np.isfinite(other.points[:, 2])
         if inside.any():
@@ -65,7 +65,7 @@ def surroundings(cloud: PointCloud, others: Iterable[PointCloud], width: float) 
     return join_clouds(near) if near else cloud.select(np.zeros(0, dtype=np.int64))
 
 
-class Neighborhood:
+class ContextFiles:
     """Files of one survey, each read only when a scan beside it is labelled.
 
     LAS and LAZ headers tell where a file lies; files of other formats are read to find out.
@@ -74,13 +74,13 @@ class Neighborhood:
     def __init__(self, files: Iterable[Path]) -> None:
         self._extents = {path.resolve(): read_extent(path) for path in files}
 
-    def around(self, path: Path, cloud: PointCloud, width: float) -> PointCloud:
-        """:func:`surroundings` of the scan read from ``path``, out of the other files.
+    def points(self, path: Path, cloud: PointCloud, width: float) -> PointCloud:
+        """:func:`context_points` of the scan read from ``path``, out of the other files.
 
         Raises:
             InputError: a neighboring file cannot be read.
         """
-        return surroundings(cloud, self._near(path, cloud, width), width)
+        return context_points(cloud, self._near(path, cloud, width), width)
 
     def _near(self, path: Path, cloud: PointCloud, width: float) -> Iterator[PointCloud]:
         """The other files that may reach the scan, read one at a time."""

@@ -30,7 +30,7 @@ from dela.runtime.cli.options import (
 )
 from dela.runtime.predict.labelled import classes_of_codes, column_of, score, with_prediction
 from dela.runtime.predict.predictor import MAX_POINTS, Prediction, Predictor
-from dela.scan.context import Neighborhood
+from dela.scan.context import ContextFiles
 from dela.scan.tiles import context_width
 from dela.scores.confusion import Confusion
 
@@ -102,9 +102,9 @@ def predict(
     predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)
     if output is not None and output not in (target for _, target in jobs):
         _make_folder(output)
-    around = Neighborhood(_unlabelled(context)) if context else None
+    beside = ContextFiles(_unlabelled(context)) if context else None
     passes = {"max_points": max_points, "votes": votes, "drop_invalid": drop_invalid}
-    done = _Labelling(model, predictor, passes, around, truth, aliases, picture, overwrite)
+    done = _Labelling(model, predictor, passes, beside, truth, aliases, picture, overwrite)
     done.label(jobs)
     done.show(json)
     if done.failures:
@@ -119,7 +119,7 @@ class _Labelling:
     model: Path
     predictor: Predictor
     passes: dict[str, Any]
-    neighborhood: Neighborhood | None
+    context: ContextFiles | None
     truth: str | None
     aliases: Mapping[int, int]
     picture: bool
@@ -177,9 +177,9 @@ class _Labelling:
 
     def _predict(self, scan: Path, cloud: PointCloud) -> Prediction:
         around = None
-        if self.neighborhood is not None:
+        if self.context is not None:
             width = context_width(self.predictor.config)
-            around = self.neighborhood.around(scan, cloud, width)
+            around = self.context.points(scan, cloud, width)
         with ProgressBar(scan.name, percent=True) as bar:
             return self.predictor.predict(cloud, around=around, progress=bar.update, **self.passes)
 

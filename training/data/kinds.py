@@ -131,7 +131,7 @@ def _read(
     """Scans in memory, one of each source, or one of them all with ``data.join``."""
     if not sources:
         raise InputError(f"data.{split} names no scans; give files, folders or globs")
-    around = _context(data, split)
+    beside = _context(data, split)
     scans: list[Scan] = []
     parts: list[tuple[str, PointCloud]] = []
     for number, (name, load) in enumerate(sources):
@@ -141,12 +141,12 @@ def _read(
         if data.join:
             parts.append((name, cloud))
         else:
-            others = [other for path, other in around.items() if path != name]
-            scans.append(label_scan(cloud, name, data, model, others))
+            context = [scan for path, scan in beside.items() if path != name]
+            scans.append(label_scan(cloud, name, data, model, context))
     if parts:
         names = {name for name, _ in parts}
-        others = [other for path, other in around.items() if path not in names]
-        scans.append(join_scans(parts, data, model, others))
+        context = [scan for path, scan in beside.items() if path not in names]
+        scans.append(join_scans(parts, data, model, context))
     if progress:
         progress(len(sources), len(sources), "")
     if not any(scan.class_voxels(model.num_classes).any() for scan in scans):

@@ -17,7 +17,7 @@ from dela.errors import InputError
 from dela.geometry.cpu import VoxelGrid
 from dela.model.contract import Contract
 from dela.scan.attributes import compute_attributes
-from dela.scan.context import join_clouds, surroundings
+from dela.scan.context import context_points, join_clouds
 from dela.scan.tiles import context_width
 from dela.scan.voxels import Voxels, scan_grid
 from dela.scores.confusion import IGNORED
@@ -72,37 +72,37 @@ def label_scan(
     name: str,
     data: DataConfig,
     model: Contract,
-    others: Sequence[PointCloud] = (),
+    context: Sequence[PointCloud] = (),
 ) -> Scan:
     """A cloud with its label column mapped to class indices and its attributes computed.
 
     Args:
-        others: scans around it; their nearest points become part of the scan, labelled as ignored.
+        context: scans around it; their nearest points become part of the scan, labelled as ignored.
 
     Raises:
         InputError: an empty cloud, non-finite coordinates, a missing column, or label values
             outside the class map (with their counts).
     """
-    return _scan(name, cloud, _labels(cloud, name, data), data, model, others)
+    return _scan(name, cloud, _labels(cloud, name, data), data, model, context)
 
 
 def join_scans(
     parts: Sequence[tuple[str, PointCloud]],
     data: DataConfig,
     model: Contract,
-    others: Sequence[PointCloud],
+    context: Sequence[PointCloud],
 ) -> Scan:
     """One scan of several named clouds, each checked under its own name.
 
     Args:
-        others: as for :func:`label_scan`.
+        context: as for :func:`label_scan`.
 
     Raises:
         InputError: as :func:`label_scan`.
     """
     labels = np.concatenate([_labels(cloud, name, data) for name, cloud in parts])
     name = parts[0][0] if len(parts) == 1 else f"{len(parts)} joined scans"
-    return _scan(name, join_clouds([cloud for _, cloud in parts]), labels, data, model, others)
+    return _scan(name, join_clouds([cloud for _, cloud in parts]), labels, data, model, context)
 
 
 def _labels(cloud: PointCloud, name: str, data: DataConfig) -> np.ndarray:
@@ -124,12 +124,12 @@ def _scan(
     labels: np.ndarray,
     data: DataConfig,
     model: Contract,
-    others: Sequence[PointCloud],
+    context: Sequence[PointCloud],
 ) -> Scan:
     try:
-        if others:
+        if context:
             width = context_width(model) if data.margin is None else data.margin
-            near = surroundings(cloud, others, width)
+            near = context_points(cloud, context, width)
             if len(near):
                 cloud = join_clouds([cloud, near])
                 labels = np.concatenate([labels, np.full(len(near), IGNORED, np.int16)])

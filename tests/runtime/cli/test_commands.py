@@ -19,7 +19,7 @@ from dela.cloud.formats import FORMATS, read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.runtime import Predictor, doctor, load_backend
 from dela.runtime.cli.tables import findings_table, predictions_table
-from dela.scan.context import surroundings
+from dela.scan.context import context_points
 from dela.scan.tiles import context_width
 from small_networks import make_cloud
 
@@ -169,7 +169,7 @@ def test_neighbouring_files_are_context(run, network, tmp_path):
     code, _, error = run("predict", scan, "-m", network.onnx, "-o", beside, "--context", tiles)
     assert code == 0, error
     cloud, other = read_cloud(scan), read_cloud(tiles / "east.laz")
-    near = surroundings(cloud, [other], context_width(network.config))
+    near = context_points(cloud, [other], context_width(network.config))
     assert 0 < len(near) < len(other)
     expected = Predictor(load_backend(network.onnx)).predict(cloud, around=near)
     found = read_cloud(beside)
