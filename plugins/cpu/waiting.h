@@ -21,17 +21,31 @@ class WaitingJudge {
  public:
   // One more window was measured; answers whether waits shall be short from here on.
   bool add(double share) {
-    calm_ = share < kCalmShare ? calm_ + 1 : 0;
+    for (int i = 0; i + 1 < kCalmWindows; ++i) last_[i] = last_[i + 1];
+    last_[kCalmWindows - 1] = share;
+    if (seen_ < kCalmWindows) ++seen_;
     crowded_ = share > kCrowdedShare ? crowded_ + 1 : 0;
-    if (crowded_ >= kCrowdedWindows) short_ = true;
-    if (short_ && calm_ >= kCalmWindows) short_ = false;
+    if (crowded_ >= kCrowdedWindows) {
+      short_ = true;
+    } else if (seen_ == kCalmWindows && mean() < kCalmShare) {
+      short_ = false;
+    }
     return short_;
   }
 
  private:
   static constexpr double kCrowdedShare = 0.10, kCalmShare = 0.04;
   static constexpr int kCrowdedWindows = 2, kCalmWindows = 10;
-  int crowded_ = 0, calm_ = 0;
+
+  // Of the last windows: one in which something else woke up does not keep the others waiting.
+  double mean() const {
+    double sum = 0.0;
+    for (const double share : last_) sum += share;
+    return sum / kCalmWindows;
+  }
+
+  double last_[kCalmWindows] = {};
+  int crowded_ = 0, seen_ = 0;
   bool short_ = false;
 };
 
