@@ -118,6 +118,26 @@ def test_onnxruntime_on_a_gpu_runs_the_function_bodies(network, monkeypatch):
     assert loaded == [1]
 
 
+def test_a_cuda_session_computes_in_float32_not_in_tf32(network, monkeypatch):
+    asked = []
+
+    class Session:
+        def get_providers(self):
+            return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+
+    def make(path, options, providers):
+        asked.extend(providers)
+        return Session()
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", make)
+    monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
+    backends.cuda_session(network.onnx, onnxruntime.SessionOptions(), 1)
+    name, settings = asked[0]
+    assert name == "CUDAExecutionProvider"
+    assert settings["device_id"] == 1 and int(settings["use_tf32"]) == 0
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1"])
 def test_an_unknown_device_is_named(network, device):
     with pytest.raises(InputError, match=f"device '{device}' is unknown; choose cpu, cuda"):
