@@ -1,4 +1,4 @@
-"""DeLA v2 point-cloud networks: training, one portable ONNX file, and prediction on raw scans.
+"""Point-cloud networks: training, one portable ONNX file, and prediction on raw scans.
 
 Names are imported when first used, so ``import dela`` needs neither torch nor ONNX Runtime.
 """

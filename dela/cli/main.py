@@ -215,7 +215,7 @@ def _global_options(
         ),
     ] = False,
 ) -> None:
-    """DeLA v2 point-cloud networks: train, export to one ONNX file, run it on raw scans."""
+    """Point-cloud networks: train, export to one ONNX file, run it on raw scans."""
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> MissingDependencyError | None:

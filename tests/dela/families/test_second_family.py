@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tiny_scans import tiny_scan
+
 torch = pytest.importorskip("torch")
 
 from dela.artifacts.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from dela.artifacts.metadata import ModelMetadata  # noqa: E402
 from dela.cli.main import run_command  # noqa: E402
 from dela.cloud.formats import read_cloud, write_cloud  # noqa: E402
-from dela.cloud.point_cloud import PointCloud  # noqa: E402
 from dela.errors import CheckpointError, ConfigError, DelaError, InputError  # noqa: E402
 from dela.families import FAMILIES, create_model, family_of, resolve_config  # noqa: E402
 from dela.model.inputs import pack_inputs  # noqa: E402
@@ -66,29 +67,12 @@ def second_family():
         yield
 
 
-def scan(seed: int, points: int = 5000) -> PointCloud:
-    """A floor (2) and boxes on it (6), a few points of no class (0), at map coordinates."""
-    rng = np.random.default_rng(seed)
-    points_of = rng.uniform(0, 8, (points, 2))
-    z, label = rng.normal(0, 0.02, points), np.full(points, 2, np.uint8)
-    for x, y in rng.uniform(1, 7, (4, 2)):
-        inside = (np.abs(points_of[:, 0] - x) < 0.8) & (np.abs(points_of[:, 1] - y) < 0.8)
-        z[inside] += 1.5
-        label[inside] = 6
-    label[:20] = 0
-    intensity = np.where(label == 6, 0.7, 0.3) + rng.normal(0, 0.2, points)
-    return PointCloud(
-        np.column_stack([points_of, z]) + np.array([651_000.0, 6_860_000.0, 40.0]),
-        {"classification": label, "intensity": intensity.astype(np.float32)},
-    )
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, second_family) -> Path:
     """A folder with scans, a trained run and the exported network."""
     folder = tmp_path_factory.mktemp("second")
     for seed, name in enumerate(("train", "val", "unseen")):
-        write_cloud(folder / f"{name}.ply", scan(seed))
+        write_cloud(folder / f"{name}.ply", tiny_scan(seed, 5000))
     (folder / "config.toml").write_text(CONFIG)
     run_command(["train", str(folder / "config.toml"), "-o", str(folder / "run")])
     run_command(["export", str(folder / "run/best.pt"), "-o", str(folder / "model.onnx")])
