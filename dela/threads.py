@@ -45,6 +45,8 @@ class Threads:
 
 # What this process wrote into OMP_NUM_THREADS, and why.
 _settled: dict[int, Threads] = {}
+# Stands beside GOMP_SPINCOUNT where this package set it, for child processes too.
+_SPIN_IS_OURS = "DELA_SPIN_SETTLED"
 
 
 def settle(environ: MutableMapping[str, str] = os.environ) -> None:
@@ -55,7 +57,7 @@ def settle(environ: MutableMapping[str, str] = os.environ) -> None:
     for a processor, their spinning is shortened for good.
     """
     if not os.path.exists("/proc/thread-self/schedstat") and not chosen_waiting(environ):
-        environ["GOMP_SPINCOUNT"] = _FIXED_SPIN
+        environ["GOMP_SPINCOUNT"] = environ[_SPIN_IS_OURS] = _FIXED_SPIN
     threads = count_threads(environ)
     if threads.limited:
         environ["OMP_NUM_THREADS"] = str(threads.count)
@@ -113,8 +115,8 @@ def cpu_quota(root: Path = Path("/")) -> float | None:
     and version 1 (``cpu.cfs_quota_us``).
     """
     try:
-        groups = (root / "proc/self/cgroup").read_text().splitlines()
-        mounts = (root / "proc/self/mountinfo").read_text().splitlines()
+        groups = (root / "proc/self/cgroup").read_text(errors="surrogateescape").splitlines()
+        mounts = (root / "proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()
     except OSError:
         return None
     limits = [
@@ -160,10 +162,10 @@ def _limit_of(folder: Path) -> float | None:
     """Processors' worth of time that one group may use; None: no limit, or nothing to read."""
     try:
         if (folder / "cpu.max").is_file():
-            quota, period = (folder / "cpu.max").read_text().split()
+            quota, period = (folder / "cpu.max").read_text(errors="surrogateescape").split()
         else:
-            quota = (folder / "cpu.cfs_quota_us").read_text()
-            period = (folder / "cpu.cfs_period_us").read_text()
+            quota = (folder / "cpu.cfs_quota_us").read_text(errors="surrogateescape")
+            period = (folder / "cpu.cfs_period_us").read_text(errors="surrogateescape")
         limit = float(quota) / float(period)
     except (OSError, ValueError, ZeroDivisionError):
         return None
@@ -187,7 +189,7 @@ def session_threads(root: Path = Path("/")) -> int:
     ONNX Runtime's own choice ties threads to cores and knows no quota.
     """
     threads = current_threads()
-    if "OMP_NUM_THREADS" in os.environ:
+    if threads.source.startswith("OMP_NUM_THREADS"):
         return threads.count
     return min(threads.count, physical_cores(usable_processors(), root))
 
@@ -198,7 +200,7 @@ def physical_cores(processors: set[int], root: Path = Path("/")) -> int:
     for processor in processors:
         file = root / f"sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list"
         try:
-            cores.add(file.read_text().strip())
+            cores.add(file.read_text(errors="surrogateescape").strip())
         except OSError:
             cores.add(str(processor))
     return max(1, len(cores))
@@ -211,7 +213,7 @@ def session_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     spinning, ``passive`` or a spin count of 0 forbids it. Releases that do not know an entry pass
     over it.
     """
-    if not chosen_waiting(environ) or environ.get("GOMP_SPINCOUNT") == _FIXED_SPIN:
+    if not chosen_waiting(environ):
         return {"session.intra_op.spin_duration_us": str(_SESSION_SPIN)}
     passive = environ.get("OMP_WAIT_POLICY", "").strip().lower() == "passive"
     if passive or environ.get("GOMP_SPINCOUNT", "").strip() == "0":
@@ -221,6 +223,8 @@ def session_settings(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 def chosen_waiting(environ: Mapping[str, str] = os.environ) -> str:
     """What the user set about waiting, such as ``OMP_WAIT_POLICY=passive``; empty for nothing."""
+    if environ.get(_SPIN_IS_OURS):
+        return ""
     return ", ".join(f"{name}={environ[name]}" for name in WAITING_VARIABLES if environ.get(name))
 
 
@@ -244,7 +248,7 @@ def busy_seconds() -> float | None:
     """Seconds for which the usable processors were not idle, since the machine started."""
     names = {f"cpu{number}" for number in usable_processors()}
     try:
-        lines = Path("/proc/stat").read_text().splitlines()
+        lines = Path("/proc/stat").read_text(errors="surrogateescape").splitlines()
         ticks = os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError):
         return None

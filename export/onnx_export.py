@@ -23,7 +23,7 @@ from dela.export.check import CheckResult, check_export
 from dela.families import family_of
 from dela.files import atomic_path, check_writable
 from dela.model.contract import Contract
-from dela.model.inputs import RowSize
+from dela.model.inputs import RowSize, check_specs
 
 TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -119,6 +119,7 @@ def _trace(network: nn.Module, config: Contract) -> onnx.ModelProto:
     clouds = config.task == "classification"
     example = family.example(config, _TRACED_CLOUDS if clouds else _TRACED_POINTS)
     specs = family.inputs(config)
+    check_specs(family.sizes(config), specs, clouds)
     sizes = _dimensions(family.sizes(config))
     tensors = dict(example.to_tensors().inputs())
     with _quiet(), torch.no_grad():

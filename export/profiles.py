@@ -65,10 +65,6 @@ def parse_profile(text: str, metadata: ModelMetadata, headroom: float = HEADROOM
     return Profile(tuple(stages))
 
 
-def _times(clouds: SizeRange, points: int) -> SizeRange:
-    return SizeRange(clouds.min * points, clouds.opt * points, clouds.max * points)
-
-
 def _parse_range(part: str, text: str) -> SizeRange:
     try:
         smallest, best, largest = (int(number) for number in part.split(":"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from pathlib import Path
 from typing import Any
@@ -48,16 +47,16 @@ _SHARED = ("task", "classes", "attributes", "directions", "categories", "grid", 
 
 def _network(config: Contract) -> dict[str, Any]:
     own = {
-        field.name: _listed(getattr(config, field.name))
-        for field in dataclasses.fields(config)
-        if field.name not in (*_SHARED, "vote_axis")
+        name: value
+        for name, value in config.to_dict().items()
+        if name not in (*_SHARED, "vote_axis")
     }
     return {
         "task": config.task,
         "family": config.family,
         "stages": len(family_of(config).sizes(config)),
         **({"grid": list(config.grid)} if config.grid else {"points": list(config.points)}),
-        **own,
+        **{name: list(v) if isinstance(v, tuple) else v for name, v in own.items()},
         "vote_axis": config.vote_axis,
         "attributes": [
             {"name": info.name, "scale": info.scale, "offset": info.offset, "log": info.log}
@@ -68,10 +67,6 @@ def _network(config: Contract) -> dict[str, Any]:
             for info in config.classes
         ],
     }
-
-
-def _listed(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class ModelMetadata:
         version = properties.get("format_version", "")
         if not version.isdigit() or int(version) < 1:
             raise CheckpointError(f"{source}: format version {version!r} is not a number above 0")
-        newest = newest_version('"family"' in properties.get("config", ""))
+        newest = newest_version(_names_family(properties.get("config", "")))
         if int(version) > newest:
             raise CheckpointError(
                 f"{source} has format version {version}, this dela reads up to {newest}; "
@@ -173,6 +173,15 @@ class ModelMetadata:
                 f"{source}: its output is {found}; {self.config.num_classes} classes need "
                 f"{OUTPUT} {_text(wanted)}"
             )
+
+
+def _names_family(config: str) -> bool:
+    """Whether a configuration's JSON text names a family; a damaged text is told about later."""
+    try:
+        values = json.loads(config)
+    except ValueError:
+        return False
+    return isinstance(values, dict) and "family" in values
 
 
 def newest_version(names_family: bool) -> int:

@@ -45,7 +45,8 @@ class Family(Protocol):
     on_gpu: bool
 
     def sizes(self, config: Any) -> tuple[RowSize, ...]:
-        """The sizes that vary, that of the labelled points (or of the clouds' points) first."""
+        """The sizes that vary, that of the labelled points first; each is the rows of an input. In
+        classification every size has ``per_cloud``."""
         ...
 
     def inputs(self, config: Any) -> tuple[InputSpec, ...]:
@@ -215,9 +216,9 @@ class FamilyDefaults:
             for name, tensor in own.items()
             if name in offered
             and offered[name].shape == tensor.shape
-            and (same_classes or name.startswith(body))
+            and (same_classes or not body or name.startswith(body))
         }
-        if not any(name.startswith(body) for name in found):
+        if not any(name.startswith(body) for name in found) and (body or not found):
             raise ConfigError("no part of that network fits this one")
         return found
 

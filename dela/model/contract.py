@@ -143,6 +143,10 @@ class Contract:
             raise ConfigError("two classes share a name; give each its own")
 
     def _check_columns(self) -> None:
+        if self.task == "classification" and (self.attributes or self.directions):
+            raise ConfigError(
+                "classification takes coordinates alone; remove attributes/directions"
+            )
         for info in (*self.attributes, *self.directions):
             if not math.isfinite(info.scale) or info.scale == 0:
                 raise ConfigError(f"attribute {info.name}: scale {info.scale} is not usable")

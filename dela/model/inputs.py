@@ -53,6 +53,28 @@ class InputSpec:
     indexes: str = ""
 
 
+def check_specs(sizes: Sequence[RowSize], specs: Sequence[InputSpec], clouds: bool) -> None:
+    """Whether a family's description of a network's inputs holds together.
+
+    Args:
+        sizes, specs: of the family.
+        clouds: the network labels whole clouds.
+
+    Raises:
+        InputError: a size that no input has, an input of an unknown size, or clouds of unknown
+            size.
+    """
+    known, used = {size.name for size in sizes}, {spec.rows for spec in specs}
+    if known != used:
+        raise InputError(
+            f"sizes {sorted(known)} and the inputs' rows {sorted(used)} differ; a family describes "
+            "each size by an input"
+        )
+    free = [size.name for size in sizes if clouds and not size.per_cloud]
+    if free:
+        raise InputError(f"size {free[0]} has no per_cloud; classification needs whole clouds")
+
+
 class Inputs(Protocol):
     """A network's input: clouds packed one after the other, numpy arrays or tensors alike.
 

@@ -187,7 +187,7 @@ class PyramidBuilder:
         """The network's input for some rows of a scan's voxels, ascending; None takes them all.
 
         Its voxels are the whole scan's at every stage, as for
-        :meth:`dela.scan.voxels.Voxels.pyramid`.
+        :meth:`dela.scan.voxels.Voxels.inputs`.
         """
         points, attributes = voxels.points, voxels.attributes
         if rows is not None:

@@ -43,6 +43,7 @@ struct State {
   pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
   bool team_wanted = false;
   int teams = 0;
+  std::vector<void*> switched;  // GOMP_parallel of each libgomp that has a team
   int processors = 0;  // when the watcher started: libgomp does not count anew
   bool forced = false;  // a caller chose; the watcher only measures
   std::atomic<bool> is_short{false};
@@ -111,11 +112,48 @@ void sleep_in_team(void*) {
   while (state().team_wanted) hold.wait();
 }
 
+// One thread more than libgomp sees cores.
+int team_size() { return std::max(state().processors, omp_get_num_procs()) + 1; }
+
+// Whether the system grants a team's threads: libgomp ends the process where it does not. They are
+// started as plain threads first, all at once, and let go.
+bool threads_are_to_be_had(int count) {
+  struct Gate {
+    pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+    bool open = false;
+  } gate;
+  std::vector<pthread_t> started;
+  const auto wait = [](void* argument) -> void* {
+    Gate* const own = static_cast<Gate*>(argument);
+    pthread_mutex_lock(&own->lock);
+    while (!own->open) pthread_cond_wait(&own->changed, &own->lock);
+    pthread_mutex_unlock(&own->lock);
+    return nullptr;
+  };
+  sigset_t all, before;
+  sigfillset(&all);
+  pthread_sigmask(SIG_SETMASK, &all, &before);
+  pthread_t thread;
+  // Two more than are needed: others may be starting threads meanwhile.
+  while (static_cast<int>(started.size()) < count + 2 &&
+         pthread_create(&thread, nullptr, wait, &gate) == 0) {
+    started.push_back(thread);
+  }
+  pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  pthread_mutex_lock(&gate.lock);
+  gate.open = true;
+  pthread_cond_broadcast(&gate.changed);
+  pthread_mutex_unlock(&gate.lock);
+  for (const pthread_t one : started) pthread_join(one, nullptr);
+  return static_cast<int>(started.size()) == count + 2;
+}
+
 // Sleeps in a team of more threads than cores until it is no longer wanted. Leaving the thread
 // ends the team's threads, which libgomp then no longer counts.
 void* keep_team(void* parallel) {
-  const int team = std::max(state().processors, omp_get_num_procs()) + 1;
-  reinterpret_cast<Parallel>(parallel)(sleep_in_team, nullptr, static_cast<unsigned>(team), 0);
+  const unsigned team = static_cast<unsigned>(team_size());
+  reinterpret_cast<Parallel>(parallel)(sleep_in_team, nullptr, team, 0);
   const Hold hold;
   --state().teams;
   pthread_cond_broadcast(&state().changed);
@@ -126,16 +164,25 @@ void wait_shortly(Hold& hold, bool wanted) {
   State& shared = state();
   // The last teams may still be leaving.
   while (wanted && !shared.team_wanted && shared.teams > 0) hold.wait();
-  if (shared.team_wanted == wanted) return;
-  shared.team_wanted = wanted;
-  if (wanted) {
-    for (const Parallel parallel : runtimes()) {
-      if (start_thread(keep_team, reinterpret_cast<void*>(parallel))) ++shared.teams;
-    }
-  } else {
+  if (!wanted) {
+    shared.team_wanted = false;
+    shared.switched.clear();
     pthread_cond_broadcast(&shared.changed);
+    shared.is_short.store(false);
+    return;
   }
-  shared.is_short.store(wanted);
+  shared.team_wanted = true;
+  // Also those that were loaded since: a torch imported meanwhile brings its own.
+  for (const Parallel parallel : runtimes()) {
+    void* const runtime = reinterpret_cast<void*>(parallel);
+    const auto end = shared.switched.end();
+    if (std::find(shared.switched.begin(), end, runtime) != end) continue;
+    if (threads_are_to_be_had(team_size()) && start_thread(keep_team, runtime)) {
+      ++shared.teams;
+      shared.switched.push_back(runtime);
+    }
+  }
+  shared.is_short.store(!shared.switched.empty());
 }
 
 // Seconds of a thread, or of several.
@@ -220,7 +267,10 @@ void* watch(void*) {
     shared.share.store(added.delayed / wanted);
     const bool crowded = judge.add(added.delayed / wanted);
     Hold hold;
-    if (!shared.forced) wait_shortly(hold, crowded);
+    // A single thread waits for no other.
+    if (!shared.forced && (crowded || shared.team_wanted)) {
+      wait_shortly(hold, crowded && omp_get_max_threads() > 1);
+    }
   }
 }
 
@@ -236,6 +286,8 @@ bool is_set(const char* variable) {
 }
 
 int32_t start_watching() {
+  // Where nothing can be measured, dela/threads.py has set a spin count itself.
+  if (is_set("DELA_SPIN_SETTLED")) return kNoMeasure;
   if (is_set("OMP_WAIT_POLICY") || is_set("GOMP_SPINCOUNT")) return kUserSet;
   if (!runs_on_libgomp()) return kNotLibgomp;
   state().processors = omp_get_num_procs();

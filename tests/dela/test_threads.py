@@ -147,7 +147,10 @@ def test_spinning_is_shortened_for_good_where_the_load_cannot_be_measured(monkey
     monkeypatch.setattr(threads, "count_threads", lambda environ: Threads(2, "processors"))
     variables: dict[str, str] = {}
     threads.settle(variables)
-    assert variables == {"GOMP_SPINCOUNT": "10000"}
+    assert variables.pop("DELA_SPIN_SETTLED") == variables["GOMP_SPINCOUNT"] == "10000"
+    assert len(variables) == 1 and threads.chosen_waiting(variables), "the user's own stands"
+    threads.settle(variables := {})
+    assert threads.chosen_waiting(variables) == ""
     assert "session.intra_op.spin_duration_us" in threads.session_settings(variables)
     for name in threads.WAITING_VARIABLES:
         kept = {name: "active"}

@@ -163,6 +163,67 @@ report(runtimes=len(runtimes()), spinning=spinning, short=cpu(str(copy)))
     assert done["spinning"] > 3 * done["short"]
 
 
+@needs_libgomp
+@needs_two
+def test_a_libgomp_that_is_loaded_while_waits_are_short_is_switched(tmp_path):
+    done = squeezed(
+        f"""
+from pathlib import Path
+(ours,) = runtimes()
+native.force_waiting(True)
+copy = Path({str(tmp_path)!r}) / "libgomp-copy.so"
+copy.write_bytes(Path(ours).read_bytes().replace(b"libgomp.so.1", b"libgom2.so.1"))
+cpu(str(copy))  # it counts the processors when it starts
+confine({{min(before)}})
+spinning = cpu(str(copy))
+native.force_waiting(True)
+report(runtimes=len(runtimes()), spinning=spinning, short=cpu(str(copy)))
+"""
+    )
+    assert done["runtimes"] == 2
+    assert done["spinning"] > 3 * done["short"]
+
+
+@needs_libgomp
+def test_where_no_thread_is_to_be_had_threads_go_on_spinning():
+    """libgomp ends the process that asks it for a thread the system does not grant."""
+    done = squeezed(
+        """
+import resource
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 20), resource.RLIM_INFINITY))
+native.force_waiting(True)
+short = native.waits_shortly()
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+report(short=short, same=bool((step() == table).all()))
+"""
+    )
+    assert done == {"short": False, "same": True}
+
+
+@needs_libgomp
+def test_a_single_thread_has_nobody_to_wait_for():
+    done = squeezed(
+        """
+import subprocess
+confine({min(before)})
+busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+try:
+    end, seen = time.time() + 1.5, False
+    while time.time() < end:
+        geometry.knn(points, 8, threads=1)
+        seen = seen or native.waits_shortly()
+finally:
+    for process in busy:
+        process.kill()
+        process.wait()
+report(seen=seen, threads=len(os.listdir("/proc/self/task")))
+""",
+        OMP_NUM_THREADS="1",
+    )
+    assert not done["seen"]
+
+
 def modes(shares: list[float]) -> list[int]:
     judge = native.library().dela_judge_waiting
     judge.restype, judge.argtypes = None, [ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p]

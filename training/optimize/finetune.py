@@ -108,10 +108,7 @@ def freeze_parts(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
     """
     for prefix in prefixes:
         if not any(_under(name, prefix) for name, _ in model.named_parameters()):
-            offered = dict.fromkeys(
-                ".".join(name.split(".")[: 2 if name.split(".")[1].isdigit() else 1])
-                for name, _ in model.named_parameters()
-            )
+            offered = dict.fromkeys(_part_of(name) for name, _ in model.named_parameters())
             raise ConfigError(
                 f"train.freeze is {list(prefixes)}; no part is called {prefix!r}, parts are "
                 f"{', '.join(offered)}"
@@ -131,6 +128,12 @@ def freeze_parts(model: nn.Module, prefixes: Sequence[str]) -> list[str]:
         for name, _ in model.named_modules()
         if any(_under(name, prefix) for prefix in prefixes)
     ]
+
+
+def _part_of(name: str) -> str:
+    """The part a parameter belongs to: ``stages.0`` or ``head``."""
+    first, *rest = name.split(".")
+    return f"{first}.{rest[0]}" if rest and rest[0].isdigit() else first
 
 
 def _under(name: str, prefix: str) -> bool:

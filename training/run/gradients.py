@@ -165,6 +165,9 @@ class Gradients:
             logits, part.targets, schedule.label_smoothing, self.class_weights
         )
         own = {name: loss.float() / part.parts for name, loss in auxiliary.items()}
+        taken = own.keys() & {"loss", "cross_entropy", "gradient_norm"}
+        if taken:
+            raise DelaError(f"the network names a loss {min(taken)!r}, a name the training uses")
         loss = classification
         for name, value in own.items():
             loss = loss + value * weights.get(name, 1.0)

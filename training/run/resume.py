@@ -51,13 +51,20 @@ def state_to_resume(
             f"the run in {folder.path} was trained by {extra['processes']} processes, not "
             f"{processes}; resume with as many, or start another run with --init {folder.last}"
         )
-    earlier = TrainConfig.from_dict(extra["training"]).to_dict()
+    earlier = TrainConfig.from_dict(extra["training"])
+    if earlier.model.family != config.model.family:
+        raise ConfigError(
+            f"model.family is {config.model.family!r}, but the run in {folder.path} has "
+            f"{earlier.model.family!r}; resume with the same configuration ({folder.config}) or "
+            "start another run"
+        )
+    before = earlier.to_dict()
     for section, values in config.to_dict().items():
         for key, value in values.items():
-            if (section, key) not in FREE_ON_RESUME and value != earlier[section][key]:
+            if (section, key) not in FREE_ON_RESUME and value != before[section][key]:
                 raise ConfigError(
                     f"{section}.{key} is {value!r}, but the run in {folder.path} has "
-                    f"{earlier[section][key]!r}; resume with the same configuration "
+                    f"{before[section][key]!r}; resume with the same configuration "
                     f"({folder.config}) or start another run"
                 )
     return extra

@@ -47,6 +47,9 @@ def model_section(values: Any) -> dict[str, Any]:
     """
     name = FIRST
     if isinstance(values, dict):
+        for key in ("family", "preset"):
+            if key in values and not isinstance(values[key], str):
+                raise ConfigError(f"model.{key} is {values[key]!r}; expected a string")
         preset = presets().get(values.get("preset", ""))
         name = values.get("family", FIRST if preset is None else preset.family)
     if name not in FAMILIES:

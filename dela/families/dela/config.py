@@ -43,10 +43,6 @@ class DelaConfig(Contract):
         super().__post_init__()
         if self.task == "segmentation" and self.head_dim < 1:
             raise ConfigError(f"head_dim is {self.head_dim}; segmentation needs at least 1")
-        if self.task == "classification" and (self.attributes or self.directions):
-            raise ConfigError(
-                "classification takes coordinates alone; remove attributes/directions"
-            )
         self._check_numbers()
 
     def _check_stages(self) -> None:

@@ -22,7 +22,7 @@ from dela.cli.main import run_command  # noqa: E402
 from dela.cloud.formats import read_cloud, write_cloud  # noqa: E402
 from dela.errors import CheckpointError, ConfigError, DelaError, InputError  # noqa: E402
 from dela.families import FAMILIES, create_model, family_of, resolve_config  # noqa: E402
-from dela.model.inputs import pack_inputs  # noqa: E402
+from dela.model.inputs import InputSpec, RowSize, check_specs, pack_inputs  # noqa: E402
 from dela.runtime import load_backend  # noqa: E402
 
 CONFIG = """
@@ -229,6 +229,9 @@ def test_a_dela_without_the_family_says_that_a_newer_one_may_have_it(trained, mo
         ),
         ("model.dims=[16]", "unknown key 'dims'"),
         ("model.k=0", "k is 0 and width 24; both must be at least 1"),
+        ('model.family=["dela"]', "model.family is .'dela'.; expected a string"),
+        ('model.preset=["s3dis"]', "model.preset is .'s3dis'.; expected a string"),
+        ('train.freeze=["body"]', "no part is called 'body', parts are embed.0"),
         ("model.k=many", "model.k is 'many'; expected a whole number"),
         ("train.checkpoint=true", "train.checkpoint is on, which the family pointnet cannot do"),
         ("train.gpu_pyramid=true", "gpu_pyramid"),
@@ -238,6 +241,62 @@ def test_what_the_family_cannot_take_is_said_in_words(trained, tmp_path, change,
     with pytest.raises(DelaError, match=message):
         run_command(["train", str(trained / "config.toml"), "-o", str(tmp_path / "run"),
                      "--set", change])  # fmt: skip
+
+
+def test_a_run_is_not_resumed_with_another_family(trained, tmp_path):
+    run_command(["train", "rooms", "-o", str(tmp_path / "run"), "--set", "train.epochs=1",
+                 "--set", "train.steps_per_epoch=1", "--set", "data.points=500",
+                 "--set", "train.workers=0", "--set", "model.dims=[8]", "--set", "model.depths=[1]",
+                 "--set", "model.grid=[0.1]", "--set", "model.neighbors=8",
+                 "--set", "data.train_rooms=1", "--set", "data.val_rooms=1"])  # fmt: skip
+    with pytest.raises(ConfigError, match=r"family is 'pointnet', but the run in .* 'dela'"):
+        run_command(["train", str(trained / "config.toml"), "-o", str(tmp_path / "run"),
+                     "--resume"])  # fmt: skip
+
+
+def test_a_whole_network_of_the_family_is_taken_over(trained, tmp_path):
+    lines = []
+    from dela.training.run.loop import train
+    from dela.training.settings.train import load_config
+
+    config = load_config(
+        trained / "config.toml", [f'train.init="{trained}/run/best.pt"', "train.epochs=1"]
+    )
+    train(config, tmp_path, log=lines.append)
+    assert any("6 of 6 tensors taken (100.0 %" in line for line in lines)
+
+
+def test_defaults_take_over_what_fits_where_a_family_names_no_parts():
+    from dela.families.base import FamilyDefaults
+
+    class Plain(FamilyDefaults):
+        name = "plain"
+
+    config = resolve_config("tiny-pointnet")
+    own = {"token": torch.zeros(3), "weight": torch.zeros(2, 2)}
+    offered = {"token": torch.ones(3), "weight": torch.ones(4, 4)}
+    assert list(Plain().carry_over(own, offered, config, config)) == ["token"]
+    with pytest.raises(ConfigError, match="no part of that network fits"):
+        Plain().carry_over({"other": torch.zeros(1)}, offered, config, config)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "specs", "clouds", "message"),
+    [
+        (
+            ("n0", "n1"),
+            ("n0",),
+            False,
+            r"sizes \['n0', 'n1'\] and the inputs' rows \['n0'\] differ",
+        ),
+        (("n0",), ("n0", "n2"), False, "differ"),
+        (("n0",), ("n0",), True, "size n0 has no per_cloud"),
+    ],
+)
+def test_a_family_whose_inputs_do_not_hold_together_is_refused(sizes, specs, clouds, message):
+    described = [InputSpec(f"x{i}", "float32", rows) for i, rows in enumerate(specs)]
+    with pytest.raises(InputError, match=message):
+        check_specs([RowSize(name) for name in sizes], described, clouds)
 
 
 def test_adapters_and_layer_decay_go_by_its_parts(trained, tmp_path):
