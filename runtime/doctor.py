@@ -79,7 +79,7 @@ def _native_library() -> Iterator[Finding]:
         yield Finding(
             "native kernels",
             BROKEN,
-            "neighbour search gives a wrong answer",
+            "neighbor search gives a wrong answer",
             "reinstall dela; if it stays, report this processor",
         )
 

@@ -17,7 +17,6 @@ import typer
 
 from dela.cli.console import ProgressBar, print_json, warn
 from dela.cli.options import (
-    BackendChoice,
     CodeMap,
     DataRoot,
     Device,
@@ -84,7 +83,9 @@ def evaluate(
     output: Output = None,
     overwrite: Overwrite = False,
     matrix: Matrix = False,
-    backend: BackendChoice = None,
+    backend: Annotated[
+        str | None, typer.Option(help="Chosen by the model's suffix when left out.")
+    ] = None,
     device: Device = None,
     json: Json = False,
 ) -> Any:
@@ -105,7 +106,7 @@ def evaluate(
     if protocol is not None and votes > 1:
         raise typer.BadParameter("--protocol has looks of its own; leave out --votes")
     load = _room("runtime.backends.base").load_backend
-    network = load(model, None if backend is None else backend.value, device=device)
+    network = load(model, backend, device=device)
     looks = () if protocol is None else _looks(protocol, network)
     writer = None
     if output is not None:

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-class BackendName(StrEnum):
-    """Choices of ``--backend``."""
-
-    torch = "torch"
-    onnxruntime = "onnxruntime"
-    tensorrt = "tensorrt"
-    tensorrt_rtx = "tensorrt-rtx"
-
-
-BackendChoice = Annotated[
-    BackendName | None, typer.Option(help="Chosen by the model's suffix when left out.")
-]
 Device = Annotated[
     str | None,
     typer.Option(metavar="cpu|cuda|cuda:N", help="The CPU when left out; engines need a GPU."),

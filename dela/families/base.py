@@ -33,6 +33,7 @@ class Family(Protocol):
         derived_fields: fields that follow from the voxel sizes, so that a preset's are left out
             where other sizes are given.
         written: field -> how it may be written in ``[model]``, where that is not its own type.
+        recomputes: whether :meth:`recompute` can keep less in training.
         on_gpu: whether :mod:`dela.pyramid.gpu` can prepare its input on a GPU.
     """
 
@@ -42,6 +43,7 @@ class Family(Protocol):
     input_fields: tuple[str, ...]
     derived_fields: tuple[str, ...]
     written: Mapping[str, Any]
+    recomputes: bool
     on_gpu: bool
 
     def sizes(self, config: Any) -> tuple[RowSize, ...]:
@@ -179,6 +181,7 @@ class FamilyDefaults:
     input_fields: tuple[str, ...] = ()
     derived_fields: tuple[str, ...] = ()
     written: Mapping[str, Any] = {}
+    recomputes = False
     on_gpu = False
     presets: Mapping[str, Any] = {}
 

@@ -10,11 +10,11 @@ import typer
 
 from dela.artifacts.sidecar import SUFFIX
 from dela.cli.console import ProgressBar, console, print_json
-from dela.cli.options import BackendName, Device, Json
+from dela.cli.options import Device, Json
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.runtime.backends.base import BACKENDS, Backend, backend_of, load_backend
-from dela.runtime.cli.options import GpuPyramid, MaxPoints, NoGraphs, Threads
+from dela.runtime.cli.options import BackendName, GpuPyramid, MaxPoints, NoGraphs, Threads
 from dela.runtime.predict.predictor import MAX_POINTS
 
 _POINTS, _CLOUDS = 30_000, 8

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dela.runtime.backends.base import BACKENDS
+
+# Choices of ``--backend``: the table's names.
+_NAMES = {name.replace("-", "_"): name for name in BACKENDS}
+BackendName = StrEnum("BackendName", _NAMES)  # type: ignore[misc]
+BackendChoice = Annotated[
+    BackendName | None, typer.Option(help="Chosen by the model's suffix when left out.")
+]
 MaxPoints = Annotated[
     int, typer.Option(min=1, help="Most voxels in one run; larger scenes are cut into tiles.")
 ]

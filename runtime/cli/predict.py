@@ -12,7 +12,7 @@ import numpy as np
 import typer
 
 from dela.cli.console import ProgressBar, console, note, print_json
-from dela.cli.options import BackendChoice, CodeMap, Device, Json, Overwrite, code_aliases
+from dela.cli.options import CodeMap, Device, Json, Overwrite, code_aliases
 from dela.cloud.formats import FORMATS, find_scans, read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError, InputError, name_file_in_errors
@@ -20,6 +20,7 @@ from dela.files import check_writable
 from dela.model.contract import ClassInfo
 from dela.runtime.backends.base import load_backend
 from dela.runtime.cli.options import (
+    BackendChoice,
     DropInvalid,
     GpuPyramid,
     MaxPoints,

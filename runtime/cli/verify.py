@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dela.cli.console import ProgressBar, console, print_json, warn
-from dela.cli.options import BackendChoice, Device, Json
+from dela.cli.options import Device, Json
 from dela.cloud.formats import read_cloud
 from dela.errors import ParityError, name_file_in_errors
 from dela.runtime.backends.base import Backend, backend_of, gpu_number, load_backend
-from dela.runtime.cli.options import DropInvalid, MaxPoints, NoGraphs, Threads
+from dela.runtime.cli.options import BackendChoice, DropInvalid, MaxPoints, NoGraphs, Threads
 from dela.runtime.predict.predictor import MAX_POINTS
 
 if TYPE_CHECKING:

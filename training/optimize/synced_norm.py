@@ -11,14 +11,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from dela.errors import ConfigError
 from dela.families.layers import BatchNorm
 from dela.families.recompute import recomputing
 
 
 def synchronize_norms(model: nn.Module) -> None:
-    """Has every batch norm of ``model`` look at all processes' rows in training, in place."""
-    for module in model.modules():
-        if type(module) in (BatchNorm, nn.BatchNorm1d):
+    """Has every batch norm of ``model`` look at all processes' rows in training, in place.
+
+    Raises:
+        ConfigError: a batch norm of another kind: only those over rows are known.
+    """
+    for name, module in model.named_modules():
+        other = isinstance(module, nn.modules.batchnorm._BatchNorm)
+        if other and not isinstance(module, BatchNorm):
+            raise ConfigError(
+                f"train.sync_norm is on, but {name} is a {type(module).__name__}; it knows "
+                "dela.families.layers.BatchNorm alone"
+            )
+        if type(module) is BatchNorm:
             # Parameters, statistics and names stay: only the computation differs.
             module.__class__ = SyncedBatchNorm
 

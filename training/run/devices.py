@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from dela.errors import DelaError, InputError
+from dela.families import family_of
 from dela.training.settings.train import ScheduleConfig, TrainConfig
 
 # What allocators of torch and Python say in a RuntimeError.
@@ -84,7 +85,7 @@ def smaller_steps(config: TrainConfig, device: torch.device) -> str:
     ways = []
     if not computes_in_bf16(schedule.dtype, device):
         ways.append('train.dtype = "bf16"')
-    if not schedule.checkpoint:
+    if not schedule.checkpoint and family_of(config.model).recomputes:
         ways.append("train.checkpoint = true")
     if schedule.batch_size > 1:
         half = schedule.batch_size // 2

@@ -41,6 +41,7 @@ class DelaFamily(FamilyDefaults):
     input_fields = ("neighbors", "coordinate_scale", "spread")
     derived_fields = ("spread", "coordinate_scale")
     written: Mapping[str, Any] = {"neighbors": tuple[int, ...] | int}
+    recomputes = True
     on_gpu = True
 
     def sizes(self, config: DelaConfig) -> tuple[RowSize, ...]:
