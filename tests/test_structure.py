@@ -60,8 +60,6 @@ LONGEST_EVER = 100
 MOST_PARAMETERS = 6
 # Signatures that users call, or that another library calls, and so stay as they are.
 WIDE = {
-    "dela.runtime.predict.predictor.predict",
-    "dela.training.run.loop.train",
     "dela.training.optimize.synced_norm.forward",  # of torch's autograd functions
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -49,6 +49,38 @@ class Prediction:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
+class PredictOptions(TypedDict, total=False):
+    """How :meth:`Predictor.predict` looks at a cloud; what is left out has the value of `_Asked`.
+
+    Attributes:
+        max_points: voxels in one run (200,000); a larger scene is cut into overlapping tiles. Never
+            more than the backend takes.
+        votes: looks at the scene (1), see :func:`dela.scan.votes.take_votes`: each takes other
+            points of the voxels and sees the scene turned about z, every second one mirrored.
+        drop_invalid: leave points with NaN or infinite coordinates out instead of refusing the
+            cloud; they keep their place in the result, unlabelled.
+        probabilities: return those of every class too.
+        progress: called as ``progress(voxels done, voxels in all)``, votes included.
+    """
+
+    max_points: int
+    votes: int
+    drop_invalid: bool
+    probabilities: bool
+    progress: Progress | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """:class:`PredictOptions` with what was left out."""
+
+    max_points: int = MAX_POINTS
+    votes: int = 1
+    drop_invalid: bool = False
+    probabilities: bool = False
+    progress: Progress | None = None
+
+
 class Predictor:
     """Runs a backend over whole clouds.
 
@@ -76,11 +108,7 @@ class Predictor:
         cloud: PointCloud,
         *,
         around: PointCloud | None = None,
-        max_points: int = MAX_POINTS,
-        votes: int = 1,
-        drop_invalid: bool = False,
-        probabilities: bool = False,
-        progress: Progress | None = None,
+        **options: Unpack[PredictOptions],
     ) -> Prediction:
         """Labels every point at full resolution.
 
@@ -88,26 +116,21 @@ class Predictor:
             cloud: needs the model's attribute columns.
             around: points of neighboring scans, see :mod:`dela.scan.context`; the network sees
                 them and they get no label. Not for classification.
-            max_points: voxels in one run; a larger scene is cut into overlapping tiles. Never more
-                than the backend takes.
-            votes: looks at the scene, see :func:`dela.scan.votes.take_votes`: each takes other
-                points of the voxels and sees the scene turned about z, every second one mirrored.
-            drop_invalid: leave points with NaN or infinite coordinates out instead of refusing
-                the cloud; they keep their place in the result, unlabelled.
-            probabilities: return those of every class too.
-            progress: called as ``progress(voxels done, voxels in all)``, votes included.
+            options: ``max_points``, ``votes``, ``drop_invalid``, ``probabilities`` and
+                ``progress``, see :class:`PredictOptions`.
 
         Raises:
             InputError: an empty cloud, non-finite coordinates, a missing column, votes below 1.
         """
-        if votes < 1:
-            raise InputError(f"votes is {votes}; give at least 1")
+        asked = _Asked(**options)
+        if asked.votes < 1:
+            raise InputError(f"votes is {asked.votes}; give at least 1")
         size = len(cloud)
         if around is not None and len(around):
             if self.config.task == "classification":
                 raise InputError("a network that names whole clouds takes no surrounding points")
             cloud = join_clouds([cloud, around])
-        valid = valid_points(cloud, drop_invalid)
+        valid = valid_points(cloud, asked.drop_invalid)
         if not valid.all():
             cloud = cloud.select(valid)
         valid = valid[:size]
@@ -115,9 +138,11 @@ class Predictor:
         start = time.perf_counter()
         attributes = compute_attributes(cloud, self.config.input_columns)
         network = _Timed(self._labeller)
-        most = min(max_points, self.backend.max_points or max_points)
-        options = VoteOptions(most, votes, progress=progress)
-        found = self._labeller.label(network.run, cloud, attributes, points, options, probabilities)
+        most = min(asked.max_points, self.backend.max_points or asked.max_points)
+        votes = VoteOptions(most, asked.votes, progress=asked.progress)
+        found = self._labeller.label(
+            network.run, cloud, attributes, points, votes, asked.probabilities
+        )
         spent = time.perf_counter() - start
         return self._prediction(found, valid, spent, network.seconds)
 

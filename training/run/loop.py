@@ -8,10 +8,10 @@ import dataclasses
 import functools
 import operator
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ from dela.training.data.dataset import Dataset
 from dela.training.data.prefetch import prefetch
 from dela.training.data.samples import pack_samples
 from dela.training.evaluate.split import Scores, network_forward, score_split
-from dela.training.optimize.adapters import Adapt, merged
+from dela.training.optimize.adapters import merged
 from dela.training.optimize.average import batch_norms, measure_batch_norms, norm_momentum
 from dela.training.optimize.finetune import make_optimizer
 from dela.training.optimize.schedule import scheduled_rate
@@ -47,7 +47,7 @@ from dela.training.run.report import (
     opening_line,
 )
 from dela.training.run.resume import state_to_resume
-from dela.training.run.setup import Hooks, build_network, open_data
+from dela.training.run.setup import HookOptions, Hooks, build_network, open_data
 from dela.training.run.state import Interruption, Totals, TrainingState
 from dela.training.run.summary import write_summary
 from dela.training.settings.seeds import MEASURE, generator
@@ -75,9 +75,7 @@ def train(
     overwrite: bool = False,
     seed: int | None = None,
     device: str = "cpu",
-    log: Callable[[str], None] = print,
-    after_step: Callable[[int, float], None] | None = None,
-    adapt: Adapt | None = None,
+    **hooks: Unpack[HookOptions],
 ) -> TrainResult:
     """Train a network and leave it in a run folder.
 
@@ -91,11 +89,8 @@ def train(
         overwrite: replace a run that is there.
         seed: instead of ``config.train.seed``.
         device: torch device; ``cuda`` gives each process its own GPU.
-        log: receives one line per event, in the first process.
-        after_step: called with the number of steps taken and the loss after each step.
-        adapt: puts adapters into the network once it has the weights of ``train.init``, and says by
-            ``requires_grad`` what trains, see
-            :func:`~dela.training.optimize.adapters.adapt_network`. A resumed run needs the same.
+        hooks: ``log``, ``after_step`` and ``adapt``, see
+            :class:`~dela.training.run.setup.HookOptions`.
 
     Raises:
         InputError: a run is there already or going on, nothing to resume, or data that cannot be
@@ -108,7 +103,9 @@ def train(
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, seed=seed))
     folder = RunFolder(run_dir)
     with join_group(device) as group, Interruption(agreed=group.size > 1) as interruption:
-        hooks = Hooks(log if group.leads else _silent, after_step, adapt)
+        called = Hooks(**hooks)
+        if not group.leads:
+            called = dataclasses.replace(called, log=_silent)
         with folder.claimed() if group.leads else contextlib.nullcontext():
             saved = state_to_resume(folder, config, group.size) if resume else None
             if not resume and not overwrite:
@@ -118,7 +115,7 @@ def train(
                     f"train.init: there is no checkpoint file at {config.train.init}"
                 )
             group.wait()
-            Run(config, folder, group, interruption, hooks, saved).train()
+            Run(config, folder, group, interruption, called, saved).train()
             return TrainResult(folder.best, folder.last, folder.read_scores())
 
 

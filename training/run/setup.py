@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,27 @@ from dela.training.settings.train import TrainConfig
 MEASURED_SAMPLES = 16
 
 
-@dataclass(frozen=True)
-class Hooks:
-    """What the caller of a run sees and changes; see :func:`dela.training.run.loop.train`."""
+class HookOptions(TypedDict, total=False):
+    """What the caller of a run sees and changes, by name.
+
+    Attributes:
+        log: receives one line per event, in the first process; ``print`` when left out.
+        after_step: called with the number of steps taken and the loss after each step.
+        adapt: puts adapters into the network once it has the weights of ``train.init``, and says by
+            ``requires_grad`` what trains, see
+            :func:`~dela.training.optimize.adapters.adapt_network`. A resumed run needs the same.
+    """
 
     log: Callable[[str], None]
+    after_step: Callable[[int, float], None] | None
+    adapt: Adapt | None
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """:class:`HookOptions` with what was left out."""
+
+    log: Callable[[str], None] = print
     after_step: Callable[[int, float], None] | None = None
     adapt: Adapt | None = None
 
