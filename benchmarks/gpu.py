@@ -223,14 +223,7 @@ def on_device(backend: Backend, pyramid: Pyramid, repeats: int) -> float | None:
     def up(array: Any) -> DeviceArray:
         return DeviceArray.from_host(np.asarray(array), stream)
 
-    there = Pyramid(
-        up(pyramid.points),
-        up(pyramid.attributes),
-        tuple(map(up, pyramid.neighbors)),
-        tuple(map(up, pyramid.kept)),
-        tuple(map(up, pyramid.nearest)),
-        pyramid.lengths,
-    )
+    there = pyramid.each(up)
     seconds = []
     for _ in range(repeats + 3):
         start = time.perf_counter()

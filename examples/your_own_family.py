@@ -21,7 +21,7 @@ from dela.export import export_onnx
 from dela.families import FAMILIES
 from dela.families.base import FamilyDefaults
 from dela.geometry.cpu import knn
-from dela.model.contract import Contract, named_classes
+from dela.model.contract import Contract, numbered_classes
 from dela.model.inputs import InputSpec, NamedInputs, RowSize
 from dela.runtime import Predictor, load_backend
 
@@ -92,7 +92,7 @@ FAMILIES["mean"] = f"{__name__}:FAMILY"
 def main(folder: Path, steps: int = 60) -> float:
     """Trains on a floor and a wall, exports, and labels them; the share of right labels."""
     config = MeanConfig(
-        task="segmentation", classes=named_classes("floor wall"), grid=(0.02,), vote_axis=""
+        task="segmentation", classes=numbered_classes("floor wall"), grid=(0.02,), vote_axis=""
     )
     scene = np.random.default_rng(0).uniform(0, 1, (2000, 3)).astype(np.float32)
     truth = np.arange(2000) // 1000

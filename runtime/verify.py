@@ -162,7 +162,7 @@ def verify(
     config = reference.config
     for candidate in candidates.values():
         _check_same_network(config, str(candidate.path), candidate.config)
-    cloud = cloud.select(valid_points(cloud, drop_invalid=False))
+    valid_points(cloud, drop_invalid=False)
     voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
     answers: dict[str, list[np.ndarray]] = {name: [] for name in ("", *candidates)}
     done = 0

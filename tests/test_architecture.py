@@ -174,14 +174,14 @@ def test_a_format_is_its_module_and_an_entry(entry, tmp_path):
 
 def test_a_dataset_is_its_module_and_a_line(entry, tmp_path, monkeypatch):
     from dela.cli import main as cli
-    from dela.model.contract import named_classes
+    from dela.model.contract import numbered_classes
     from dela.training.prepare.plan import Plan, Unit
     from dela.training.prepare.store import Record, load_column, read_manifest
 
     rng = np.random.default_rng(0)
     scene = rng.uniform(0, 2, (500, 3))
     toy: Any = ModuleType("toy_dataset")
-    classes = named_classes("floor wall")
+    classes = numbered_classes("floor wall")
     units = (Unit("one", "train", (tmp_path / "raw" / "one.npy",)),)
     toy.TITLE, toy.KIND, toy.CLASSES = "a toy", "scenes", classes
     toy.plan = lambda raw, options: Plan("toy", "segmentation", classes, units, grid=0.1)

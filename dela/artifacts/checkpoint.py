@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dela.errors import CheckpointError, ConfigError
-from dela.families import FIRST, config_from_dict, config_to_dict, family_of
+from dela.families import FIRST, config_from_dict, config_to_dict, empty_network
 from dela.files import atomic_path
 from dela.model.weights import FORMAT, is_state_dict, load_weights, read_torch_file
 
@@ -109,8 +109,7 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         raise CheckpointError(f"{path}: {error}") from error
     if not is_state_dict(content.get("model")):
         raise CheckpointError(f"{path} holds no weights; it is damaged or was not written by dela")
-    with torch.device("meta"):
-        model = family_of(config).build(config)
+    model = empty_network(config)
     load_weights(model, content["model"], str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Checkpoint(model.to(device).eval(), config, dict(content.get("extra") or {}), digest)

@@ -39,11 +39,11 @@ def import_checkpoint(
     """
     from dela.artifacts.checkpoint import save_checkpoint
     from dela.families import family_of, resolve_config
-    from dela.families.dela.published import read_reference
 
     check_writable(output, overwrite, inputs=(source,))
-    family = family_of(resolve_config(preset))
-    model = family.import_published(read_reference(source), preset, **_overrides(set_))
+    start = resolve_config(preset)
+    family = family_of(start)
+    model = family.import_published(source, start, **_overrides(set_))
     save_checkpoint(output, model, {"imported_from": source.name}, overwrite)
     count = sum(weight.numel() for weight in model.parameters())
     config = model.config

@@ -96,6 +96,14 @@ def resolve_config(preset: str | Contract, **overrides: Any) -> Any:
     return dataclasses.replace(preset, **values)
 
 
+def empty_network(config: Contract) -> nn.Module:
+    """A network whose tensors have shapes and no memory, for weights to be put into."""
+    import torch
+
+    with torch.device("meta"):
+        return family_of(config).build(config)
+
+
 def create_model(
     preset: str | Contract,
     neighbor_distances: Any = None,

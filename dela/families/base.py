@@ -8,6 +8,7 @@ the table :data:`dela.families.FAMILIES`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -164,12 +165,12 @@ class Family(Protocol):
         """
         ...
 
-    def import_published(self, tensors: Mapping[str, Any], preset: Any, **overrides: Any) -> Any:
-        """The network of a checkpoint that the family's authors published.
+    def import_published(self, path: Path, preset: Any, **overrides: Any) -> Any:
+        """The network of a checkpoint file that the family's authors published.
 
         Raises:
             ConfigError: none are known.
-            CheckpointError: tensors that do not fit, with the list of them.
+            CheckpointError: an unreadable file, or tensors that do not fit, with the list of them.
         """
         ...
 
@@ -221,11 +222,11 @@ class FamilyDefaults:
             and offered[name].shape == tensor.shape
             and (same_classes or not body or name.startswith(body))
         }
-        if not any(name.startswith(body) for name in found) and (body or not found):
+        if not any(not body or name.startswith(body) for name in found):
             raise ConfigError("no part of that network fits this one")
         return found
 
-    def import_published(self, tensors: Mapping[str, Any], preset: Any, **overrides: Any) -> Any:
+    def import_published(self, path: Path, preset: Any, **overrides: Any) -> Any:
         raise ConfigError(f"dela knows no published checkpoints of the family {self.name}")
 
 

@@ -32,7 +32,8 @@ _NOT_FINITE = 3
 _GRID_TOO_FINE = 4
 
 # 0: as many as OpenMP would start, which does not know a container's quota.
-_default_threads = current_threads().count if current_threads().limited else 0
+_given = current_threads()
+_default_threads = _given.count if _given.limited else 0
 
 
 def _use_one_thread() -> None:

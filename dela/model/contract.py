@@ -228,7 +228,7 @@ class Contract:
             )
 
 
-def named_classes(names: str) -> tuple[ClassInfo, ...]:
+def numbered_classes(names: str) -> tuple[ClassInfo, ...]:
     """Classes of blank-separated names, with codes 0, 1 .. and the palette's colors."""
     return tuple(
         ClassInfo(name, code, PALETTE[code % len(PALETTE)])
@@ -238,9 +238,7 @@ def named_classes(names: str) -> tuple[ClassInfo, ...]:
 
 def generic_classes(count: int) -> tuple[ClassInfo, ...]:
     """Classes ``class_0`` .. with codes 0 .. and the palette's colors."""
-    return tuple(
-        ClassInfo(f"class_{code}", code, PALETTE[code % len(PALETTE)]) for code in range(count)
-    )
+    return numbered_classes(" ".join(f"class_{code}" for code in range(count)))
 
 
 PALETTE = (

@@ -11,6 +11,7 @@ import numpy as np
 
 from dela.errors import InputError
 from dela.geometry.cpu import SearchTree, farthest_point_sampling, voxel_grid
+from dela.model.inputs import host_array
 
 # A scene's lowest corner, where every stage's voxels are counted from.
 CORNER = np.zeros(3)
@@ -373,19 +374,15 @@ def pack(pyramids: Sequence[Pyramid]) -> Pyramid:
     )
 
 
-def _numpy(values: Any) -> np.ndarray:
-    return np.asarray(values.detach().cpu() if hasattr(values, "detach") else values)
-
-
 def _floats(values: Any, name: str) -> np.ndarray:
-    array = _numpy(values)
+    array = host_array(values)
     if array.dtype not in (np.float32, np.float64):
         raise InputError(f"{name} is {array.dtype}; expected float32")
     return array
 
 
 def _indices(values: Any, name: str, dimensions: int, limit: int) -> np.ndarray:
-    array = _numpy(values)
+    array = host_array(values)
     if array.dtype not in (np.int32, np.int64):
         raise InputError(f"{name} is {array.dtype}; expected int32")
     if array.ndim != dimensions:

@@ -43,7 +43,7 @@ struct State {
   pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
   bool team_wanted = false;
   int teams = 0;
-  std::vector<void*> switched;  // GOMP_parallel of each libgomp that has a team
+  std::vector<void*> asked;  // GOMP_parallel of each libgomp that was asked for a team
   int processors = 0;  // when the watcher started: libgomp does not count anew
   bool forced = false;  // a caller chose; the watcher only measures
   std::atomic<bool> is_short{false};
@@ -166,7 +166,7 @@ void wait_shortly(Hold& hold, bool wanted) {
   while (wanted && !shared.team_wanted && shared.teams > 0) hold.wait();
   if (!wanted) {
     shared.team_wanted = false;
-    shared.switched.clear();
+    shared.asked.clear();
     pthread_cond_broadcast(&shared.changed);
     shared.is_short.store(false);
     return;
@@ -175,14 +175,13 @@ void wait_shortly(Hold& hold, bool wanted) {
   // Also those that were loaded since: a torch imported meanwhile brings its own.
   for (const Parallel parallel : runtimes()) {
     void* const runtime = reinterpret_cast<void*>(parallel);
-    const auto end = shared.switched.end();
-    if (std::find(shared.switched.begin(), end, runtime) != end) continue;
-    if (threads_are_to_be_had(team_size()) && start_thread(keep_team, runtime)) {
-      ++shared.teams;
-      shared.switched.push_back(runtime);
-    }
+    const auto end = shared.asked.end();
+    if (std::find(shared.asked.begin(), end, runtime) != end) continue;
+    // Once: a system short of threads is not to be asked for some in every window.
+    shared.asked.push_back(runtime);
+    if (threads_are_to_be_had(team_size()) && start_thread(keep_team, runtime)) ++shared.teams;
   }
-  shared.is_short.store(!shared.switched.empty());
+  shared.is_short.store(shared.teams > 0);
 }
 
 // Seconds of a thread, or of several.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -133,6 +134,24 @@ def load_backend(
     module, _, function = kind.loader.partition(":")
     load = getattr(importlib.import_module(module), function)
     return load(path, LoadOptions(backend, kernels, threads, gpu, graphs))
+
+
+def taken_inputs(
+    inputs: Inputs, names: Iterable[str], path: Path, kind: str = "file"
+) -> dict[str, Any]:
+    """The arrays that a network takes, by name.
+
+    Raises:
+        InputError: one is missing; ``kind`` is what the message calls ``path``.
+    """
+    given, names = dict(inputs.inputs()), list(names)
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise InputError(
+            f"the pyramid lacks {', '.join(missing)}, which {path} takes; "
+            f"build it with this {kind}'s configuration"
+        )
+    return {name: given[name] for name in names}
 
 
 def backend_of(path: Path) -> str:

@@ -20,7 +20,7 @@ from dela.errors import DelaError, EngineError, InputError, MissingDependencyErr
 from dela.model.contract import Contract
 from dela.model.inputs import Inputs
 from dela.plugins.tensorrt import bindings, messages
-from dela.runtime.backends.base import LoadOptions
+from dela.runtime.backends.base import LoadOptions, taken_inputs
 from dela.runtime.backends.gpu_buffers import (
     ALIGNMENT,
     InputBlock,
@@ -167,14 +167,7 @@ class EngineBackend:
 
     def _arrays(self, pyramid: Inputs) -> dict[str, Any]:
         """The inputs this network takes; host arrays are checked to their last value."""
-        given = dict(pyramid.inputs())
-        missing = [name for name in self._dtypes if name not in given]
-        if missing:
-            raise InputError(
-                f"the pyramid lacks {', '.join(missing)}, which {self.path} takes; "
-                "build it with this engine's configuration"
-            )
-        arrays = {name: given[name] for name in self._dtypes}
+        arrays = taken_inputs(pyramid, self._dtypes, self.path, "engine")
         if not any(map(on_device, arrays.values())):
             pyramid.validate()
         return arrays

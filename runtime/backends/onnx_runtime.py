@@ -10,7 +10,7 @@ import numpy as np
 
 from dela.errors import CheckpointError, InputError, MissingDependencyError
 from dela.model.inputs import Inputs
-from dela.runtime.backends.base import LoadOptions
+from dela.runtime.backends.base import LoadOptions, taken_inputs
 from dela.threads import tune_session
 
 if TYPE_CHECKING:
@@ -79,15 +79,9 @@ class OnnxRuntimeBackend:
 
     def run(self, pyramid: Inputs) -> np.ndarray:
         pyramid.validate()
-        feeds = dict(pyramid.inputs())
-        missing = [name for name in self.inputs if name not in feeds]
-        if missing:
-            raise InputError(
-                f"the pyramid lacks {', '.join(missing)}, which {self.path} takes; "
-                "build it with this file's configuration"
-            )
+        feeds = taken_inputs(pyramid, self.inputs, self.path)
         try:
-            (logits,) = self._session.run(["logits"], {name: feeds[name] for name in self.inputs})
+            (logits,) = self._session.run(["logits"], feeds)
         except Exception as error:
             raise InputError(f"{self.path} failed: {_reason(error)}") from error
         return np.asarray(logits, dtype=np.float32)

@@ -88,8 +88,10 @@ def bench(
         for title, clouds in _inputs(loaded, points, read).items():
             asked = MeasureOptions(title, label, max_points, gpu_pyramid)
             with ProgressBar(f"{loaded.name} {title}", percent=True) as bar:
-                counts = {"repeats": repeats, "warmups": warmups}
-                results.append(measure(loaded, clouds, asked, progress=bar.update, **counts))
+                timed = measure(
+                    loaded, clouds, asked, repeats=repeats, warmups=warmups, progress=bar.update
+                )
+            results.append(timed)
     values = [result.to_dict() for result in results]
     _show(values, json)
     return values

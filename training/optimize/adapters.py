@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from dela.errors import CheckpointError, ConfigError
+from dela.families import empty_network
 from dela.model.weights import load_weights, refuse_misfitting
-from dela.training.optimize.network import adapted_layers, config_of, empty_network
+from dela.training.optimize.network import adapted_layers, config_of
 from dela.training.settings.seeds import ADAPTERS, torch_seed
 from dela.training.settings.train import ScheduleConfig
 

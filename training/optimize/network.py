@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from dela.families import family_of
@@ -37,12 +36,6 @@ def make_network(config: Contract, seed: int, samples: Sequence[Inputs] | None =
     family = family_of(config)
     measured = None if samples is None else family.measure(samples, config)
     return family.create(config, measured, seed)
-
-
-def empty_network(config: Contract) -> nn.Module:
-    """A network whose tensors have shapes and no memory."""
-    with torch.device("meta"):
-        return family_of(config).build(config)
 
 
 def stage_ratios(samples: Sequence[Inputs]) -> list[dict[str, float]]:

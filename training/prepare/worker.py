@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dela.errors import DelaError, InputError
+from dela.threads import count_threads
 from dela.training.prepare import dataset_module
 from dela.training.prepare.encode import encode
 from dela.training.prepare.plan import MalformedFiles, Unit
@@ -70,12 +71,12 @@ def outcomes(jobs: Sequence[Job], workers: int | None) -> Iterator[Outcome]:
     """Outcomes as they come.
 
     Args:
-        workers: processes; 1 works in this one, None takes a process per core.
+        workers: processes; 1 works in this one, None takes one per processor that is given.
 
     Raises:
         BrokenProcessPool: a worker was killed.
     """
-    count = min(workers or len(os.sched_getaffinity(0)), len(jobs))
+    count = min(workers or count_threads({}).count, len(jobs))
     if count <= 1:
         yield from map(_make, jobs)
         return

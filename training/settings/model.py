@@ -13,7 +13,7 @@ from dela.errors import ConfigError
 from dela.families import FAMILIES, FIRST, find_family, presets
 from dela.families.base import Family
 from dela.model.class_names import S3DIS_CLASSES, SHAPENETPART_CATEGORIES
-from dela.model.contract import PALETTE, AttributeInfo, CategoryInfo, ClassInfo, named_classes
+from dela.model.contract import PALETTE, AttributeInfo, CategoryInfo, ClassInfo, numbered_classes
 from dela.training.settings.data import DataConfig
 from dela.training.settings.sections import read_section
 
@@ -66,10 +66,7 @@ def section_class(family: Family) -> Any:
     names = [field.name for field in dataclasses.fields(family.config) if field.name != "classes"]
     fields = [("family", str | None, None), ("preset", str | None, None)]
     fields += [(name, kinds[name] | None, None) for name in names]
-    kinds = {name: kind for name, kind, _ in fields}
-    made = dataclasses.make_dataclass("ModelSection", fields, frozen=True)
-    made.__annotations__ = kinds
-    return made
+    return dataclasses.make_dataclass("ModelSection", fields, frozen=True)
 
 
 @dataclass(frozen=True)
@@ -174,7 +171,7 @@ def model_categories(
 def model_classes(data: DataConfig) -> tuple[ClassInfo, ...]:
     """The classes a network on this data tells apart, in label order."""
     if data.kind == "rooms":
-        return named_classes(S3DIS_CLASSES)
+        return numbered_classes(S3DIS_CLASSES)
     return tuple(
         ClassInfo(
             info.name,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from dela.errors import ConfigError
 from dela.model.class_names import S3DIS_CLASSES, SCANNET_CLASSES, SCANOBJECTNN_CLASSES
-from dela.model.contract import AttributeInfo, Contract, named_classes
+from dela.model.contract import AttributeInfo, Contract, numbered_classes
 
 # SPSE adds this under its square root; with directions, whose term can reach -1, more.
 EPSILON = 1e-8
@@ -60,7 +60,7 @@ class DelaConfig(Contract):
                 raise ConfigError(
                     f"{name} has {len(values)} entries, dims has {stages}; give one per stage"
                 )
-            if name != "depths" and any(not value > 0 for value in values):
+            if name in ("neighbors", "spread") and any(not value > 0 for value in values):
                 raise ConfigError(f"{name} is {list(values)}; every entry must be above 0")
         if any(depth < 0 for depth in self.depths):
             raise ConfigError(f"depths is {list(self.depths)}; no entry may be negative")
@@ -101,7 +101,7 @@ _COLOR = tuple(AttributeInfo(name, 250.0) for name in ("red", "green", "blue"))
 PRESETS: dict[str, DelaConfig] = {
     "s3dis": DelaConfig(
         task="segmentation",
-        classes=named_classes(S3DIS_CLASSES),
+        classes=numbered_classes(S3DIS_CLASSES),
         dims=(64, 128, 256, 512),
         depths=(4, 4, 8, 8),
         neighbors=(24, 32, 32, 32),
@@ -116,7 +116,7 @@ PRESETS: dict[str, DelaConfig] = {
     ),
     "scannet": DelaConfig(
         task="segmentation",
-        classes=named_classes(SCANNET_CLASSES),
+        classes=numbered_classes(SCANNET_CLASSES),
         dims=(80, 128, 192, 352, 640),
         depths=(4, 4, 4, 8, 8),
         neighbors=(24, 32, 32, 32, 32),
@@ -132,7 +132,7 @@ PRESETS: dict[str, DelaConfig] = {
     ),
     "scanobjectnn": DelaConfig(
         task="classification",
-        classes=named_classes(SCANOBJECTNN_CLASSES),
+        classes=numbered_classes(SCANOBJECTNN_CLASSES),
         dims=(96, 192, 384),
         depths=(4, 4, 4),
         neighbors=(24, 24, 24),

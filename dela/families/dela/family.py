@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -169,10 +170,10 @@ class DelaFamily(FamilyDefaults):
 
         return carry_over(own, offered, ours, theirs)
 
-    def import_published(self, tensors: Mapping[str, Any], preset: Any, **overrides: Any) -> Any:
-        from dela.families.dela.published import import_reference
+    def import_published(self, path: Path, preset: Any, **overrides: Any) -> Any:
+        from dela.families.dela.published import import_reference, read_reference
 
-        return import_reference(tensors, preset, **overrides)
+        return import_reference(read_reference(path), preset, **overrides)
 
 
 FAMILY = DelaFamily()

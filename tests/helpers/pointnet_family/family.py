@@ -11,7 +11,7 @@ import numpy as np
 from dela.errors import ConfigError
 from dela.families.base import FamilyDefaults, refuse_missing
 from dela.geometry.cpu import knn
-from dela.model.contract import Contract, named_classes
+from dela.model.contract import Contract, numbered_classes
 from dela.model.inputs import InputSpec, NamedInputs, RowSize
 
 
@@ -37,7 +37,7 @@ class PointNetFamily(FamilyDefaults):
     config = PointNetConfig
     presets: ClassVar = {
         "tiny-pointnet": PointNetConfig(
-            task="segmentation", classes=named_classes("floor wall"), grid=(0.1,), k=6, width=16
+            task="segmentation", classes=numbered_classes("floor wall"), grid=(0.1,), k=6, width=16
         )
     }
 

@@ -57,14 +57,7 @@ def on_gpu(pyramid: Pyramid, stream: Stream, wrap=lambda array: array) -> Pyrami
     def up(array):
         return wrap(DeviceArray.from_host(np.asarray(array), stream))
 
-    return Pyramid(
-        up(pyramid.points),
-        up(pyramid.attributes),
-        tuple(map(up, pyramid.neighbors)),
-        tuple(map(up, pyramid.kept)),
-        tuple(map(up, pyramid.nearest)),
-        pyramid.lengths,
-    )
+    return pyramid.each(up)
 
 
 def assert_same(found, expected) -> None:

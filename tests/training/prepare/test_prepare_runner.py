@@ -423,3 +423,13 @@ def test_the_command_returns_its_summary(rooms):
         ["data", "prepare", "s3dis", str(raw), "-o", str(out), "--workers", "1", "--grid", "0.2"]
     )
     assert summary.prepared == 4 and summary.manifest["grid"] == 0.2
+
+
+def test_a_process_per_processor_that_the_quota_grants(monkeypatch):
+    """Of one granted processor, whatever the machine has: no pool is made."""
+    from dela.threads import Threads
+
+    monkeypatch.setattr(worker, "count_threads", lambda environ: Threads(1, "quota", True))
+    monkeypatch.setattr(worker, "ProcessPoolExecutor", None)
+    monkeypatch.setattr(worker, "_make", lambda job: job)
+    assert list(worker.outcomes(["first", "second"], None)) == ["first", "second"]

@@ -13,14 +13,14 @@ import numpy as np
 
 from dela.errors import InputError
 from dela.model.class_names import S3DIS_CLASSES
-from dela.model.contract import named_classes
+from dela.model.contract import numbered_classes
 from dela.training.prepare.plan import MalformedFiles, Options, Plan, Unit
 from dela.training.prepare.sources.tables import read_table
 from dela.training.prepare.store import Record, file_digest, scene_name
 
 TITLE = "S3DIS, aligned version 1.2 (Area_1 .. Area_6)"
 KIND = "scenes"
-CLASSES = named_classes(S3DIS_CLASSES)
+CLASSES = numbered_classes(S3DIS_CLASSES)
 # Voxel size of the published recipe, meters.
 GRID = 0.04
 

@@ -15,7 +15,7 @@ import numpy as np
 from dela.cloud.formats import read_cloud
 from dela.errors import InputError
 from dela.model.class_names import CLASS_CODES, SCANNET_CLASSES
-from dela.model.contract import ClassInfo, named_classes
+from dela.model.contract import ClassInfo, numbered_classes
 from dela.scores.confusion import IGNORED
 from dela.training.prepare.plan import Options, Plan, Unit
 from dela.training.prepare.sources.mesh import read_mesh, vertex_normals
@@ -30,7 +30,7 @@ NYU40 = CLASS_CODES["scannet"]
 GRID = 0.02
 CLASSES = tuple(
     ClassInfo(info.name, code, info.color)
-    for info, code in zip(named_classes(SCANNET_CLASSES), NYU40, strict=True)
+    for info, code in zip(numbered_classes(SCANNET_CLASSES), NYU40, strict=True)
 )
 
 _LARGEST_NYU40 = 40

@@ -10,14 +10,14 @@ from pathlib import Path
 
 from dela.errors import InputError
 from dela.model.class_names import SCANOBJECTNN_CLASSES
-from dela.model.contract import named_classes
+from dela.model.contract import numbered_classes
 from dela.training.prepare.plan import Options, Plan, Unit
 from dela.training.prepare.sources.h5sets import need_h5py, read_h5_set
 from dela.training.prepare.store import Record
 
 TITLE = "ScanObjectNN, PB_T50_RS (h5)"
 KIND = "objects"
-CLASSES = named_classes(SCANOBJECTNN_CLASSES)
+CLASSES = numbered_classes(SCANOBJECTNN_CLASSES)
 
 # The test file is both: the published runs choose and report on it.
 _FILES = {"train": "training_objectdataset_augmentedrot_scale75.h5"}
