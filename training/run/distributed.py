@@ -24,6 +24,11 @@ T = TypeVar("T")
 # A process waits this long for the others, which may have more scans to validate.
 PATIENCE = datetime.timedelta(hours=1)
 
+# The process group joined last. Its destructor waits for its own threads, which may be waiting for
+# Python's lock; freed by Python it lets go of the lock first, by DDP's reducer (the last owner when
+# an error ends a run) it does not, and both would wait for ever.
+_kept_groups: list[Any] = []
+
 
 @dataclass(frozen=True)
 class Group:
@@ -118,6 +123,7 @@ def join_group(device: str) -> Iterator[Group]:
         torch.cuda.set_device(torch_device)
     backend = "nccl" if torch_device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, timeout=PATIENCE)
+    _kept_groups[:] = [torch.distributed.group.WORLD]
     try:
         yield Group(torch_device, torch.distributed.get_rank(), size)
     except RuntimeError as error:
