@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "cpu/common.h"
+#include "cpu/slices.h"
 
 #if defined(__linux__) && defined(_OPENMP)
 #include <dirent.h>
@@ -45,6 +46,7 @@ struct State {
   int teams = 0;
   std::vector<void*> asked;  // GOMP_parallel of each libgomp that was asked for a team
   int processors = 0;  // when the watcher started: libgomp does not count anew
+  Slices slices;
   bool forced = false;  // a caller chose; the watcher only measures
   std::atomic<bool> is_short{false};
   std::atomic<double> share{0.0};
@@ -169,9 +171,11 @@ void wait_shortly(Hold& hold, bool wanted) {
     shared.asked.clear();
     pthread_cond_broadcast(&shared.changed);
     shared.is_short.store(false);
+    shared.slices.restore();
     return;
   }
   shared.team_wanted = true;
+  shared.slices.shorten();
   // Also those that were loaded since: a torch imported meanwhile brings its own.
   for (const Parallel parallel : runtimes()) {
     void* const runtime = reinterpret_cast<void*>(parallel);

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
+import struct
 import subprocess
 import sys
 
@@ -107,6 +109,46 @@ report(policy=native.waiting_policy(), short=native.waits_shortly())
 """
     )
     assert done == {"policy": "watched", "short": True}
+
+
+def _usual_slice() -> int:
+    """Nanoseconds that a thread runs before others do; 0 where the system does not tell."""
+    found = ctypes.create_string_buffer(48)
+    told = ctypes.CDLL(None).syscall(315, 0, found, 48, 0) == 0
+    return struct.unpack("IIQiIQQQ", found.raw)[5] if told else 0
+
+
+@needs_libgomp
+@pytest.mark.skipif(
+    platform.machine() != "x86_64" or not _usual_slice(), reason="needs Linux 6.12 on x86-64"
+)
+def test_threads_ask_for_short_slices_only_while_waits_are_short():
+    done = squeezed(
+        """
+import struct
+def slices():
+    found = ctypes.create_string_buffer(48)
+    answer = []
+    for thread in os.listdir("/proc/self/task"):
+        ctypes.CDLL(None).syscall(315, int(thread), found, 48, 0)
+        answer.append(struct.unpack("IIQiIQQQ", found.raw)[5])
+    return answer
+def forced(choice):
+    # The sleeping team's threads start meanwhile.
+    for _ in range(3):
+        native.library().dela_force_waiting(choice)
+        time.sleep(0.1)
+    return slices()
+step()
+usual = slices()[0]
+chosen = struct.pack("IIQiIQQQ", 48, 0, 0, 0, 0, 700_000, 0, 0)
+ctypes.CDLL(None).syscall(314, 0, chosen, 0)
+report(usual=usual, short=forced(1), restored=forced(0), again=forced(1))
+"""
+    )
+    # A thread that was given a slice of its own keeps it.
+    assert sorted(set(done["short"])) == sorted(set(done["again"])) == [100_000, 700_000]
+    assert sorted(set(done["restored"])) == [700_000, done["usual"]]
 
 
 @needs_libgomp
