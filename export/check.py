@@ -73,6 +73,11 @@ def check_export(path: str | os.PathLike[str], model: nn.Module) -> Iterator[Che
     large = family.example(config, _CLOUDS if clouds else _POINTS, seed=1)
     tiny = family.example(config, _TINY_CLOUDS if clouds else _TINY_POINTS, seed=2)
     expected = {id(inputs): _torch_logits(model, inputs) for inputs in (large, tiny)}
+    if not all(np.isfinite(logits).all() for logits in expected.values()):
+        raise ParityError(
+            "PyTorch's own logits are NaN or infinite; the weights are damaged, export another "
+            "checkpoint"
+        )
     checks: list[tuple[str, Inputs, Callable[[], np.ndarray]]] = [
         ("onnxruntime, our kernels", large, lambda: _run_onnxruntime(proto, large, True)),
         ("onnxruntime, function bodies", large, lambda: _run_onnxruntime(proto, large, False)),

@@ -15,6 +15,7 @@ from dela.families import family_of
 from dela.model.contract import Contract
 from dela.model.parity import Tolerance
 from dela.runtime.backends.base import Backend
+from dela.runtime.backends.finite import finite_run
 from dela.scan.attributes import compute_attributes
 from dela.scan.votes import Progress
 from dela.scan.voxels import Voxels, valid_points
@@ -158,20 +159,21 @@ def verify(
 
     Raises:
         InputError: the scan cannot be used, or a candidate is of a different network.
+        DelaError: logits that are NaN or infinite.
     """
     config = reference.config
     for candidate in candidates.values():
         _check_same_network(config, str(candidate.path), candidate.config)
     valid_points(cloud, drop_invalid=False)
     voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
-    answers: dict[str, list[np.ndarray]] = {name: [] for name in ("", *candidates)}
+    runs = {name: finite_run(backend) for name, backend in {"": reference, **candidates}.items()}
+    answers: dict[str, list[np.ndarray]] = {name: [] for name in runs}
     done = 0
     limits = [backend.max_points for backend in (reference, *candidates.values())]
     for part in voxels.tiles(config, min(max_points, *(limit or max_points for limit in limits))):
         rows = part.tile.core if config.task == "segmentation" else slice(None)
-        answers[""].append(reference.run(part.inputs)[rows])
-        for name, candidate in candidates.items():
-            answers[name].append(candidate.run(part.inputs)[rows])
+        for name, run in runs.items():
+            answers[name].append(run(part.inputs)[rows])
         done += int(np.count_nonzero(part.tile.core))
         if progress is not None:
             progress(done, len(voxels.points))

@@ -17,6 +17,7 @@ ROOMS = {
     "plugins": ("native", "onnxruntime", "cuda", "tensorrt"),
     "dela": (
         "errors",
+        "text",
         "files",
         "threads",
         "model",

@@ -15,7 +15,14 @@ from torch import Tensor
 from dela.errors import CheckpointError, ConfigError
 from dela.families import FIRST, config_from_dict, config_to_dict, empty_network
 from dela.files import atomic_path
-from dela.model.weights import FORMAT, is_state_dict, load_weights, read_torch_file
+from dela.model.weights import (
+    FORMAT,
+    is_state_dict,
+    load_weights,
+    read_torch_file,
+    refuse_non_finite,
+)
+from dela.text import brief
 
 # Checkpoints of the first family keep the version that they always had.
 VERSION = 2
@@ -94,25 +101,32 @@ def load_checkpoint(path: str | os.PathLike[str], device: str | torch.device = "
         if isinstance(content, dict) and is_state_dict(content.get("model", content)):
             hint = "; a published DeLA v2 checkpoint is read by `dela import-checkpoint`"
         raise CheckpointError(f"{path} is not a dela checkpoint{hint}")
-    version = content.get("version")
-    config_values = content.get("config")
-    named = isinstance(config_values, dict) and "family" in config_values
-    known = VERSION if named else _FIRST_FAMILY_VERSION
-    if version != known:
+    version, values = content.get("version"), content.get("config")
+    extra = content.get("extra", {})
+    if not isinstance(values, dict) or not isinstance(extra, dict):
+        raise CheckpointError(f"{path} holds no configuration; it is damaged")
+    known = VERSION if "family" in values else _FIRST_FAMILY_VERSION
+    if type(version) is not int or version != known:
         raise CheckpointError(
-            f"{path}: checkpoint version {version}, this dela reads {known}; "
+            f"{path}: checkpoint version {brief(version)}, this dela reads {known}; "
             "install the dela that wrote it"
         )
     try:
-        config = config_from_dict(content["config"])
-    except (ConfigError, KeyError, TypeError) as error:
+        config = config_from_dict(values)
+    except ConfigError as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not is_state_dict(content.get("model")):
         raise CheckpointError(f"{path} holds no weights; it is damaged or was not written by dela")
+    if len(content["model"]) < config.least_tensors:
+        raise CheckpointError(
+            f"{path} holds {len(content['model'])} tensors, its configuration asks for "
+            f"{config.least_tensors} at least; it is damaged or was not written by dela"
+        )
     model = empty_network(config)
     load_weights(model, content["model"], str(path))
+    refuse_non_finite(model, str(path))
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Checkpoint(model.to(device).eval(), config, dict(content.get("extra") or {}), digest)
+    return Checkpoint(model.to(device).eval(), config, dict(extra), digest)
 
 
 def _check_plain(value: Any, where: str) -> None:

@@ -7,6 +7,7 @@ and to name its output. No torch and no onnx here: a runtime hands over the prop
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from dela.errors import CheckpointError, ConfigError
 from dela.families import FIRST, config_from_dict, config_to_dict, family_of
 from dela.families.base import Family
 from dela.model.parity import DTYPES
+from dela.text import brief, parse_json
 
 FORMAT = "dela-onnx"
 # Files of the first family keep the version that they always had; others need a newer dela.
@@ -82,24 +84,28 @@ class ModelMetadata:
         """
         found = properties.get("format")
         if found != FORMAT:
-            what = f"its format property is {found!r}" if found else "it carries no dela metadata"
+            what = (
+                f"its format property is {brief(found)}" if found else "it carries no dela metadata"
+            )
             raise CheckpointError(
                 f"{source} is not a dela network: {what}; export one with `dela export`"
             )
         version = properties.get("format_version", "")
-        if not version.isdigit() or int(version) < 1:
-            raise CheckpointError(f"{source}: format version {version!r} is not a number above 0")
+        if not re.fullmatch("[1-9][0-9]{0,8}", version):
+            raise CheckpointError(
+                f"{source}: format version {brief(version)} is not a number above 0"
+            )
         newest = newest_version(_names_family(properties.get("config", "")))
         if int(version) > newest:
             raise CheckpointError(
                 f"{source} has format version {version}, this dela reads up to {newest}; "
-                f"install dela {properties.get('dela_version', '?')} or newer, which wrote it"
+                f"install dela {properties.get('dela_version', '?')[:20]} or newer, which wrote it"
             )
         try:
-            config = config_from_dict(json.loads(properties["config"]))
+            config = config_from_dict(parse_json(properties["config"]))
             ratios = tuple(
                 {key: float(ratio[key]) for key in ("min", "mean", "max")}
-                for ratio in json.loads(properties["stage_ratios"])
+                for ratio in parse_json(properties["stage_ratios"])
             )
             dtype = properties["dtype"]
         except KeyError as error:
@@ -109,7 +115,9 @@ class ModelMetadata:
         except (ConfigError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(f"{source}: its metadata is damaged: {error}") from error
         if dtype not in DTYPES:
-            raise CheckpointError(f"{source}: dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+            raise CheckpointError(
+                f"{source}: dtype {brief(dtype)} is not one of {', '.join(DTYPES)}"
+            )
         stages = len(family_of(config).sizes(config))
         if ratios and len(ratios) != stages:
             raise CheckpointError(
@@ -178,7 +186,7 @@ class ModelMetadata:
 def _names_family(config: str) -> bool:
     """Whether a configuration's JSON text names a family; a damaged text is told about later."""
     try:
-        values = json.loads(config)
+        values = parse_json(config)
     except ValueError:
         return False
     return isinstance(values, dict) and "family" in values

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from dela.artifacts.metadata import ModelMetadata
-from dela.errors import EngineError
+from dela.errors import ConfigError, EngineError
+from dela.model.fields import read_fields
+from dela.text import brief, parse_json
 
 FORMAT = "dela-engine"
 FORMAT_VERSION = 1
@@ -160,22 +162,16 @@ class Sidecar:
         version = values.get("format_version")
         if not isinstance(version, int) or version > FORMAT_VERSION:
             raise EngineError(
-                f"{source} has format version {version}, this dela reads up to {FORMAT_VERSION}; "
-                f"install dela {values.get('dela_version', '?')} or newer, which wrote it"
+                f"{source} has format version {brief(version)}, this dela reads up to "
+                f"{FORMAT_VERSION}; install dela {str(values.get('dela_version', '?'))[:20]} or "
+                "newer, which wrote it"
             )
+        missing = [field.name for field in dataclasses.fields(cls) if field.name not in values]
+        if missing:
+            raise EngineError(f"{source} lacks {missing[0]!r}; build the engine again")
         try:
-            known = {entry.name: values[entry.name] for entry in dataclasses.fields(cls)}
-            known["profiles"] = tuple(
-                Profile(tuple(SizeRange(**limits) for limits in profile["stages"]))
-                for profile in known["profiles"]
-            )
-            known["compute_capabilities"] = tuple(known["compute_capabilities"])
-            sidecar = cls(**known)
-        except KeyError as error:
-            raise EngineError(
-                f"{source} lacks {error.args[0]!r}; build the engine again"
-            ) from error
-        except (TypeError, ValueError) as error:
+            sidecar = cls(**read_fields(cls, values))
+        except ConfigError as error:
             raise EngineError(f"{source} is damaged: {error}; build the engine again") from error
         for name, value, choices in (
             ("flavour", sidecar.flavour, FLAVOURS),
@@ -183,7 +179,9 @@ class Sidecar:
             ("compatibility", sidecar.compatibility, COMPATIBILITIES),
         ):
             if value not in choices:
-                raise EngineError(f"{source}: {name} {value!r} is not one of {', '.join(choices)}")
+                raise EngineError(
+                    f"{source}: {name} {brief(value)} is not one of {', '.join(choices)}"
+                )
         return sidecar
 
 
@@ -212,7 +210,7 @@ def read_sidecar(engine: str | os.PathLike[str], check_digest: bool = True) -> S
             "together, or build the engine again with `dela build`"
         )
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise EngineError(f"{path} cannot be read: {error}; build the engine again") from error
     sidecar = Sidecar.from_dict(values, str(path))

@@ -11,9 +11,12 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from dela.text import visible
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
 # Wide enough for every table when the output is a file or a pipe.
 _PLAIN_WIDTH = 120
@@ -49,7 +52,7 @@ class ProgressBar:
             self._bar = _rich_bar(self._percent)
             self._bar.start()
             self._task = self._bar.add_task(
-                self._description, total=self._total, completed=self._done
+                visible(self._description), total=self._total, completed=self._done
             )
         return self
 
@@ -62,7 +65,8 @@ class ProgressBar:
     ) -> None:
         """Move the bar to ``done``; the total and the description stay where they are None."""
         if self._bar is not None:
-            changes = {"total": total, "description": description}
+            words = None if description is None else visible(description)
+            changes = {"total": total, "description": words}
             given = {name: value for name, value in changes.items() if value is not None}
             self._bar.update(self._task, completed=done, **given)
 
@@ -71,7 +75,7 @@ class ProgressBar:
         inner = ProgressBar(description, total=total)
         if self._bar is not None:
             inner._bar = self._bar
-            inner._task = self._bar.add_task(description, total=total)
+            inner._task = self._bar.add_task(visible(description), total=total)
         return inner
 
     def close(self) -> None:
@@ -93,7 +97,12 @@ class ProgressBar:
 
 def note(text: str) -> None:
     """One line on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(visible(text), file=sys.stderr, flush=True)
+
+
+def say(text: str) -> None:
+    """Lines on standard output."""
+    print(visible(text), flush=True)
 
 
 def warn(text: str) -> None:
@@ -107,10 +116,18 @@ def print_json(value: Any, indent: int | None = 2) -> None:
 
 
 def console() -> Console:
-    """Standard output; plain text of a fixed width where it is no terminal."""
+    """Standard output; plain text of a fixed width where it is no terminal.
+
+    Text is shown as it is: brackets are no markup, and what steers a terminal is written out.
+    """
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else _PLAIN_WIDTH, highlight=False)
+    class PlainConsole(Console):
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(visible(text), **options)
+
+    width = None if sys.stdout.isatty() else _PLAIN_WIDTH
+    return PlainConsole(width=width, highlight=False, markup=False, emoji=False)
 
 
 def table(*headers: str, left: int = 1) -> Table:
@@ -136,11 +153,11 @@ def bare_table(**looks: Any) -> Table:
     return Table(box=None, pad_edge=False, **looks)
 
 
-def escape(text: str) -> str:
-    """Text that a table shows as it is: its square brackets are no markup."""
-    from rich.markup import escape as escape_markup
+def styled(text: str, style: str) -> Text:
+    """A word of ours in a color."""
+    from rich.text import Text
 
-    return escape_markup(text)
+    return Text(text, style)
 
 
 def _rich_bar(percent: bool) -> Any:
@@ -156,7 +173,7 @@ def _rich_bar(percent: bool) -> Any:
     )
 
     return Progress(
-        TextColumn("[bold]{task.description}"),
+        TextColumn("{task.description}", style="bold", markup=False),
         BarColumn(),
         TaskProgressColumn() if percent else MofNCompleteColumn(),
         TimeElapsedColumn(),

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dela.cli.console import ProgressBar, print_json, warn
+from dela.cli.console import ProgressBar, print_json, say, warn
 from dela.cli.options import (
     CodeMap,
     DataRoot,
@@ -120,7 +120,7 @@ def evaluate(
     dataset.data = dataclasses.replace(dataset.data, eval_points=most)
     with ProgressBar(name, percent=True) as bar:
         scores = _room("training.evaluate.split").score_split(
-            network.run,
+            _room("runtime.backends.finite").finite_run(network),
             dataset,
             votes=votes,
             looks=looks,
@@ -169,11 +169,11 @@ def _show(scores: Any, names: list[str], matrix: bool, as_json: bool) -> None:
     if as_json:
         print_json(scores.to_dict(names), indent=None)
         return
-    print(scores.confusion.table(names))
+    say(scores.confusion.table(names))
     if matrix:
-        print(f"\n{scores.confusion.matrix_table(names)}")
+        say(f"\n{scores.confusion.matrix_table(names)}")
     if scores.parts is not None:
-        print(f"\n{scores.parts.table()}")
+        say(f"\n{scores.parts.table()}")
 
 
 def _source(eval_data: Any, model: Path, config: str | None, root: Path | None) -> Any:

@@ -19,6 +19,7 @@ import typer
 
 from dela import __version__
 from dela.errors import DelaError, MissingDependencyError
+from dela.text import cut, visible
 
 # name -> (where its function or group of commands lives, the line shown by --help)
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -102,7 +103,7 @@ def run_command(argv: Sequence[str]) -> Any:
         message = _usage_message(error)
         if message is None:
             raise
-        print(message, file=sys.stderr)
+        print(visible(message), file=sys.stderr)
         raise SystemExit(EXIT_USAGE) from error
     # No command returns a number: one is the exit code of an early end inside Typer (Ctrl-C).
     if type(result) is int and result != 0:
@@ -137,7 +138,7 @@ def _run_guarded(argv: list[str]) -> int:
     except Exception as error:
         if debug:
             raise
-        print(_failure_message(error), file=sys.stderr)
+        print(visible(cut(_failure_message(error))), file=sys.stderr)
         return EXIT_FAILED
     return 0
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from dela.errors import ConfigError
 from dela.families.base import Family
 from dela.model.contract import Contract, generic_classes
+from dela.text import brief
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +33,8 @@ def find_family(name: str) -> Family:
     """
     if name not in FAMILIES:
         raise ConfigError(
-            f"unknown family {name!r}; this dela has {', '.join(FAMILIES)}; a newer one may have it"
+            f"unknown family {brief(name)}; this dela has {', '.join(FAMILIES)}; a newer one may "
+            "have it"
         )
     module, _, attribute = FAMILIES[name].partition(":")
     return getattr(importlib.import_module(module), attribute)
@@ -62,6 +64,8 @@ def config_from_dict(values: dict[str, Any]) -> Any:
     Raises:
         ConfigError: an unknown family, an unknown or missing key, or a value out of range.
     """
+    if not isinstance(values, dict):
+        raise ConfigError(f"the network's configuration is {brief(values)}; expected a table")
     values = dict(values)
     return find_family(str(values.pop("family", FIRST))).config.from_dict(values)
 

@@ -17,11 +17,16 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 
 from dela.errors import ConfigError
+from dela.model.fields import read_fields
+from dela.text import brief
 
 Task = Literal["segmentation", "classification"]
 
 # Column of a scan that tells each point's category, and what the input columns made of it start by.
 CATEGORY = "category"
+
+# Of a cloud that is named as a whole.
+_MOST_POINTS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -101,7 +106,9 @@ class Contract:
 
     def __post_init__(self) -> None:
         if self.task not in ("segmentation", "classification"):
-            raise ConfigError(f"task is {self.task!r}; it must be segmentation or classification")
+            raise ConfigError(
+                f"task is {brief(self.task)}; it must be segmentation or classification"
+            )
         self._check_sampling()
         self._check_classes()
         self._check_columns()
@@ -120,6 +127,8 @@ class Contract:
             raise ConfigError(
                 f"grid is {list(self.grid)}; each stage must be coarser than the last"
             )
+        if max(self.points, default=0) > _MOST_POINTS:
+            raise ConfigError(f"points is {list(self.points)}; at most {_MOST_POINTS} are possible")
         if any(a < b for a, b in itertools.pairwise(self.points)):
             raise ConfigError(
                 f"points is {list(self.points)}; a stage keeps at most the last one's"
@@ -137,6 +146,16 @@ class Contract:
                         f"category {category.name} has the class {index}; "
                         f"classes are numbered 0..{len(self.classes) - 1}"
                     )
+        for info in self.classes:
+            if not -(2**31) <= info.code < 2**31:
+                raise ConfigError(
+                    f"class {info.name!r} has the code {brief(info.code)}; codes have 32 bits"
+                )
+            if any(not 0 <= level <= 255 for level in info.color):
+                raise ConfigError(
+                    f"class {info.name!r} has the color {list(info.color)}; give red, green and "
+                    "blue from 0 to 255"
+                )
         if len({info.code for info in self.classes}) != len(self.classes):
             raise ConfigError("two classes share a label code; give each its own")
         if len({info.name for info in self.classes}) != len(self.classes):
@@ -165,6 +184,12 @@ class Contract:
     @property
     def num_classes(self) -> int:
         return len(self.classes)
+
+    @property
+    def least_tensors(self) -> int:
+        """As many tensors a network of this configuration has at least: a file that holds fewer is
+        refused before the network is built."""
+        return 1
 
     @property
     def input_columns(self) -> tuple[AttributeInfo, ...]:
@@ -196,25 +221,9 @@ class Contract:
             ConfigError: an unknown or missing key, or a value out of range.
         """
         cls.refuse_unknown(values)
-        converted = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
-        }
         try:
-            converted["classes"] = tuple(
-                ClassInfo(str(c["name"]), int(c["code"]), tuple(c["color"]))
-                for c in values.get("classes", ())
-            )
-            for key in ("attributes", "directions"):
-                converted[key] = tuple(AttributeInfo(**a) for a in values.get(key, ()))
-            converted["categories"] = tuple(
-                CategoryInfo(str(c["name"]), tuple(c["classes"]))
-                for c in values.get("categories", ())
-            )
-            made: Any = converted
-            return cls(**made)
-        except ConfigError:
-            raise
-        except (TypeError, KeyError, ValueError) as error:
+            return cls(**read_fields(cls, values))
+        except TypeError as error:  # a field without a value
             raise ConfigError(f"model configuration is not usable: {error}") from error
 
     @classmethod
@@ -224,7 +233,7 @@ class Contract:
         unknown = sorted(set(keys) - known)
         if unknown:
             raise ConfigError(
-                f"unknown model key {unknown[0]!r}; known: {', '.join(sorted(known))}"
+                f"unknown model key {brief(unknown[0])}; known: {', '.join(sorted(known))}"
             )
 
 

@@ -89,6 +89,16 @@ def refuse_misfitting(
     return own
 
 
+def refuse_non_finite(model: torch.nn.Module, source: str) -> None:
+    """Raises CheckpointError when a weight is NaN or infinite; names the first layer with one."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise CheckpointError(
+                f"{source}: weights of the layer {name} are NaN or infinite; training diverged or "
+                "the file is damaged, use another checkpoint"
+            )
+
+
 def refuse_misfits(source: str, missing: Any, unexpected: Any, misshaped: Any) -> None:
     """Raises CheckpointError listing names that do not fit, at most eight of each kind."""
     parts = []

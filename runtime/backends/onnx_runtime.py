@@ -71,6 +71,7 @@ class OnnxRuntimeBackend:
         self.config: Any = metadata.config
         self.sha256: str = metadata.checkpoint_sha256
         self._session: Any = session
+        self._options = options
         self.inputs: dict[str, tuple[str, list[Any]]] = {
             item.name: (item.type, item.shape) for item in session.get_inputs()
         }
@@ -85,6 +86,13 @@ class OnnxRuntimeBackend:
         except Exception as error:
             raise InputError(f"{self.path} failed: {_reason(error)}") from error
         return np.asarray(logits, dtype=np.float32)
+
+    def first_non_finite(self, pyramid: Inputs) -> str:
+        """The first layer whose output is NaN or infinite for an input; empty if unknown."""
+        from dela.artifacts.onnx_layers import first_non_finite
+
+        feeds = taken_inputs(pyramid, self.inputs, self.path)
+        return first_non_finite(self.path, feeds, self._options)
 
 
 def cuda_session(path: Path, options: Any, gpu: int) -> Any:

@@ -56,6 +56,28 @@ class TorchBackend:
         with torch.inference_mode():
             return self._model(pyramid.to_tensors(self._device)).float().cpu().numpy()
 
+    def first_non_finite(self, pyramid: Inputs) -> str:
+        """The first layer whose output is NaN or infinite for an input; empty if none has one."""
+        import torch
+
+        found: list[str] = []
+
+        def look(name: str) -> Any:
+            def hook(module: Any, given: Any, output: Any) -> None:
+                if isinstance(output, torch.Tensor) and not bool(torch.isfinite(output).all()):
+                    found.append(name)
+
+            return hook
+
+        layers = [(name, layer) for name, layer in self._model.named_modules() if name]
+        hooks = [layer.register_forward_hook(look(name)) for name, layer in layers]
+        try:
+            self.run(pyramid)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return found[0] if found else ""
+
 
 def _refuse_other_files(path: Path) -> None:
     kinds = {".onnx": "an exported network", SUFFIX: "an engine"}

@@ -34,6 +34,7 @@ from dela.runtime.predict.predictor import MAX_POINTS, Prediction, Predictor
 from dela.scan.context import ContextFiles
 from dela.scan.tiles import context_width
 from dela.scores.confusion import Confusion
+from dela.text import cut
 
 LABELLED = "_labelled"
 
@@ -142,7 +143,7 @@ class _Labelling:
             except DelaError as error:
                 if len(jobs) == 1:
                     raise
-                note(f"error: {error}")
+                note(cut(f"error: {error}"))
                 self.failures.append({"input": str(scan), "error": str(error)})
 
     def _label(self, scan: Path, target: Path) -> dict[str, Any]:
@@ -288,7 +289,7 @@ def _show(results: Sequence[dict[str, Any]], scores: Confusion | None) -> None:
     for result in results:
         for path in (result["output"], result.get("picture")):
             if path:
-                screen.print(f"written: {path}", soft_wrap=True, markup=False)
+                screen.print(f"written: {path}", soft_wrap=True)
 
 
 def _draw(

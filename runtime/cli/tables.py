@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dela.cli.console import bare_table, escape, table
+from dela.cli.console import bare_table, styled, table
 
 if TYPE_CHECKING:  # rich is imported once something is drawn
     from rich.table import Table
@@ -72,8 +72,8 @@ def parity_table(reports: Sequence[Parity]) -> Table:
                 *(_class_cell(report, index) for report in reports),
             )
     drawn.add_section()
-    verdicts = ("[green]passed[/]" if report.passed else "[red]FAILED[/]" for report in reports)
-    drawn.add_row("verdict", *verdicts)
+    passed, failed = styled("passed", "green"), styled("FAILED", "red")
+    drawn.add_row("verdict", *(passed if report.passed else failed for report in reports))
     return drawn
 
 
@@ -87,8 +87,8 @@ def latency_table(results: Sequence[dict[str, Any]]) -> Table:
         seconds = result["seconds"]
         drawn.add_row(
             result["backend"],
-            escape(Path(result["model"]).name),
-            escape(Path(result["input"]).name),
+            Path(result["model"]).name,
+            Path(result["input"]).name,
             f"{result['points']:,}",
             _milliseconds(seconds["network"]["median"]),
             _milliseconds(seconds["network"]["p90"]),
@@ -105,8 +105,7 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     """What ``dela doctor`` found, the mend under each finding that needs one."""
     from dela.runtime.doctor import BROKEN, NOTE, OK, WARNING
 
-    marks = {OK: "[green]ok[/]", NOTE: "[dim]note[/]", WARNING: "[yellow]warning[/]"}
-    marks[BROKEN] = "[red]broken[/]"
+    colors = {OK: "green", NOTE: "dim", WARNING: "yellow", BROKEN: "red"}
     drawn = bare_table(show_header=False)
     for name in ("status", "subject"):
         drawn.add_column(name, no_wrap=True)
@@ -114,8 +113,8 @@ def findings_table(findings: Sequence[Finding]) -> Table:
     for finding in findings:
         detail = finding.detail
         if finding.mend and finding.status != OK:
-            detail += f"\n[dim]->[/] {escape(finding.mend)}"
-        drawn.add_row(marks[finding.status], finding.subject, detail)
+            detail += f"\n-> {finding.mend}"
+        drawn.add_row(styled(finding.status, colors[finding.status]), finding.subject, detail)
     return drawn
 
 
@@ -132,7 +131,7 @@ def info_table(values: dict[str, Any]) -> Table:
             lines = [_flat(item) for item in value]
         else:
             lines = [_flat(value)]
-        drawn.add_row(label, escape("\n".join(lines) or "none"))
+        drawn.add_row(label, "\n".join(lines) or "none")
     return drawn
 
 

@@ -18,6 +18,7 @@ from dela.families import family_of
 from dela.geometry.gpu_queue import Workspace
 from dela.model.inputs import Inputs
 from dela.pyramid.gpu import PyramidBuilder
+from dela.runtime.backends.finite import non_finite_error
 from dela.runtime.backends.gpu_buffers import explain_cuda_errors
 from dela.runtime.predict.labeller import Labels
 from dela.scan.gpu_votes import GpuScan, GpuTally
@@ -90,4 +91,9 @@ class GpuLabeller:
             scan = GpuScan.of(self._builder, cloud.points, attributes)
             tally = GpuTally(scan, self._memory, points, options.votes)
             runs = take_votes(forward, scan, scan.look, self._backend.config, tally, options)
-            return Labels(*tally.labels(probabilities), len(scan), runs)
+            labels = Labels(*tally.labels(probabilities), len(scan), runs)
+        # What is no number makes no confidence either.
+        bad = int(np.count_nonzero(~np.isfinite(labels.confidence)))
+        if bad:
+            raise non_finite_error(self._backend, bad, points)
+        return labels

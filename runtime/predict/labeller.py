@@ -9,6 +9,7 @@ import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.model.inputs import Inputs
+from dela.runtime.backends.finite import finite_run
 from dela.scan.votes import VoteOptions, predict_voxels
 from dela.scan.voxels import Voxels
 
@@ -75,13 +76,14 @@ class HostLabeller:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
+        self._run = finite_run(backend)
 
     def wait(self) -> None:
         """Nothing to wait for."""
 
     def run(self, pyramid: Inputs) -> np.ndarray:
         """Logits on the host."""
-        return self._backend.run(pyramid)
+        return self._run(pyramid)
 
     def label(
         self,

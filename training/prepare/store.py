@@ -28,6 +28,7 @@ import numpy as np
 
 from dela.errors import InputError
 from dela.files import atomic_path
+from dela.text import parse_json
 
 FORMAT = "dela-prepared"
 # Raised when the layout changes, or what a reader makes of the raw files.
@@ -212,7 +213,7 @@ def load_column(folder: Path, name: str) -> np.ndarray:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except ValueError as error:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dela.errors import InputError
 from dela.files import atomic_path
+from dela.text import parse_json
 from dela.training.settings.train import TrainConfig
 
 
@@ -133,7 +134,7 @@ class RunFolder:
             InputError: it cannot be read or is something else.
         """
         try:
-            scores = json.loads(self.scores.read_text(encoding="utf-8"))
+            scores = parse_json(self.scores.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"cannot read {self.scores}: {error}") from error
         if not isinstance(scores, dict):

@@ -16,6 +16,7 @@ from typing import Any
 
 from dela.errors import InputError
 from dela.files import atomic_path
+from dela.text import visible
 from dela.training.run.folder import RunFolder
 
 _COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706")
@@ -124,7 +125,7 @@ def page(name: str, rows: Sequence[dict[str, float]], scores: dict[str, Any]) ->
         scores: ``metrics.json``; its ``validation`` may be missing or None.
     """
     last = rows[-1]
-    title = html.escape(name)
+    title = _shown(name)
     facts = [f"{last['epoch']:.0f} epochs, {last['step']:,.0f} steps"]
     if scores.get("best") is not None:
         label = _MEASURES[scores["best_measure"]]
@@ -216,7 +217,7 @@ def confusion_matrix(names: Sequence[str], counts: Sequence[Sequence[int]]) -> s
             x = left + column * _CELL
             drawn.append(
                 f'<rect x="{x}" y="{y}" width="{_CELL}" height="{_CELL}" fill="{_shade(share)}" '
-                f'stroke="#fff"><title>{html.escape(name)} as {html.escape(names[column])}: '
+                f'stroke="#fff"><title>{_shown(name)} as {_shown(names[column])}: '
                 f"{count:,} of {whole:,}</title></rect>"
             )
             if share >= 0.005 and len(names) <= _MOST_CLASSES_WITH_NUMBERS:
@@ -234,7 +235,7 @@ def class_table(validation: dict[str, Any]) -> str:
     for row in validation["classes"]:
         cells = [f"{row['points']:,}", *map(_percent, (row["iou"], row["accuracy"]))]
         cells.append(_percent(row["precision"]))
-        lines.append(_table_row(html.escape(row["name"]), cells))
+        lines.append(_table_row(_shown(row["name"]), cells))
     means = [_percent(validation["miou"]), _percent(validation["macc"])]
     total = [f"{validation['points']:,}", *means, f"accuracy {_percent(validation['oa'])}"]
     return "<table>\n" + "\n".join([*lines, _table_row("mean", total)]) + "\n</table>"
@@ -268,6 +269,10 @@ def _is_number(text: Any) -> bool:
         return False
 
 
+def _shown(text: str) -> str:
+    return html.escape(visible(text))
+
+
 def _table_row(name: str, cells: Sequence[str]) -> str:
     return f"<tr><td>{name}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
 
@@ -287,7 +292,7 @@ def _text(x: float, y: float, text: str, anchor: str, style: _Style = _PLAIN) ->
     extra += f' transform="rotate({style.turn} {x:.1f} {y:.1f})"' if style.turn else ""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{style.size}" '
-        f'fill="{style.color}"{extra}>{html.escape(text)}</text>'
+        f'fill="{style.color}"{extra}>{_shown(text)}</text>'
     )
 
 

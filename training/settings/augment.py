@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dela.errors import ConfigError
-from dela.training.settings.sections import at_least, between
+from dela.training.settings.ranges import at_least, between
 
 AXES = ("x", "y", "z")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from dela.errors import ConfigError
 from dela.model.class_names import CLASS_CODES, CLASS_NAMES
-from dela.training.settings.sections import at_least, between
+from dela.training.settings.ranges import at_least, between
 
 KINDS = ("prepared", "folder", "rooms")
 SPLITS = ("train", "val", "test")

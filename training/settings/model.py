@@ -14,8 +14,8 @@ from dela.families import FAMILIES, FIRST, find_family, presets
 from dela.families.base import Family
 from dela.model.class_names import S3DIS_CLASSES, SHAPENETPART_CATEGORIES
 from dela.model.contract import PALETTE, AttributeInfo, CategoryInfo, ClassInfo, numbered_classes
+from dela.model.fields import read_dataclass
 from dela.training.settings.data import DataConfig
-from dela.training.settings.sections import read_section
 
 # What brings a column to about 0..1; a table {name, scale, offset, log} in the file overrides.
 ATTRIBUTE_SCALES = {
@@ -54,7 +54,7 @@ def model_section(values: Any) -> dict[str, Any]:
         name = values.get("family", FIRST if preset is None else preset.family)
     if name not in FAMILIES:
         raise ConfigError(f"model.family is {name!r}; it must be one of: {', '.join(FAMILIES)}")
-    section = read_section(section_class(find_family(name)), values, "model")
+    section = read_dataclass(section_class(find_family(name)), values, "model")
     given = {field.name: getattr(section, field.name) for field in dataclasses.fields(section)}
     return {key: value for key, value in given.items() if value is not None} | {"family": name}
 
@@ -84,7 +84,7 @@ def attribute_info(value: str | dict[str, Any]) -> AttributeInfo:
     """
     if isinstance(value, str):
         return AttributeInfo(value, ATTRIBUTE_SCALES.get(value, 1.0))
-    info = read_section(AttributeInfo, value, "model.attributes")
+    info = read_dataclass(AttributeInfo, value, "model.attributes")
     if "scale" in value:
         return info
     scale = ATTRIBUTE_SCALES.get(info.name, 1.0)
@@ -156,7 +156,7 @@ def model_categories(
         )
     categories = []
     for table in value:
-        written = read_section(_CategorySection, table, "model.categories")
+        written = read_dataclass(_CategorySection, table, "model.categories")
         unknown = [name for name in written.classes if name not in index_of]
         if unknown:
             raise ConfigError(

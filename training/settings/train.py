@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,12 @@ from typing import Any
 from dela.errors import ConfigError, InputError
 from dela.families import config_from_dict, config_to_dict
 from dela.model.contract import Contract
+from dela.model.fields import read_dataclass, refuse_unknown
+from dela.text import brief, parse_toml
 from dela.training.settings.augment import AugmentConfig
 from dela.training.settings.data import ClassMap, DataConfig, named_classes
 from dela.training.settings.model import model_classes, model_config, model_section
-from dela.training.settings.sections import at_least, between, read_section, refuse_unknown
+from dela.training.settings.ranges import at_least, between
 
 __all__ = [
     "AugmentConfig",
@@ -183,12 +184,17 @@ class TrainConfig:
             ConfigError: an unknown key or a value out of range.
         """
         known = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(values, dict):
+            raise ConfigError(f"the configuration is {brief(values)}; expected a table")
         refuse_unknown(values, known, "the configuration")
+        for name in ("model", "data"):
+            if name not in values:
+                raise ConfigError(f"{name} is missing in the configuration")
         return cls(
             model=config_from_dict(values["model"]),
-            data=read_section(DataConfig, values["data"], "data"),
-            augment=read_section(AugmentConfig, values.get("augment", {}), "augment"),
-            train=read_section(ScheduleConfig, values.get("train", {}), "train"),
+            data=read_dataclass(DataConfig, values["data"], "data"),
+            augment=read_dataclass(AugmentConfig, values.get("augment", {}), "augment"),
+            train=read_dataclass(ScheduleConfig, values.get("train", {}), "train"),
         )
 
 
@@ -215,8 +221,8 @@ def load_config(
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is not valid TOML: it is not UTF-8 text") from error
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from error
     for override in overrides:
         _apply_override(values, override)
@@ -236,18 +242,18 @@ def _build(values: dict[str, Any], folder: Path, data_root: str | Path | None) -
     section = values["data"]
     if isinstance(section, dict) and isinstance(section.get("classes"), str):
         section = section | {"classes": named_classes(section["classes"])}
-    data = read_section(DataConfig, section, "data")
+    data = read_dataclass(DataConfig, section, "data")
     root = Path(data_root).absolute() if data_root is not None else folder / data.root
     section_of_model = model_section(values["model"])
     model = model_config(section_of_model, data)
-    augment = read_section(AugmentConfig, values.get("augment", {}), "augment")
+    augment = read_dataclass(AugmentConfig, values.get("augment", {}), "augment")
     if "vote_axis" not in section_of_model:
         model = dataclasses.replace(model, vote_axis=augment.turns_about)
     return TrainConfig(
         model=model,
         data=dataclasses.replace(data, root=str(root)),
         augment=augment,
-        train=read_section(ScheduleConfig, values.get("train", {}), "train"),
+        train=read_dataclass(ScheduleConfig, values.get("train", {}), "train"),
     )
 
 
@@ -267,8 +273,8 @@ def override_parts(override: str) -> tuple[str, str, str]:
 def _apply_override(values: dict[str, Any], override: str) -> None:
     name, key, written = override_parts(override)
     try:
-        value = tomllib.loads(f"value = {written}")["value"]
-    except tomllib.TOMLDecodeError:
+        value = parse_toml(f"value = {written}")["value"]
+    except ValueError:
         value = written.strip()
     section = values.setdefault(name, {})
     if not isinstance(section, dict):

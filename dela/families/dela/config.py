@@ -14,6 +14,12 @@ EPSILON = 1e-8
 EPSILON_WITH_DIRECTIONS = 1.0 + 1e-4
 
 
+# Wider layers than anybody trains, whose weights still have sizes that can be counted.
+_WIDEST = 65_536
+_MOST_NEIGHBORS = 4096
+_WIDEST_RATIO = 64
+
+
 @dataclass(frozen=True, kw_only=True)
 class DelaConfig(Contract):
     """Everything that shapes a DeLA v2 network and the input it expects.
@@ -62,11 +68,18 @@ class DelaConfig(Contract):
                 )
             if name in ("neighbors", "spread") and any(not value > 0 for value in values):
                 raise ConfigError(f"{name} is {list(values)}; every entry must be above 0")
+        if max(self.neighbors) > _MOST_NEIGHBORS:
+            raise ConfigError(
+                f"neighbors is {list(self.neighbors)}; at most {_MOST_NEIGHBORS} are possible"
+            )
         if any(depth < 0 for depth in self.depths):
             raise ConfigError(f"depths is {list(self.depths)}; no entry may be negative")
         for dim in self.dims:
             if dim < 4 or dim % 4:
                 raise ConfigError(f"dims holds {dim}; every dimension must be a multiple of 4")
+        for name, values in (("dims", self.dims), ("head_dim", (self.head_dim,))):
+            if max(values) > _WIDEST:
+                raise ConfigError(f"{name} holds {max(values)}; at most {_WIDEST} are possible")
 
     def _check_numbers(self) -> None:
         if not self.coordinate_scale > 0:
@@ -76,14 +89,20 @@ class DelaConfig(Contract):
                 raise ConfigError(f"{name} is {getattr(self, name)}; it must be in [0, 1)")
         if not 0 < self.bn_momentum <= 1:
             raise ConfigError(f"bn_momentum is {self.bn_momentum}; it must be in (0, 1]")
-        if not self.mlp_ratio > 0:
-            raise ConfigError(f"mlp_ratio is {self.mlp_ratio}; it must be above 0")
+        if not 0 < self.mlp_ratio <= _WIDEST_RATIO:
+            raise ConfigError(
+                f"mlp_ratio is {self.mlp_ratio}; it must be above 0 and at most {_WIDEST_RATIO}"
+            )
         if self.epsilon is not None and not self.epsilon >= 0:
             raise ConfigError(f"epsilon is {self.epsilon}; it must not be negative")
 
     @property
     def stages(self) -> int:
         return len(self.dims)
+
+    @property
+    def least_tensors(self) -> int:
+        return sum(self.depths)
 
     def spse_epsilon(self, stage: int) -> float:
         """Epsilon under SPSE's root at a stage; only stage 0 sees directions."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import subprocess
 import sys
@@ -110,8 +111,38 @@ def test_a_configuration_that_cannot_be_is_refused(model, tmp_path):
         load_checkpoint(_rewritten(path, config=config | {"colour": 1}))
     with pytest.raises(CheckpointError, match="depths has 1 entries"):
         load_checkpoint(_rewritten(path, config=config | {"depths": (1,)}))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="holds no configuration"):
         load_checkpoint(_rewritten(path, config=None))
+    with pytest.raises(CheckpointError, match=r"mlp_ratio is 1e\+308; it must be"):
+        load_checkpoint(_rewritten(path, config=config | {"mlp_ratio": 1e308}))
+
+
+def test_a_network_is_not_built_for_more_layers_than_the_file_has(model, tmp_path):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model)
+    stages = len(model.config.depths)
+    config = model.config.to_dict() | {"depths": (10**9,) * stages}
+    with pytest.raises(CheckpointError, match=f"configuration asks for {stages * 10**9} at least"):
+        load_checkpoint(_rewritten(path, config=config))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_are_refused_with_their_layer(model, tmp_path, value):
+    path = tmp_path / "model.pt"
+    save_checkpoint(path, model)
+    weights = dict(model.state_dict())
+    weights["head.norm.bias"] = torch.full_like(weights["head.norm.bias"], value)
+    with pytest.raises(CheckpointError, match=r"layer head\.norm\.bias are NaN or infinite"):
+        load_checkpoint(_rewritten(path, model=weights))
+
+
+@pytest.mark.parametrize(
+    "changes", [{"version": torch.ones(2)}, {"extra": [1]}, {"config": torch.ones(2)}]
+)
+def test_values_of_other_types_are_refused(model, tmp_path, changes):
+    save_checkpoint(tmp_path / "model.pt", model)
+    with pytest.raises(CheckpointError):
+        load_checkpoint(_rewritten(tmp_path / "model.pt", **changes))
 
 
 @pytest.mark.parametrize("size", [0, 10, 1000, 20_000, -200])

@@ -79,7 +79,7 @@ def test_a_missing_file_is_named(engine):
     [
         ({"format": "something"}, "does not describe a dela engine"),
         ({"format_version": 2}, "has format version 2, this dela reads up to 1"),
-        ({"format_version": "1"}, "has format version 1, this dela"),
+        ({"format_version": "1"}, "has format version '1', this dela"),
         ({"profiles": [{"stages": [{"min": 1}]}]}, "is damaged"),
         ({"profiles": 3}, "is damaged"),
         ({"flavour": "openvino"}, "flavour 'openvino' is not one of tensorrt, tensorrt-rtx"),

@@ -80,8 +80,27 @@ def test_without_a_terminal_nothing_is_drawn_and_rich_is_not_imported():
 
 def test_tables_keep_numbers_in_a_line_and_square_brackets_as_they_are(capsys):
     drawn = console.table("file", "points")
-    drawn.add_row(console.escape("[red]scan.laz"), "1,234,567")
+    drawn.add_row("[red]scan.laz", "1,234,567")
     console.console().print(drawn)
     head, row = capsys.readouterr().out.splitlines()
     assert head.split() == ["file", "points"]
     assert row.split() == ["[red]scan.laz", "1,234,567"]
+
+
+def test_what_steers_a_terminal_is_written_out_everywhere(capsys):
+    name = "\x1b]0;title\x07ground"
+    drawn = console.table(name, "points")
+    drawn.add_row(name, "1")
+    console.console().print(drawn)
+    console.console().print(name)
+    console.say(name)
+    console.note(name)
+    captured = capsys.readouterr()
+    assert "\x1b" not in captured.out + captured.err and "\x07" not in captured.out + captured.err
+    assert captured.out.count("\\x1b]0;title\\x07ground") == 4
+    assert captured.err == "\\x1b]0;title\\x07ground\n"
+
+
+def test_a_bar_shows_a_file_name_with_brackets_as_it_is(monkeypatch):
+    with terminal(monkeypatch) as shown, console.ProgressBar("outer [red]a[/] \x1b[2J", total=2):
+        assert "\x1b[2J" not in shown("[red]a[/] \\x1b[2J")

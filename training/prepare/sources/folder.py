@@ -15,11 +15,11 @@ from dela.cloud.formats import read_cloud
 from dela.cloud.formats.columns import COLORS, NORMALS
 from dela.errors import ConfigError, InputError
 from dela.model.contract import CATEGORY, ClassInfo
+from dela.model.fields import read_dataclass
 from dela.scan.attributes import height_above_ground
 from dela.training.prepare.plan import Options, Plan, Unit
 from dela.training.prepare.store import Record, scene_name
 from dela.training.settings.data import SPLITS
-from dela.training.settings.sections import read_section
 from dela.training.settings.splits import map_labels, split_files
 from dela.training.settings.train import DataConfig, load_config, model_classes
 
@@ -71,7 +71,7 @@ def read(unit: Unit) -> Record:
     """
     path = unit.files[0]
     cloud = read_cloud(path)
-    data = read_section(DataConfig, unit.facts["data"], "data")
+    data = read_dataclass(DataConfig, unit.facts["data"], "data")
     names = [name for name in unit.facts["columns"] if name != HEIGHT_ABOVE_GROUND]
     missing = [name for name in (*names, data.label) if name not in cloud.columns]
     if missing:

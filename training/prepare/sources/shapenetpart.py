@@ -7,7 +7,6 @@ Raw layout: ``synsetoffset2category.txt``, ``train_test_split/shuffled_{train,va
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy as np
 from dela.errors import InputError
 from dela.model.class_names import CLASS_NAMES, SHAPENETPART_CATEGORIES
 from dela.model.contract import PALETTE, ClassInfo
+from dela.text import parse_json
 from dela.training.prepare.plan import MalformedFiles, Options, Plan, Unit
 from dela.training.prepare.sources.tables import read_table
 from dela.training.prepare.store import Record
@@ -128,7 +128,7 @@ def _categories(path: Path) -> dict[str, str]:
 def _shapes(path: Path, synsets: set[str]) -> list[tuple[str, str]]:
     """(synset, shape) of a list of ``shape_data/<synset>/<shape>``."""
     try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
+        entries = parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"cannot read the split {path}: {error.strerror}") from error
     except ValueError as error:
