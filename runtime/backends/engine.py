@@ -6,7 +6,9 @@ as a CUDA graph where its sizes come back; logits come down in one copy, or stay
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -31,6 +33,7 @@ from dela.runtime.backends.gpu_buffers import (
     on_device,
 )
 from dela.runtime.backends.graphs import MAX_GRAPHS, Executions
+from dela.runtime.backends.kernel_cache import KernelCache
 from dela.runtime.backends.profiles import choose_profile, padded_counts
 
 Where = Literal["host", "pinned", "device"]
@@ -119,14 +122,36 @@ class EngineBackend:
         with explain_cuda_errors(), self.device.current():
             self._block = InputBlock(self.stream, self._specs)
             self._output = OutputBuffer(self.stream)
+            create, captured = self._contexts(trt, engine)
             self._executions = Executions(
-                _context_maker(trt, engine, name),
+                create,
                 self.stream,
                 max_graphs=max_graphs if graphs else 0,
                 reason=lambda: messages.first_error(trt),
+                captured=captured,
             )
         self._log = messages.logger(trt)
         self._lock = threading.Lock()
+
+    def _contexts(
+        self, trt: ModuleType, engine: Any
+    ) -> tuple[Callable[[bool], Any], Callable[[], None]]:
+        """What makes execution contexts, and what to do once a graph is captured."""
+        if self.name != "tensorrt-rtx":
+            return _context_maker(trt, engine), lambda: None
+        create, runtime_cache = _rtx_context_maker(trt, engine)
+        major, minor = self.device.compute_capability
+        key = {
+            "gpu": self.device.name,
+            "compute_capability": f"{major}.{minor}",
+            "tensorrt_version": trt.__version__,
+            "engine": self.sidecar.engine_sha256,
+        }
+        cache = KernelCache(runtime_cache, self.path, key)
+        cache.load()
+        # Kernels compiled in the background are there in the end only.
+        weakref.finalize(self, _save_kernels, cache, self.device)
+        return create, cache.save
 
     @property
     def graphs(self) -> int:
@@ -295,28 +320,43 @@ def _check_engine(
         )
 
 
-def _context_maker(trt: ModuleType, engine: Any, name: str) -> Callable[[bool], Any]:
+def _context_maker(trt: ModuleType, engine: Any) -> Callable[[bool], Any]:
     """A function that makes execution contexts whose activations the caller provides; its argument
     tells whether graphs will be captured from it."""
-    user_managed: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    settings = {False: user_managed, True: user_managed}
-    if name == "tensorrt-rtx":
-        # It compiles kernels for each shape it meets, behind stand-ins that are ready at once. A
-        # graph would keep the stand-ins, so there it waits. What is compiled serves all contexts.
-        cache = None
-        kinds = trt.DynamicShapesKernelSpecializationStrategy
-        for for_graphs, kind in ((False, kinds.LAZY), (True, kinds.EAGER)):
-            config = engine.create_runtime_config()
-            cache = cache or config.create_runtime_cache()
-            config.set_execution_context_allocation_strategy(user_managed)
-            config.set_runtime_cache(cache)
-            config.dynamic_shapes_kernel_specialization_strategy = kind
-            settings[for_graphs] = config
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    return lambda for_graphs: _context(trt, engine, strategy)
 
-    def create(for_graphs: bool) -> Any:
-        context = engine.create_execution_context(settings[for_graphs])
-        if context is None:
-            raise DelaError(f"TensorRT makes no execution context: {messages.first_error(trt)}")
-        return context
 
-    return create
+def _rtx_context_maker(trt: ModuleType, engine: Any) -> tuple[Callable[[bool], Any], Any]:
+    """The same for TensorRT for RTX, and the runtime cache that all its contexts use.
+
+    It compiles kernels for each shape it meets, behind stand-ins that are ready at once. A graph
+    would keep the stand-ins, so there it waits. What is compiled serves all contexts.
+    """
+    settings, cache = {}, None
+    kinds = trt.DynamicShapesKernelSpecializationStrategy
+    for for_graphs, kind in ((False, kinds.LAZY), (True, kinds.EAGER)):
+        config = engine.create_runtime_config()
+        cache = cache or config.create_runtime_cache()
+        config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        config.set_runtime_cache(cache)
+        config.dynamic_shapes_kernel_specialization_strategy = kind
+        settings[for_graphs] = config
+    return lambda for_graphs: _context(trt, engine, settings[for_graphs]), cache
+
+
+def _context(trt: ModuleType, engine: Any, setting: Any) -> Any:
+    context = engine.create_execution_context(setting)
+    if context is None:
+        raise DelaError(f"TensorRT makes no execution context: {messages.first_error(trt)}")
+    return context
+
+
+def _save_kernels(cache: KernelCache, device: Any) -> None:
+    from dela.plugins.cuda.driver import CudaError
+
+    # At the end of a process whose GPU failed there is nobody left to tell.
+    with contextlib.suppress(CudaError), device.current():
+        cache.save()

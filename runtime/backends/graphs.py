@@ -167,6 +167,7 @@ class Executions:
         stream: that everything runs on.
         reason: TensorRT's own words for its latest failure.
         max_graphs: most sets of shapes that graphs are kept of; 0 captures none.
+        captured: called after each new graph: what was compiled for it may be kept.
 
     Attributes:
         graphs: whether graphs are captured; off once one could not be.
@@ -179,6 +180,7 @@ class Executions:
         *,
         reason: Callable[[], str],
         max_graphs: int = MAX_GRAPHS,
+        captured: Callable[[], None] = lambda: None,
     ) -> None:
         from dela.plugins.cuda.arrays import GrowingBuffer
 
@@ -191,6 +193,7 @@ class Executions:
         self._met: OrderedDict[Hashable, None] = OrderedDict()
         self._capture_failed = False
         self._max_graphs = max_graphs
+        self._when_captured = captured
         self.graphs = max_graphs > 0
 
     def run(
@@ -213,8 +216,11 @@ class Executions:
             execution.run_after_failed_capture()
             self._capture_failed = False
             return
+        new = own and execution.graph is None
         try:
             execution.run(capture=own)
+            if new:
+                self._when_captured()
         except CaptureError as error:
             self.graphs, self._capture_failed = False, True
             # A context must not go while its work is under way.

@@ -104,12 +104,27 @@ class RuntimeConfig:
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
-    def create_runtime_cache(self) -> object:
-        return object()
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
 
     def set_runtime_cache(self, cache: Any) -> bool:
         self.cache = cache
         return True
+
+
+class RuntimeCache:
+    """The kernels that TensorRT for RTX has compiled, by the shapes they are for."""
+
+    def __init__(self) -> None:
+        self.kernels: set[Any] = set()
+
+    def serialize(self) -> memoryview:
+        return memoryview(pickle.dumps(("kernels", sorted(self.kernels))))
+
+    def deserialize(self, blob: bytes) -> bool:
+        what, kernels = pickle.loads(blob)
+        self.kernels |= set(kernels)
+        return what == "kernels"
 
 
 class Context:
@@ -195,6 +210,10 @@ class Context:
             trt.noted_error = False
             return trt.error("an operation failed while a stream was captured")
         self.under_way += not captured
+        if self.config is not None:
+            needed = tuple(sorted(self.shapes.items()))
+            trt.compilations += needed not in self.config.cache.kernels
+            self.config.cache.kernels.add(needed)
         number = next(_numbers)
         _jobs[number] = self._job(captured)
         function = ctypes.cast(_run_job, ctypes.c_void_p).value
@@ -290,6 +309,7 @@ class StandInTensorRT(types.ModuleType):
         self.refuse_capture = self.refuse_to_run = self.refuse_contexts = False
         self.wait_in_capture = False  # which no capture survives
         self.has_loops = False  # and so cannot be captured, which TensorRT for RTX tells
+        self.compilations = 0  # of TensorRT for RTX, at sizes whose kernels it did not have
         self.noted_error = False  # of the CUDA runtime within TensorRT, until somebody asks
         self._log: Any = None
 

@@ -765,7 +765,9 @@ def test_the_stand_in_has_no_name_that_tensorrt_lacks():
     for ours, theirs in (
         (standin_tensorrt.Engine, trt.ICudaEngine),
         (standin_tensorrt.Context, trt.IExecutionContext),
+        (standin_tensorrt.RtxContext, trt.IExecutionContext),
         (standin_tensorrt.RuntimeConfig, trt.IRuntimeConfig),
+        (standin_tensorrt.RuntimeCache, trt.IRuntimeCache),
         (standin_tensorrt.Runtime, trt.Runtime),
         (StandInTensorRT, trt),
     ):
