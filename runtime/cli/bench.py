@@ -20,6 +20,7 @@ from dela.runtime.cli.options import (
     MaxGraphs,
     MaxPoints,
     NoGraphs,
+    Tf32,
     Threads,
 )
 from dela.runtime.predict.predictor import MAX_POINTS
@@ -69,6 +70,7 @@ def bench(
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
+    tf32: Tf32 = False,
     gpu_pyramid: GpuPyramid = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:
@@ -93,6 +95,7 @@ def bench(
         "device": device,
         "graphs": not no_cuda_graphs,
         "max_graphs": graphs,
+        "tf32": tf32,
     }
     results = []
     for name, model in jobs:

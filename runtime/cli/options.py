@@ -37,6 +37,12 @@ MaxGraphs = Annotated[
         "--graphs", min=1, metavar="N", help="Engines: most sizes kept as CUDA graphs; 16 else."
     ),
 ]
+Tf32 = Annotated[
+    bool,
+    typer.Option(
+        "--tf32", help="ONNX Runtime on a GPU: round factors of float32 products to 10 bits."
+    ),
+]
 GpuPyramid = Annotated[
     bool,
     typer.Option(

@@ -27,6 +27,7 @@ from dela.runtime.cli.options import (
     MaxPoints,
     Model,
     NoGraphs,
+    Tf32,
     Threads,
     Truth,
 )
@@ -78,6 +79,7 @@ def predict(
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
+    tf32: Tf32 = False,
     gpu_pyramid: GpuPyramid = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -102,6 +104,7 @@ def predict(
         device=device,
         graphs=not no_cuda_graphs,
         max_graphs=graphs,
+        tf32=tf32,
     )
     predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)
     if output is not None and output not in (target for _, target in jobs):
