@@ -12,7 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -27,14 +27,19 @@ from dela.runtime.backends.gpu_buffers import (
     ALIGNMENT,
     InputBlock,
     OutputBuffer,
+    callers_stream,
     device_inputs,
     device_output,
     explain_cuda_errors,
     on_device,
+    run_stream,
 )
 from dela.runtime.backends.graphs import MAX_GRAPHS, Executions
 from dela.runtime.backends.kernel_cache import KernelCache
 from dela.runtime.backends.profiles import choose_profile, padded_counts
+
+if TYPE_CHECKING:
+    from dela.plugins.cuda.arrays import DeviceArray
 
 Where = Literal["host", "pinned", "device"]
 
@@ -95,7 +100,7 @@ class EngineBackend:
             )
         name, trt = flavour, _bindings(flavour)
         with explain_cuda_errors():
-            from dela.plugins.cuda.driver import Device, Stream
+            from dela.plugins.cuda.driver import Device, Event, Stream
 
             self.device = Device(device)
         sidecar = read_sidecar(path)
@@ -120,6 +125,8 @@ class EngineBackend:
         self._per_cloud = tuple(size.per_cloud for size in self._sizes if size.per_cloud)
         self._dtypes = {spec.name: spec.dtype for spec in self._specs}
         with explain_cuda_errors(), self.device.current():
+            self._arriving = run_stream(self.stream)
+            self._finished = Event(self.device)
             self._block = InputBlock(self.stream, self._specs)
             self._output = OutputBuffer(self.stream)
             create, captured = self._contexts(trt, engine)
@@ -158,7 +165,7 @@ class EngineBackend:
         """CUDA graphs captured so far."""
         return self._executions.captured
 
-    def run(self, pyramid: Inputs, output: Where | Any = "host") -> Any:
+    def run(self, pyramid: Inputs, output: Where | Any = "host", *, stream: Any = None) -> Any:
         """Logits of a pyramid: [N_0, classes] float32, or [B, classes] (classification).
 
         Args:
@@ -169,40 +176,57 @@ class EngineBackend:
                 ``device``: a :class:`dela.plugins.cuda.arrays.DeviceArray`; both are the
                 backend's, complete, and overwritten by the next run. Or an array of yours, of any
                 library, on the same GPU: they are copied there, complete on return.
+            stream: a stream of yours, of any library or as the driver's handle, instead of
+                waiting. The run begins after what it was given so far; the logits, anywhere but
+                ``host``, are there for what it is given later. Arrays of the input must stay until
+                then. Sizes that are captured now, or that memory must grow for, wait all the same.
 
         Raises:
-            InputError: a shape, dtype or index that does not fit, or an output that is no place
-                for logits.
+            InputError: a shape, dtype or index that does not fit, an output that is no place for
+                logits, or no stream.
             EngineError: more points than the engine takes.
             DelaError: the GPU has too little memory, or the engine fails.
         """
-        if isinstance(output, str) and output not in get_args(Where):
-            raise InputError(
-                f"output is {output!r}; give {', '.join(get_args(Where))} or an array on the GPU"
-            )
+        _check_output(output, stream)
         arrays = self._arrays(pyramid)
         with self._lock, explain_cuda_errors(), self.device.current():
             self._log.clear()
+            self._arriving.begin()
+            caller = None if stream is None else callers_stream(stream, self.device)
+            if caller is not None:
+                self._arriving.wait_for(caller)
             counts = self._counts(arrays)
-            answers = (self._answers(counts), self.config.num_classes)
-            given = None if isinstance(output, str) else device_output(output, answers, self.stream)
-            per_cloud = self._per_cloud
-            profiles = self.sidecar.profiles
-            profile = choose_profile(profiles, counts, per_cloud, str(self.path))
-            rows = padded_counts(
-                counts, profiles[profile], per_cloud, buckets=self._executions.graphs
-            )
-            inputs = self._on_device(arrays, rows, direct=rows == counts)
-            logits = self._output.reserve((self._answers(rows), self.config.num_classes))
-            self._executions.run(profile, inputs, {OUTPUT: logits})
-            asked = logits.view(answers)
+            shape = (self._answers(counts), self.config.num_classes)
+            where, given = output if isinstance(output, str) else "", None
+            if not where:
+                given = device_output(output, shape, self._arriving)
+            asked: Any = self._queue(arrays, counts).view(shape)
             if given is not None:
                 given.copy_from(asked, self.stream)
-            if given is not None or output == "device":
+            elif where != "device":
+                asked = self._output.download(asked)
+            elif caller is not None:
+                # Who takes the array to yet another stream waits for the caller's.
+                asked.stream = caller
+            if caller is None:
                 self.stream.synchronize()
-                return asked if given is None else output
-            host = self._output.download(asked)
-            return host if output == "pinned" else host.copy()
+                self._executions.waited()
+            else:
+                self._finished.record(self.stream)
+                caller.wait(self._finished)
+            if given is not None:
+                return output
+            return asked.copy() if where == "host" else asked
+
+    def _queue(self, arrays: Mapping[str, Any], counts: tuple[int, ...]) -> DeviceArray:
+        """Queues a run; returns its logits, padding included."""
+        profiles, per_cloud = self.sidecar.profiles, self._per_cloud
+        profile = choose_profile(profiles, counts, per_cloud, str(self.path))
+        rows = padded_counts(counts, profiles[profile], per_cloud, buckets=self._executions.graphs)
+        inputs = self._on_device(arrays, rows, direct=rows == counts)
+        logits = self._output.reserve((self._answers(rows), self.config.num_classes))
+        self._executions.run(profile, inputs, {OUTPUT: logits})
+        return logits
 
     def _arrays(self, pyramid: Inputs) -> dict[str, Any]:
         """The inputs this network takes; host arrays are checked to their last value."""
@@ -247,14 +271,26 @@ class EngineBackend:
         """The inputs as device arrays of ``rows`` rows per stage."""
         shapes = self._shapes(rows)
         if not any(map(on_device, arrays.values())):
-            return self._block.upload(arrays, shapes, self._dtypes)
-        found = device_inputs(arrays, self._dtypes, self.stream)
+            return self._block.upload(arrays, shapes)
+        found = device_inputs(arrays, self._dtypes, self._arriving)
         # A graph keeps the addresses it was captured with, so it reads from memory of its own; and
         # TensorRT takes no address in the middle of an allocation.
         aligned = all(array.pointer % ALIGNMENT == 0 for array in found.values())
         if direct and aligned and not self._executions.graphs:
             return found
         return self._block.gather(found, shapes)
+
+
+def _check_output(output: Any, stream: Any) -> None:
+    if isinstance(output, str) and output not in get_args(Where):
+        raise InputError(
+            f"output is {output!r}; give {', '.join(get_args(Where))} or an array on the GPU"
+        )
+    if stream is not None and isinstance(output, str) and output == "host":
+        raise InputError(
+            "a run on your stream does not wait, so its logits cannot go to the host; give "
+            "output='device' or 'pinned', or an array on the GPU"
+        )
 
 
 def _bindings(name: str) -> ModuleType:

@@ -45,6 +45,26 @@ class Execution:
         self._scratch_pointer = 0
         self.graph: Graph | None = None
 
+    def ready(
+        self,
+        profile: int,
+        inputs: Mapping[str, DeviceArray],
+        outputs: Mapping[str, DeviceArray],
+        scratch: GrowingBuffer,
+    ) -> bool:
+        """Whether :meth:`prepare` would change nothing."""
+        return (
+            self._profile == profile
+            and self._scratch_size is not None
+            and scratch.pointer == self._scratch_pointer
+            and all(self._shapes.get(name) == array.shape for name, array in inputs.items())
+            and all(
+                self._addresses.get(name) == array.pointer
+                for arrays in (inputs, outputs)
+                for name, array in arrays.items()
+            )
+        )
+
     def prepare(
         self,
         profile: int,
@@ -194,6 +214,7 @@ class Executions:
         self._capture_failed = False
         self._max_graphs = max_graphs
         self._when_captured = captured
+        self._under_way = False
         self.graphs = max_graphs > 0
 
     def run(
@@ -211,7 +232,10 @@ class Executions:
         key = (profile, *(array.shape for array in inputs.values()))
         own = self.graphs and self._comes_back(key)
         execution = self._own_of(key) if own else self._common_one()
-        execution.prepare(profile, inputs, outputs, self._scratch)
+        if not execution.ready(profile, inputs, outputs, self._scratch):
+            self._settle()
+            execution.prepare(profile, inputs, outputs, self._scratch)
+        self._under_way = True
         if self._capture_failed:
             execution.run_after_failed_capture()
             self._capture_failed = False
@@ -227,6 +251,15 @@ class Executions:
             self._stream.synchronize()
             self._own.clear()
             print(f"warning: running without CUDA graphs: {error}", file=sys.stderr)
+
+    def waited(self) -> None:
+        """To be called once the stream was waited for: until then no context is changed."""
+        self._under_way = False
+
+    def _settle(self) -> None:
+        if self._under_way:
+            self._stream.synchronize()
+            self._under_way = False
 
     @property
     def captured(self) -> int:
