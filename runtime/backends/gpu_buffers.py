@@ -153,7 +153,8 @@ def _adopted(value: Any, name: str, dtype: str, stream: Stream) -> DeviceArray:
         array = as_device_array(value, stream)
     except TypeError as error:
         raise InputError(f"{name}: {error}") from error
-    if str(array.dtype) != dtype:
+    # Numpy keeps one object per dtype; a name is built slowly.
+    if array.dtype is not np.dtype(dtype) and str(array.dtype) != dtype:
         raise InputError(f"{name} is {array.dtype} on the device; expected {dtype}")
     if array.device.ordinal != stream.device.ordinal:
         raise InputError(
