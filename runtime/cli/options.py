@@ -31,6 +31,18 @@ Threads = Annotated[
 NoGraphs = Annotated[
     bool, typer.Option("--no-cuda-graphs", help="Engines: queue every kernel by itself.")
 ]
+MaxGraphs = Annotated[
+    int | None,
+    typer.Option(
+        "--graphs", min=1, metavar="N", help="Engines: most sizes kept as CUDA graphs; 16 else."
+    ),
+]
+Tf32 = Annotated[
+    bool,
+    typer.Option(
+        "--tf32", help="ONNX Runtime on a GPU: round factors of float32 products to 10 bits."
+    ),
+]
 GpuPyramid = Annotated[
     bool,
     typer.Option(

@@ -23,9 +23,11 @@ from dela.runtime.cli.options import (
     BackendChoice,
     DropInvalid,
     GpuPyramid,
+    MaxGraphs,
     MaxPoints,
     Model,
     NoGraphs,
+    Tf32,
     Threads,
     Truth,
 )
@@ -77,6 +79,8 @@ def predict(
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
+    graphs: MaxGraphs = None,
+    tf32: Tf32 = False,
     gpu_pyramid: GpuPyramid = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -100,6 +104,8 @@ def predict(
         threads=threads,
         device=device,
         graphs=not no_cuda_graphs,
+        max_graphs=graphs,
+        tf32=tf32,
     )
     predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)
     if output is not None and output not in (target for _, target in jobs):
