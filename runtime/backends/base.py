@@ -108,8 +108,7 @@ def load_backend(
         path: the file.
         backend: one of :data:`BACKENDS`; None goes by the suffix.
         kernels: register this package's kernels with ONNX Runtime; without them the file's own
-            function bodies run: the same answer, slower. On a GPU the bodies always run: these
-            kernels are the CPU's, and every call of them would move features there and back.
+            function bodies run: the same answer, slower.
         threads: of the CPU; None: as many as this process was given, see :mod:`dela.threads`.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the CPU, for engines the first GPU.
         graphs: engines only: run sizes that come back as CUDA graphs.

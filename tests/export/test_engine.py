@@ -85,8 +85,8 @@ def test_published_networks_build_at_full_size(preset, dtype, tmp_path, record_p
     sidecar = build_engine(path, tmp_path / "m.engine", RTX)
     seconds = time.perf_counter() - start
     size = (tmp_path / "m.engine").stat().st_size
-    # one SPSE per stage; one SPAMP per block and per step down
-    layers = {"SPSE": config.stages, "SPAMP": sum(config.depths) + config.stages - 1}
+    # one SPSE per stage; one SPAMP with its residual per block and per step down
+    layers = {"SPSE": config.stages, "SPAMPResidual": sum(config.depths) + config.stages - 1}
     assert sidecar.plugin_layers == layers
     assert sidecar.dtype == dtype
     # the weights are in it
