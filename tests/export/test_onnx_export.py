@@ -104,6 +104,19 @@ def test_the_graph_is_clean(exported, network, kind):
     assert all(not weight.external_data for weight in proto.graph.initializer)
 
 
+@pytest.mark.parametrize("kind", ["four_stages", "classification"])
+def test_scale_and_residual_of_every_aggregation_are_folded_into_its_node(exported, network, kind):
+    proto, config = onnx.load(exported(kind)[0]), network(kind).config
+    folded = [node for node in operator_nodes(proto) if node.op_type == "SPAMPResidual"]
+    # one per aggregation and per step down
+    assert len(folded) == sum(config.depths) + config.stages - 1
+    assert not any(node.op_type == "SPAMP" for node in proto.graph.node)
+    pooled = {node.output[0] for node in folded}
+    readers = {node.op_type for node in proto.graph.node if pooled.intersection(node.input)}
+    assert "Mul" not in readers
+    assert all(weights(proto)[node.input[6]].data_type == 1 for node in folded)
+
+
 @pytest.mark.parametrize(("dtype", "code"), [("fp16", 10), ("bf16", 16)])
 def test_sixteen_bit_layers_between_float32_operators(exported, dtype, code):
     path, results = exported("directions", dtype)
