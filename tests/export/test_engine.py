@@ -33,6 +33,7 @@ from dela.families.dela.config import PRESETS
 from dela.plugins.cuda import kernels
 from dela.plugins.cuda.driver import CudaUnavailable
 from dela.plugins.tensorrt import bindings, messages
+from onnx_operators import spelled_out
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -106,6 +107,15 @@ def test_every_kind_of_network_builds_in_every_precision(small, kind, dtype, tmp
     assert sidecar.plugin_layers == operators_of(path)
     assert sidecar.kernels_sha256 == kernels.digest()
     assert read_sidecar(tmp_path / "m.engine") == sidecar
+
+
+@pytest.mark.parametrize("plugins", ["python", "none"])
+def test_a_file_of_before_the_residual_form_builds(small, plugins, tmp_path):
+    import onnx
+
+    onnx.save(spelled_out(onnx.load(small("four_stages"))), tmp_path / "old.onnx")
+    sidecar = build_engine(tmp_path / "old.onnx", tmp_path / "m.engine", rtx(plugins=plugins))
+    assert set(sidecar.plugin_layers) == ({"SPSE", "SPAMP"} if plugins == "python" else set())
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -15,7 +15,7 @@ from dela.errors import CheckpointError, ConfigError, InputError, ParityError
 from dela.export import check_export, export_onnx, onnx_export
 from dela.families.dela.example import example_pyramid
 from dela.plugins import native
-from onnx_operators import session
+from onnx_operators import session, spelled_out
 
 KINDS = ["one_stage", "four_stages", "directions", "parts", "parts_alone", "classification"]
 CHECKS = [
@@ -115,6 +115,19 @@ def test_scale_and_residual_of_every_aggregation_are_folded_into_its_node(export
     readers = {node.op_type for node in proto.graph.node if pooled.intersection(node.input)}
     assert "Mul" not in readers
     assert all(weights(proto)[node.input[6]].data_type == 1 for node in folded)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_file_of_before_the_residual_form_gives_the_same_answer(exported, network, kernels):
+    proto = onnx.load(exported("four_stages")[0])
+    old = spelled_out(proto)
+    assert {node.op_type for node in operator_nodes(old)} == {"SPSE", "SPAMP"}
+    onnx.checker.check_model(old, full_check=True)
+    feeds = dict(example_pyramid(network("four_stages").config, 300, seed=4).inputs())
+    library = native.library_path() if kernels else None
+    expected = session(proto, library).run(["logits"], feeds)[0]
+    found = session(old, library).run(["logits"], feeds)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("fp16", 10), ("bf16", 16)])

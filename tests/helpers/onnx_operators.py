@@ -128,6 +128,33 @@ _CODES = {"float": 1, "float16": 10, "bfloat16": 16}
 _OUTER = {"bfloat16": "float"}
 
 
+def spelled_out(model: Any) -> Any:
+    """An fp32 file as dela 0.2.0 wrote it: SPAMP, a product and a sum for each SPAMPResidual."""
+    import onnx
+
+    old = onnx.ModelProto()
+    old.CopyFrom(model)
+    del old.graph.node[:], old.functions[:]
+    old.functions.extend(body for body in model.functions if body.name != "SPAMPResidual")
+    for node in model.graph.node:
+        if node.op_type != "SPAMPResidual":
+            old.graph.node.append(node)
+            continue
+        *inputs, base, scale = node.input
+        (out,) = node.output
+        pooled, product = f"{out}_pooled", f"{out}_product"
+        spamp = onnx.helper.make_node("SPAMP", inputs, [pooled], domain="dela")
+        spamp.attribute.extend(node.attribute)
+        old.graph.node.extend(
+            [
+                spamp,
+                onnx.helper.make_node("Mul", [pooled, scale], [product]),
+                onnx.helper.make_node("Add", [base, product], [out]),
+            ]
+        )
+    return old
+
+
 def session(model: Any, library: Any = None, threads: int = 2):
     """ONNX Runtime over a model, with the kernels of ``library`` registered when one is given."""
     import onnxruntime

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -120,6 +121,25 @@ def test_onnxruntime_on_a_gpu_runs_our_kernels_unless_told_not_to(network, monke
     assert backend.kernels is kernels
     assert loaded == [1]
     assert registered == [str(native.library_path())] * kernels
+
+
+@pytest.mark.parametrize("no_kernels", [True, False])
+def test_verify_compares_both_ways_of_onnxruntime_on_a_gpu(
+    network, scan, monkeypatch, capsys, no_kernels
+):
+    """The CPU stands in for the GPU: that is where the session is asked to run."""
+
+    def session(path, options, gpu):
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(backends, "cuda_session", session)
+    words = ["verify", network.onnx, "--checkpoint", network.checkpoint, "-i", scan, "--json"]
+    words += ["--device", "cuda", *["--no-kernels"] * no_kernels]
+    cli.run_command(list(map(str, words)))
+    titles = [report["backend"] for report in json.loads(capsys.readouterr().out)["reports"]]
+    bodies = "onnxruntime on cuda, function bodies"
+    kernels = [] if no_kernels else ["onnxruntime on cuda, our kernels"]
+    assert titles == [*kernels, bodies]
 
 
 def test_a_gpu_that_our_kernels_do_not_know_is_told_the_way_out(network, monkeypatch):
