@@ -12,12 +12,24 @@ constexpr int64_t kMostThreads = (int64_t{1} << 32) - kThreads;
 
 // Names of the kernels, by the numbers that the functions below answer.
 constexpr const char* kKernelNames[] = {
-    "dela_spse_0",           "dela_spse_1",           "dela_spse_2",
-    "dela_spse_3",           "dela_spse_4",           "dela_spse_4_3",
-    "dela_spse_any",         "dela_spamp_f32",        "dela_spamp_f16",
-    "dela_spamp_bf16",       "dela_spamp_f16_8",      "dela_spamp_bf16_8",
-    "dela_spamp_residual_f32", "dela_spamp_residual_f16", "dela_spamp_residual_bf16",
-    "dela_spamp_residual_f16_8", "dela_spamp_residual_bf16_8"};
+    "dela_spse_0",
+    "dela_spse_1",
+    "dela_spse_2",
+    "dela_spse_3",
+    "dela_spse_4",
+    "dela_spse_4_3",
+    "dela_spse_any",
+    "dela_spamp_f32",
+    "dela_spamp_f16",
+    "dela_spamp_bf16",
+    "dela_spamp_f16_8",
+    "dela_spamp_bf16_8",
+    "dela_spamp_residual_f32",
+    "dela_spamp_residual_f16",
+    "dela_spamp_residual_bf16",
+    "dela_spamp_residual_f16_8",
+    "dela_spamp_residual_bf16_8",
+};
 constexpr int kKernels = sizeof kKernelNames / sizeof *kKernelNames;
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

@@ -45,8 +45,7 @@ OrtStatus* make_output(const Api& api, OrtKernelContext* context, int64_t rows, 
   return api.tensor_data(value, out);
 }
 
-
-// Sizes of a row of neighbors that every operator asks for.
+// What does not fit in the width of a neighbor table.
 OrtStatus* check_neighbors(const Api& api, const char* name, int64_t k) {
   if (k >= 1 && k <= kMaxNeighbors) return nullptr;
   return refuse(api, "%s: neighbors has %lld columns; expected 1 to %d", name, number(k),

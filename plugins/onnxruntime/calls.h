@@ -1,4 +1,4 @@
-// What every provider's kernels share: the attributes of a node, and a call's inputs read and checked.
+// What every provider's kernels share: a node's attributes, and a call's inputs read and checked.
 #pragma once
 
 #include "cpu/operators.h"

@@ -1,5 +1,5 @@
-// The operators on the CPU. Rows are computed in blocks on the session's own threads, so a session's
-// thread count and affinity hold for them.
+// The operators on the CPU. Rows are computed in blocks on the session's own threads, so a
+// session's thread count and affinity hold for them.
 #include <atomic>
 #include <cstdlib>
 

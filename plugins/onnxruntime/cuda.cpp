@@ -82,8 +82,8 @@ OrtStatus* spse_compute_cuda(void* self, OrtKernelContext* context) noexcept {
   int32_t n = static_cast<int32_t>(op.n_points), epsilon_bits = 0;
   int32_t rows = cuda::spse_rows(n, op.channels);
   std::memcpy(&epsilon_bits, &op.epsilon, sizeof epsilon_bits);
-  void* arguments[] = {&op.points,     &op.neighbors,  &op.weight, &n,            &op.k, &op.channels,
-                       &op.attributes, &op.directions, &rows,      &epsilon_bits, &out};
+  void* arguments[] = {&op.points,     &op.neighbors,  &op.weight, &n,            &op.k,
+                       &op.channels,   &op.attributes, &op.directions, &rows, &epsilon_bits, &out};
   return queue(kernel.api, context, "SPSE", cuda::spse_kernel(op.attributes, op.directions),
                cuda::spse_threads(n, op.channels, rows), arguments);
 }
@@ -102,8 +102,9 @@ OrtStatus* spamp_compute_cuda(void* self, OrtKernelContext* context) noexcept {
       cuda::spamp_kernel(static_cast<int>(op.type), op.channels, kernel.residual);
   const int64_t threads = op.n_rows * (op.channels / chosen.width);
   if (kernel.residual) {
-    void* arguments[] = {&op.features, &op.points, &op.neighbors, &op.centers,  &op.weight, &op.base,
-                         &op.scale,    &n,         &m,            &op.k,        &op.channels, &out};
+    void* arguments[] = {&op.features, &op.points, &op.neighbors, &op.centers, &op.weight,
+                         &op.base,     &op.scale,  &n,            &m,          &op.k,
+                         &op.channels, &out};
     return queue(kernel.api, context, kernel.name, chosen.number, threads, arguments);
   }
   void* arguments[] = {&op.features, &op.points, &op.neighbors, &op.centers,  &op.weight,

@@ -16,7 +16,7 @@ struct Reason {
 bool load_kernels(Reason* reason);
 
 // Queues kernel `number` of plugins/cuda/launch.h on `stream`, in the stream's context: allocates
-// and waits for nothing once the kernels are loaded there. `arguments` as cuLaunchKernel takes them.
+// and waits for nothing once the kernels are loaded there. `arguments` are cuLaunchKernel's.
 bool launch(int number, int64_t threads, void** arguments, void* stream, Reason* reason);
 
 }  // namespace dela::ort

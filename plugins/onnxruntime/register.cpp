@@ -1,5 +1,5 @@
-// SPSE, SPAMP and SPAMPResidual as ONNX Runtime custom operators of the domain "dela", each for the CPU
-// and for the CUDA provider: ONNX Runtime takes those of the provider that a node is given to.
+// SPSE, SPAMP and SPAMPResidual as ONNX Runtime custom operators of the domain "dela", each for the
+// CPU and for the CUDA provider: ONNX Runtime takes those of the provider that a node is given to.
 #include <cstdio>
 #include <mutex>
 #include <new>
