@@ -417,6 +417,25 @@ class TestGpu:
             assert_close(found, expected.detach(), 2 * ROUNDING[dtype])
 
     @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", SPAMP_SHAPES)
+    def test_the_residual_form_agrees_with_the_cpu(self, shape, dtype):
+        names = ("features", "weight", "base", "scale")
+        results = []
+        for device in ("cpu", "cuda"):
+            case = residual_case(0, *shape)
+            call = {name: torch.from_numpy(array).to(device) for name, array in case.items()}
+            for name in ("features", "base"):
+                call[name] = call[name].to(dtype)
+            for name in names:
+                call[name].requires_grad_()
+            out = ops.spamp_residual(**call)
+            out.float().square().sum().backward()
+            results.append((out, *(call[name].grad for name in names)))
+        for found, expected in zip(results[1], results[0], strict=True):
+            assert found.is_cuda and found.dtype == expected.dtype
+            assert_close(found, expected.detach(), 4 * ROUNDING[dtype])
+
+    @pytest.mark.parametrize("dtype", DTYPES)
     def test_the_operators_are_well_registered(self, dtype):
         call = to_cuda(spamp_tensors(SPAMP_SHAPES[0], dtype))
         call["features"].requires_grad_()
