@@ -1,9 +1,10 @@
 """The operators spelled out in standard ONNX, so that an exported file runs without our kernels.
 
-A function body stands for its node wherever no kernel or plugin of that name is registered. Both
-bodies walk over the k columns of the neighbor table (``Scan``) with a running minimum or maximum
-of [N, C], so [N, k, C] never exists: 30,000 points, k = 24 and C = 64 take about 90 MB. Distances
-are summed as squares of differences, never expanded to a quadratic form, which would cancel.
+A function body stands for its node wherever no kernel or plugin of that name is registered. Those
+of SPSE and SPAMP walk over the k columns of the neighbor table (``Scan``) with a running minimum or
+maximum of [N, C], so [N, k, C] never exists: 30,000 points, k = 24 and C = 64 take about 90 MB.
+Distances are summed as squares of differences, never expanded to a quadratic form, which would
+cancel.
 
 One body serves every variant of an operator, because a file holds one function per name: SPSE finds
 its attribute and direction columns by slicing, and a column of zeros beside them keeps every loop
@@ -160,16 +161,30 @@ SPAMP (features, points, neighbors, centers, weight) => (out)
 }
 """
 
+# Its SPAMP is a node of ours again, so a runtime whose kernels know SPAMP alone takes that.
+SPAMP_RESIDUAL = """
+<domain: "dela", opset_import: ["" : 20, "dela" : 1]>
+SPAMPResidual (features, points, neighbors, centers, weight, base, scale) => (out)
+{
+  pooled = dela.SPAMP (features, points, neighbors, centers, weight)
+  wide = Cast <to = 1> (pooled)
+  scaled = Mul (wide, scale)
+  wide_base = Cast <to = 1> (base)
+  total = Add (wide_base, scaled)
+  out = CastLike (total, features)
+}
+"""
+
 
 def function_bodies() -> list[onnx.FunctionProto]:
-    """The bodies of SPSE and SPAMP, newly made."""
+    """The body of every operator, newly made."""
     import onnx.parser
 
-    return [onnx.parser.parse_function(text) for text in (SPSE, SPAMP)]
+    return [onnx.parser.parse_function(text) for text in (SPSE, SPAMP, SPAMP_RESIDUAL)]
 
 
 def attach(model: onnx.ModelProto) -> None:
-    """Puts both bodies and the import of our domain into ``model``, replacing earlier ones."""
+    """Puts every body and the import of our domain into ``model``, replacing earlier ones."""
     detach(model)
     model.functions.extend(function_bodies())
     if not any(entry.domain == DOMAIN for entry in model.opset_import):

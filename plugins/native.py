@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-ABI_VERSION = 2
+ABI_VERSION = 3
 WAITING_POLICIES = ("watched", "set", "other", "unmeasured")
 ISA_NAMES = ("portable", "v2", "v3", "v4")
 _FILE_NAME = "libdela.dylib" if sys.platform == "darwin" else "libdela.so"

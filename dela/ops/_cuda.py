@@ -1,4 +1,4 @@
-"""Both operators on CUDA tensors: the shipped kernels on torch's current stream.
+"""The operators on CUDA tensors: the shipped kernels on torch's current stream.
 
 Torch allocates every output and workspace, nothing waits for the device, and nothing depends on
 values, so calls may be captured into a CUDA graph (after one call outside, which loads the
@@ -150,6 +150,32 @@ def spamp_forward(
             stream=stream,
         )
     return out, winner
+
+
+def spamp_residual(
+    features: Tensor,
+    points: Tensor,
+    neighbors: Tensor,
+    weight: Tensor,
+    base: Tensor,
+    scale: Tensor,
+    centers: Tensor | None,
+) -> Tensor:
+    """A base plus a scale times SPAMP; shapes and dtypes have been checked."""
+    others = {"features": features, "neighbors": neighbors, "weight": weight, "centers": centers}
+    _check("spamp_residual", points, {**others, "base": base, "scale": scale})
+    features, points, neighbors = _ready(features), _ready(points), _ready(neighbors)
+    weight, centers = _ready(weight), None if centers is None else _ready(centers)
+    base, scale = _ready(base), _ready(scale)
+    out = torch.empty_like(base)
+    with _queue(points) as (kernels, stream):
+        kernels.spamp_residual(
+            *map(_address, (features, points, neighbors, centers, weight, base, scale, out)),
+            sizes=(points.shape[0], *neighbors.shape, features.shape[1]),
+            dtype=_DTYPE_NAMES[features.dtype],
+            stream=stream,
+        )
+    return out
 
 
 def spamp_backward(

@@ -34,6 +34,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
         [_POINTER, _INT, _POINTER, _LONG, *[_POINTER] * 3, _LONG, _LONG, _INT, _INT]
         + [_POINTER] * 2,
     ),
+    "dela_spamp_residual": (
+        _INT,
+        [_POINTER, _INT, _POINTER, _LONG, *[_POINTER] * 5, _LONG, _LONG, _INT, _INT, _POINTER],
+    ),
     "dela_spamp_backward": (
         _INT,
         [_INT, _POINTER, _LONG, *[_POINTER] * 3, _LONG, _LONG, _INT, _INT] + [_POINTER] * 5,

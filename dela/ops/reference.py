@@ -1,4 +1,4 @@
-"""Both operators in plain PyTorch: the definition, for tests, for other devices and dtypes.
+"""The operators in plain PyTorch: the definition, for tests, for other devices and dtypes.
 
 The winning neighbor is found without gradients, one column of the neighbor table at a time, so no
 [N, k, C] tensor exists; the winner's value is then computed again by ordinary differentiable
@@ -94,3 +94,18 @@ def spamp(
     like = wide.new_empty(len(neighbors), channels)
     winner, found = _first_best(value, neighbors, largest=True, like=like)
     return torch.where(found, value(winner), torch.nan).to(features.dtype)
+
+
+def spamp_residual(
+    features: Tensor,
+    points: Tensor,
+    neighbors: Tensor,
+    weight: Tensor,
+    base: Tensor,
+    scale: Tensor,
+    centers: Tensor | None = None,
+) -> Tensor:
+    """:func:`dela.ops.spamp_residual` in plain PyTorch; any float dtypes, any device."""
+    wide = features.to(torch.promote_types(features.dtype, weight.dtype))
+    pooled = spamp(wide, points, neighbors, weight, centers)
+    return torch.addcmul(base.to(pooled.dtype), pooled, scale).to(features.dtype)

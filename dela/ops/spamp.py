@@ -8,7 +8,7 @@ from torch import Tensor
 from dela.errors import InputError
 from dela.ops import _autocast, _cuda, _native, _register, reference, select
 
-_FEATURE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+FEATURE_TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 
 
 def spamp(
@@ -56,8 +56,8 @@ def spamp(
             version=1,
         )
     if select.current() == "reference":
-        _check(features, points, neighbors, weight, centers, points.dtype)
-        _check_indices(points, neighbors, centers)
+        check(features, points, neighbors, weight, centers, points.dtype)
+        check_indices(points, neighbors, centers)
         return reference.spamp(features, points, neighbors, weight, centers)
     _native.check_device("spamp", features)
     if torch.is_grad_enabled() and (features.requires_grad or weight.requires_grad):
@@ -65,7 +65,7 @@ def spamp(
     return torch.ops.dela.spamp(features, points, neighbors, weight, centers)
 
 
-def _check(
+def check(
     features: Tensor,
     points: Tensor,
     neighbors: Tensor,
@@ -73,11 +73,12 @@ def _check(
     centers: Tensor | None,
     dtype: torch.dtype,
 ) -> None:
+    """Raises InputError for arguments of SPAMP that do not fit; points are to be of ``dtype``."""
     if features.dim() != 2 or features.shape[1] % 4:
         raise InputError(
             f"features has shape {_native.shape(features)}; expected [N, C], C a multiple of 4"
         )
-    if dtype == torch.float32 and features.dtype not in _FEATURE_TYPES:
+    if dtype == torch.float32 and features.dtype not in FEATURE_TYPES:
         raise InputError(f"features is {features.dtype}; expected float32, float16 or bfloat16")
     _native.check_matrix("points", points, dtype, "[N, 3]")
     _native.check_matrix("weight", weight, dtype, "[4, C / 4]")
@@ -107,7 +108,8 @@ def _check(
         raise InputError(f"centers is {centers.dtype}; expected torch.int32: centers.int()")
 
 
-def _check_indices(points: Tensor, neighbors: Tensor, centers: Tensor | None) -> None:
+def check_indices(points: Tensor, neighbors: Tensor, centers: Tensor | None) -> None:
+    """Raises InputError for rows outside the points, which only the CPU's are looked at for."""
     _native.check_indices("neighbors", neighbors, points.shape[0])
     if centers is not None:
         _native.check_indices("centers", centers, points.shape[0])
@@ -121,17 +123,17 @@ def _forward(
     centers: Tensor | None,
     with_winner: bool,
 ) -> tuple[Tensor, Tensor]:
-    _check(features, points, neighbors, weight, centers, torch.float32)
+    check(features, points, neighbors, weight, centers, torch.float32)
     features, neighbors, weight = features.contiguous(), neighbors.contiguous(), weight.contiguous()
     points = _native.as_rows(points)
     centers = None if centers is None else centers.contiguous()
-    _check_indices(points, neighbors, centers)
+    check_indices(points, neighbors, centers)
     out = features.new_empty(neighbors.shape[0], features.shape[1])
     winner = torch.empty(out.shape if with_winner else (0,), dtype=_native.winner_dtype(neighbors))
     _native.call(
         "dela_spamp_forward",
         features.data_ptr(),
-        _FEATURE_TYPES[features.dtype],
+        FEATURE_TYPES[features.dtype],
         points.data_ptr(),
         points.stride(0),
         neighbors.data_ptr(),
@@ -158,12 +160,12 @@ def _spamp(
 
 
 def _spamp_cuda(features, points, neighbors, weight, centers=None):
-    _check(features, points, neighbors, weight, centers, torch.float32)
+    check(features, points, neighbors, weight, centers, torch.float32)
     return _cuda.spamp_forward(features, points, neighbors, weight, centers, False)[0]
 
 
 def _spamp_fake(features, points, neighbors, weight, centers=None):
-    _check(features, points, neighbors, weight, centers, torch.float32)
+    check(features, points, neighbors, weight, centers, torch.float32)
     return features.new_empty(neighbors.shape[0], features.shape[1])
 
 
@@ -179,12 +181,12 @@ def _spamp_training(
 
 
 def _spamp_training_cuda(features, points, neighbors, weight, centers=None):
-    _check(features, points, neighbors, weight, centers, torch.float32)
+    check(features, points, neighbors, weight, centers, torch.float32)
     return _cuda.spamp_forward(features, points, neighbors, weight, centers, True)
 
 
 def _spamp_training_fake(features, points, neighbors, weight, centers=None):
-    _check(features, points, neighbors, weight, centers, torch.float32)
+    check(features, points, neighbors, weight, centers, torch.float32)
     out = features.new_empty(neighbors.shape[0], features.shape[1])
     return out, torch.empty_like(out, dtype=_native.winner_dtype(neighbors))
 
@@ -209,7 +211,7 @@ def _spamp_backward(
     weight_gradient = torch.empty_like(weight)
     _native.call(
         "dela_spamp_backward",
-        _FEATURE_TYPES[out.dtype],
+        FEATURE_TYPES[out.dtype],
         points.data_ptr(),
         points.stride(0),
         neighbors.data_ptr(),

@@ -59,7 +59,7 @@ int resolve_threads(int32_t requested) {
 }  // namespace dela
 
 // The C ABI's version: raised whenever a signature changes, checked by the loader.
-DELA_EXPORT int32_t dela_abi_version() { return 2; }
+DELA_EXPORT int32_t dela_abi_version() { return 3; }
 
 // Name of the instruction set in use: "v2", "v3", "v4" (x86-64 levels) or "portable".
 DELA_EXPORT const char* dela_isa() { return dela::kNames[static_cast<int>(dela::active_isa())]; }

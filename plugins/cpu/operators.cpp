@@ -222,11 +222,26 @@ DELA_EXPORT int32_t dela_spamp_forward(const void* features, int32_t type, const
                                        int64_t rows, int32_t k, int32_t channels, void* out,
                                        void* winner, int32_t threads) {
   const Spamp op{features, static_cast<FeatureType>(type), points, stride, neighbors, centers,
-                 weight,   n, rows, k, channels};
+                 weight,   n, rows, k, channels, nullptr, nullptr};
   if (!dela::fits(n, rows, k, channels) || channels % 4 != 0 || type < 0 || type > 2) {
     return dela::kBadArgument;
   }
   return dela::spamp_forward(op, out, winner, threads);
+}
+
+// `base` [rows, channels] plus `scale` [channels] times SPAMP; `base` and `out` are of `type`.
+DELA_EXPORT int32_t dela_spamp_residual(const void* features, int32_t type, const float* points,
+                                        int64_t stride, const int32_t* neighbors,
+                                        const int32_t* centers, const float* weight,
+                                        const void* base, const float* scale, int64_t n,
+                                        int64_t rows, int32_t k, int32_t channels, void* out,
+                                        int32_t threads) {
+  const Spamp op{features, static_cast<FeatureType>(type), points, stride, neighbors, centers,
+                 weight,   n, rows, k, channels, base, scale};
+  if (!dela::fits(n, rows, k, channels) || channels % 4 != 0 || type < 0 || type > 2) {
+    return dela::kBadArgument;
+  }
+  return dela::spamp_forward(op, out, nullptr, threads);
 }
 
 // `out` and `gradient` are of `type`; `feature_gradient` [n, channels] is float32.
@@ -237,7 +252,7 @@ DELA_EXPORT int32_t dela_spamp_backward(int32_t type, const float* points, int64
                                         const void* winner, float* feature_gradient,
                                         float* weight_gradient, int32_t threads) {
   const Spamp op{nullptr, static_cast<FeatureType>(type), points, stride, neighbors, centers,
-                 weight,  n, rows, k, channels};
+                 weight,  n, rows, k, channels, nullptr, nullptr};
   if (!dela::fits(n, rows, k, channels) || channels % 4 != 0 || type < 0 || type > 2) {
     return dela::kBadArgument;
   }

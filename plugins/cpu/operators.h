@@ -27,6 +27,7 @@ struct SpseGradient {
 };
 
 // SPAMP: out[m, c] = max over j of (f[j, c] - f[i, c]) * exp(-s_g (1e-8 + |x_j - x_i - p_g|^2)).
+// Its residual form is base[m, c] + scale[c] times that.
 enum class FeatureType : int32_t { f32 = 0, f16 = 1, bf16 = 2 };
 struct Spamp {
   const void* features;       // [n_points, channels] of `type`
@@ -38,6 +39,8 @@ struct Spamp {
   const float* weight;        // [4, channels / 4]
   int64_t n_points, n_rows;
   int32_t k, channels;        // channels: a multiple of 4
+  const void* base;           // [n_rows, channels] of `type`, or null: the maximum alone
+  const float* scale;         // [channels], read where there is a base
 };
 
 // What SPAMP's backward pass is given, each [n_rows, channels]; `out` and `gradient` of `type`.

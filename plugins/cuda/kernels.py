@@ -274,6 +274,32 @@ class Kernels:
             stream,
         )
 
+    def spamp_residual(
+        self,
+        features: Any,
+        points: Any,
+        neighbors: Any,
+        centers: Any,
+        weight: Any,
+        base: Any,
+        scale: Any,
+        out: Any,
+        *,
+        sizes: SpampSizes,
+        dtype: str,
+        stream: Stream | int,
+    ) -> None:
+        """``base`` plus ``scale`` times SPAMP of ``dtype`` features."""
+        n, m, k, c = sizes
+        vector, width = launch.spamp_vector(dtype, c)
+        self.launch(
+            f"dela_spamp_residual_{vector}",
+            launch.spamp_grid(m, c, width),
+            launch.BLOCK,
+            (features, points, neighbors, centers, weight, base, scale, *_int32(n, m, k, c), out),
+            stream,
+        )
+
     def spamp_backward(
         self,
         points: Any,

@@ -28,6 +28,8 @@ dela_spamp_V                   features[n, c] T, points[n, 3],            thread
                                n, m, k, c;
                                out[m, c] T
 dela_spamp_winner_V            the same; the same; out, winner[m, c]      the same
+dela_spamp_residual_V          the same, base[m, c] T, scale[c];          the same
+                               the same; out
 dela_spamp_backward_T          points, neighbors, centers, weight,        threads ceil(m / rows)
                                out[m, c] T, winner, grad[m, c] T;         * c
                                n, m, k, c, rows;

@@ -1,4 +1,5 @@
-// SPAMP forward: the largest position-weighted feature difference to the center, per channel.
+// SPAMP forward: the largest position-weighted feature difference to the center, per channel; in its
+// residual form that times a scale is added to a base before it is stored.
 //
 // A thread takes 4 or 8 channels of one row, so one exponential serves every group of four and the
 // neighbor's features come in loads of up to 16 bytes; neighboring threads read neighboring bytes.
@@ -9,11 +10,14 @@
 namespace dela {
 namespace {
 
+enum Form { kPlain, kWinner, kResidual };
+
 // `kWidth` channels per thread, 4 or 8; c is a multiple of it.
-template <class Stored, int kWidth, bool kWinner>
+template <class Stored, int kWidth, Form kForm>
 DELA_DEVICE void spamp(const Stored* __restrict__ features, const float* __restrict__ points,
                        const int32_t* __restrict__ neighbors, const int32_t* __restrict__ centers,
-                       const float* __restrict__ weight, int32_t n, int32_t m, int32_t k, int32_t c,
+                       const float* __restrict__ weight, const Stored* __restrict__ base,
+                       const float* __restrict__ scale, int32_t n, int32_t m, int32_t k, int32_t c,
                        Stored* __restrict__ out, void* __restrict__ winner) {
   constexpr int kGroups = kWidth / kGroup;
   const Tile tile(static_cast<uint32_t>(m), static_cast<uint32_t>(c) / kWidth);
@@ -55,7 +59,7 @@ DELA_DEVICE void spamp(const Stored* __restrict__ features, const float* __restr
       const float factor = exp2_approximate(distance * s[g]);
       for (int i = g * kGroup; i < (g + 1) * kGroup; ++i) {
         const float value = (there[i] - own[i]) * factor;
-        if (kWinner) slot[i] = value > best[i] ? j : slot[i];
+        if (kForm == kWinner) slot[i] = value > best[i] ? j : slot[i];
         best[i] = fmaxf(best[i], value);
       }
     }
@@ -65,8 +69,16 @@ DELA_DEVICE void spamp(const Stored* __restrict__ features, const float* __restr
     best[i] = best[i] > -infinity() ? best[i] : not_a_number();
   }
   const size_t at = static_cast<size_t>(row) * c + channel;
+  if (kForm == kResidual) {
+    read(base + at, own);
+    for (int i = 0; i < kWidth; i += 4) {
+      float factors[4];
+      read(scale + channel + i, factors);
+      for (int j = 0; j < 4; ++j) best[i + j] = fmaf(best[i + j], factors[j], own[i + j]);
+    }
+  }
   write(out + at, best);
-  if (kWinner) {
+  if (kForm == kWinner) {
     for (int i = 0; i < kWidth; i += 4) write_slots(winner, k, at + i, slot + i);
   }
 }
@@ -79,16 +91,24 @@ DELA_DEVICE void spamp(const Stored* __restrict__ features, const float* __restr
   dela_spamp_##vector(const Stored* features, const float* points, const int32_t* neighbors,       \
                       const int32_t* centers, const float* weight, int32_t n, int32_t m,           \
                       int32_t k, int32_t c, Stored* out) {                                         \
-    dela::spamp<Stored, width, false>(features, points, neighbors, centers, weight, n, m, k, c,    \
-                                      out, nullptr);                                               \
+    dela::spamp<Stored, width, dela::kPlain>(features, points, neighbors, centers, weight,         \
+                                             nullptr, nullptr, n, m, k, c, out, nullptr);          \
   }                                                                                                \
   DELA_KERNEL(winner_blocks)                                                                       \
   dela_spamp_winner_##vector(const Stored* features, const float* points,                          \
                              const int32_t* neighbors, const int32_t* centers,                     \
                              const float* weight, int32_t n, int32_t m, int32_t k, int32_t c,      \
                              Stored* out, void* winner) {                                          \
-    dela::spamp<Stored, width, true>(features, points, neighbors, centers, weight, n, m, k, c,     \
-                                     out, winner);                                                 \
+    dela::spamp<Stored, width, dela::kWinner>(features, points, neighbors, centers, weight,        \
+                                              nullptr, nullptr, n, m, k, c, out, winner);          \
+  }                                                                                                \
+  DELA_KERNEL(blocks)                                                                              \
+  dela_spamp_residual_##vector(const Stored* features, const float* points,                        \
+                               const int32_t* neighbors, const int32_t* centers,                   \
+                               const float* weight, const Stored* base, const float* scale,        \
+                               int32_t n, int32_t m, int32_t k, int32_t c, Stored* out) {          \
+    dela::spamp<Stored, width, dela::kResidual>(features, points, neighbors, centers, weight,      \
+                                                base, scale, n, m, k, c, out, nullptr);            \
   }
 
 DELA_SPAMP(f32, float, 4, 8, 8)

@@ -142,6 +142,10 @@ class Api {
     return at<91, OrtStatus*(OrtKernelContext*, size_t, const int64_t*, size_t, OrtValue**)>(
         context, index, sizes, rank, out);
   }
+  // Of the CUDA provider: the stream that the kernel must queue its work on.
+  OrtStatus* compute_stream(const OrtKernelContext* context, void** out) const {
+    return at<193, OrtStatus*(const OrtKernelContext*, void**)>(context, out);
+  }
   void release_shape(OrtTensorTypeAndShapeInfo* shape) const {
     at<99, void(OrtTensorTypeAndShapeInfo*)>(shape);
   }

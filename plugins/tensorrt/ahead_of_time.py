@@ -35,7 +35,7 @@ _registered: set[str] = set()
 
 
 def register(trt: Any) -> None:
-    """Makes both plugins known to TensorRT; once per process, whoever calls again.
+    """Makes every plugin known to TensorRT; once per process, whoever calls again.
 
     Args:
         trt: the bindings of ``tensorrt``.
@@ -52,6 +52,7 @@ def register(trt: Any) -> None:
         if trt.__name__ not in _registered:
             _register_spse(trt, plugin)
             _register_spamp(trt, plugin)
+            _register_spamp_residual(trt, plugin)
             _registered.add(trt.__name__)
 
 
@@ -82,33 +83,57 @@ def _register_spse(trt: Any, plugin: Any) -> None:
 
 
 def _register_spamp(trt: Any, plugin: Any) -> None:
-    names = operators.feature_types(trt)
-
     def describe(features, points, neighbors, centers, weight):
-        return plugin.from_shape_expr(
-            (neighbors.shape_expr[0], features.shape_expr[1]), features.dtype
-        )
+        return _pooled(plugin, features, neighbors)
 
     def tactics(features, points, neighbors, centers, weight, outputs):
-        combinations = []
-        for dtype, text in _TYPE_TEXTS.items():
-            _, width = operators.spamp_kernel(dtype, features.shape[1])
-            usable = [tactic for tactic, (most, _) in SPAMP_TACTICS.items() if most <= width]
-            types = f"{text}, FP32, INT32, INT32, FP32, {text}"
-            combinations.append(plugin.AutoTuneCombination(types, "LINEAR", usable))
-        return combinations
+        return _spamp_combinations(plugin, features, "{0}, FP32, INT32, INT32, FP32, {0}")
 
     def compile_(features, points, neighbors, centers, weight, outputs, tactic):
-        most, block = SPAMP_TACTICS[tactic]
-        _, _, k, c = operators.spamp_sizes(tuple(features.shape), tuple(neighbors.shape))
-        dtype = names[features.dtype]
-        name, width = operators.spamp_kernel(dtype, c)
-        if most < width:
-            name, width = f"dela_spamp_{launch.spamp_suffix(dtype)}", most
-        n, m = features.shape_expr[0], neighbors.shape_expr[0]
-        return _kernel(plugin, name, m * (c // width), block, (n, m, k, c))
+        return _spamp_kernel(trt, plugin, features, neighbors, tactic)
 
     _define(plugin, "SPAMP", {}, (describe, tactics, compile_))
+
+
+def _register_spamp_residual(trt: Any, plugin: Any) -> None:
+    def describe(features, points, neighbors, centers, weight, base, scale):
+        return _pooled(plugin, features, neighbors)
+
+    def tactics(features, points, neighbors, centers, weight, base, scale, outputs):
+        types = "{0}, FP32, INT32, INT32, FP32, {0}, FP32, {0}"
+        return _spamp_combinations(plugin, features, types)
+
+    def compile_(features, points, neighbors, centers, weight, base, scale, outputs, tactic):
+        return _spamp_kernel(trt, plugin, features, neighbors, tactic, residual=True)
+
+    _define(plugin, "SPAMPResidual", {}, (describe, tactics, compile_))
+
+
+def _pooled(plugin: Any, features: Any, neighbors: Any) -> Any:
+    return plugin.from_shape_expr((neighbors.shape_expr[0], features.shape_expr[1]), features.dtype)
+
+
+def _spamp_combinations(plugin: Any, features: Any, types: str) -> list[Any]:
+    """Types of all tensors, the features' in the gaps, with the tactics that may run them."""
+    combinations = []
+    for dtype, text in _TYPE_TEXTS.items():
+        _, width = operators.spamp_kernel(dtype, features.shape[1])
+        usable = [tactic for tactic, (most, _) in SPAMP_TACTICS.items() if most <= width]
+        combinations.append(plugin.AutoTuneCombination(types.format(text), "LINEAR", usable))
+    return combinations
+
+
+def _spamp_kernel(
+    trt: Any, plugin: Any, features: Any, neighbors: Any, tactic: int, residual: bool = False
+) -> tuple[str, str, Any, Any]:
+    most, block = SPAMP_TACTICS[tactic]
+    _, _, k, c = operators.spamp_sizes(tuple(features.shape), tuple(neighbors.shape))
+    name, width = operators.spamp_kernel(operators.feature_types(trt)[features.dtype], c, residual)
+    if most < width:
+        # Four channels a thread, in the kernel without the width in its name.
+        name, width = name.removesuffix("_8"), most
+    n, m = features.shape_expr[0], neighbors.shape_expr[0]
+    return _kernel(plugin, name, m * (c // width), block, (n, m, k, c))
 
 
 def _define(

@@ -91,10 +91,10 @@ def spse_kernel(attributes: int, directions: int) -> str:
     return f"dela_spse_{launch.spse_shape(attributes, directions)}"
 
 
-def spamp_kernel(dtype: str, channels: int) -> tuple[str, int]:
+def spamp_kernel(dtype: str, channels: int, residual: bool = False) -> tuple[str, int]:
     """Name of SPAMP's kernel for features of ``dtype``, and the channels one thread takes."""
     vector, width = launch.spamp_vector(dtype, channels)
-    return f"dela_spamp_{vector}", width
+    return f"dela_spamp_residual_{vector}" if residual else f"dela_spamp_{vector}", width
 
 
 def _spse_sizes(shapes: Sequence[Shape], fields: Fields) -> tuple[int, int, int, int, int]:
@@ -126,6 +126,18 @@ def _launch_spamp(
     kernels.spamp(*addresses, sizes=sizes, dtype=features, stream=stream)
 
 
+def _launch_spamp_residual(
+    kernels: Any,
+    shapes: Sequence[Shape],
+    features: str,
+    fields: Fields,
+    addresses: Sequence[int],
+    stream: int,
+) -> None:
+    sizes = spamp_sizes(shapes[0], shapes[2])
+    kernels.spamp_residual(*addresses, sizes=sizes, dtype=features, stream=stream)
+
+
 SPSE = Operator(
     name="SPSE",
     inputs=("float32", "int32", "float32"),  # points, neighbors, weight
@@ -144,4 +156,13 @@ SPAMP = Operator(
     kernel_name=lambda shapes, features, _: spamp_kernel(features, shapes[0][1])[0],
     launch=_launch_spamp,
 )
-OPERATORS = {operator.name: operator for operator in (SPSE, SPAMP)}
+SPAMP_RESIDUAL = Operator(
+    name="SPAMPResidual",
+    # features, points, neighbors, centers, weight, base, scale
+    inputs=(*SPAMP.inputs, FEATURES, "float32"),
+    output=FEATURES,
+    output_shape=SPAMP.output_shape,
+    kernel_name=lambda shapes, features, _: spamp_kernel(features, shapes[0][1], True)[0],
+    launch=_launch_spamp_residual,
+)
+OPERATORS = {operator.name: operator for operator in (SPSE, SPAMP, SPAMP_RESIDUAL)}

@@ -31,6 +31,8 @@ def load(path: Path, options: LoadOptions) -> OnnxRuntimeBackend:
 class OnnxRuntimeBackend:
     """An exported file in ONNX Runtime, on the CPU or on the GPU numbered ``gpu``.
 
+    With ``kernels`` the operators are our kernels there, else the file's own function bodies.
+
     Attributes:
         tf32: whether the GPU may round factors of float32 products to TF32.
     """
@@ -55,7 +57,6 @@ class OnnxRuntimeBackend:
         # A failed run raises; ONNX Runtime's own line on stderr would only repeat it.
         options.log_severity_level = 4
         tune_session(options, threads)
-        kernels = kernels and gpu is None
         if kernels:
             from dela.plugins import native
 
@@ -70,7 +71,7 @@ class OnnxRuntimeBackend:
         except MissingDependencyError:
             raise
         except Exception as error:
-            raise _load_failure(path, error) from error
+            raise _load_failure(path, error, kernels) from error
         self.path = path
         self.kernels = kernels
         self.tf32 = tf32
@@ -138,7 +139,7 @@ def cuda_session(path: Path, options: Any, gpu: int, tf32: bool = False) -> Any:
     return session
 
 
-def _load_failure(path: Path, error: Exception) -> CheckpointError:
+def _load_failure(path: Path, error: Exception, kernels: bool) -> CheckpointError:
     reason = _reason(error)
     if "protobuf" in reason.lower() or path.stat().st_size == 0:
         return CheckpointError(f"{path} is not an ONNX file, or it is cut short")
@@ -147,7 +148,10 @@ def _load_failure(path: Path, error: Exception) -> CheckpointError:
             f"{path} does not run in ONNX Runtime here: {reason}; a bf16 file needs another "
             "backend, for this one export with --dtype fp32 or fp16"
         )
-    return CheckpointError(f"{path} does not load in ONNX Runtime: {reason}")
+    cure = ""
+    if kernels and re.search(r"\b(SPSE|SPAMP|SPAMPResidual): ", reason):
+        cure = "; --no-kernels (kernels=False) runs the file's own function bodies"
+    return CheckpointError(f"{path} does not load in ONNX Runtime: {reason}{cure}")
 
 
 def _reason(error: Exception) -> str:

@@ -35,6 +35,7 @@ from dela.families.dela.config import PRESETS
 from dela.plugins.cuda import kernels
 from dela.plugins.cuda.driver import CudaUnavailable
 from dela.plugins.tensorrt import bindings, messages
+from onnx_operators import spelled_out
 
 pytest.importorskip("tensorrt_rtx_bindings")
 
@@ -87,8 +88,8 @@ def test_published_networks_build_at_full_size(preset, dtype, tmp_path, record_p
     sidecar = build_engine(path, tmp_path / "m.engine", RTX)
     seconds = time.perf_counter() - start
     size = (tmp_path / "m.engine").stat().st_size
-    # one SPSE per stage; one SPAMP per block and per step down
-    layers = {"SPSE": config.stages, "SPAMP": sum(config.depths) + config.stages - 1}
+    # one SPSE per stage; one SPAMP with its residual per block and per step down
+    layers = {"SPSE": config.stages, "SPAMPResidual": sum(config.depths) + config.stages - 1}
     assert sidecar.plugin_layers == layers
     assert sidecar.dtype == dtype
     # the weights are in it
@@ -108,6 +109,15 @@ def test_every_kind_of_network_builds_in_every_precision(small, kind, dtype, tmp
     assert sidecar.plugin_layers == operators_of(path)
     assert sidecar.kernels_sha256 == kernels.digest()
     assert read_sidecar(tmp_path / "m.engine") == sidecar
+
+
+@pytest.mark.parametrize("plugins", ["python", "none"])
+def test_a_file_of_before_the_residual_form_builds(small, plugins, tmp_path):
+    import onnx
+
+    onnx.save(spelled_out(onnx.load(small("four_stages"))), tmp_path / "old.onnx")
+    sidecar = build_engine(tmp_path / "old.onnx", tmp_path / "m.engine", rtx(plugins=plugins))
+    assert set(sidecar.plugin_layers) == ({"SPSE", "SPAMP"} if plugins == "python" else set())
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -11,6 +11,9 @@ from onnx.reference import ReferenceEvaluator
 from dela.export import function_bodies
 from dela.plugins import native
 from onnx_operators import (
+    residual_case,
+    residual_model,
+    residual_reference,
     session,
     spamp_case,
     spamp_model,
@@ -66,6 +69,36 @@ def test_spamp_gives_the_float64_answer(element, dtype, tolerance, n, m, k):
             np.testing.assert_allclose(found, expected, atol=limit, err_msg=name)
 
 
+@pytest.mark.parametrize(
+    ("element", "dtype", "tolerance"),
+    [("float", np.float32, 1e-5), ("float16", np.float16, 2e-3), ("bfloat16", np.float32, 2e-2)],
+)
+@pytest.mark.parametrize(("n", "m", "k"), [(60, 25, 7), (40, 40, 1), (5, 0, 3), (0, 0, 3)])
+def test_the_residual_form_gives_the_float64_answer(element, dtype, tolerance, n, m, k):
+    case = residual_case(2, n, m, k, 16, dtype)
+    for name, found in both_runtimes(with_bodies(residual_model(element)), case).items():
+        assert found.shape == (m, 16), name
+        assert found.dtype == dtype, name
+        if m:
+            expected = residual_reference(**case)
+            limit = tolerance * np.abs(expected).max()
+            np.testing.assert_allclose(found, expected, atol=limit, err_msg=name)
+
+
+def test_the_residual_form_is_spelled_out_around_spamp():
+    """Kernels of before, which know SPAMP alone, run inside the body."""
+    model = with_bodies(residual_model())
+    body = next(function for function in model.functions if function.name == "SPAMPResidual")
+    assert [node.op_type for node in body.node if node.domain == "dela"] == ["SPAMP"]
+    poison = next(function for function in model.functions if function.name == "SPAMP")
+    next(node for node in poison.node if node.op_type == "Neg").op_type = "Abs"
+    case = residual_case(6, 30, 20, 4, 8)
+    expected = residual_reference(**case)
+    assert np.abs(session(model).run(None, case)[0] - expected).max() > 0.1
+    found = session(model, native.library_path()).run(None, case)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_small_distances_do_not_cancel():
     """Neighbors that all but coincide with an ellipsoid's center, far from the origin."""
     case = spse_case(3, 50, 4, 8)
@@ -77,8 +110,11 @@ def test_small_distances_do_not_cancel():
 
 def test_kernels_and_bodies_agree():
     library = native.library_path()
-    spse, spamp = spse_case(4, 3000, 16, 32, 4, 3), spamp_case(5, 3000, 900, 16, 32)
-    for model, case in ((spse_model(1.0001, 3), spse), (spamp_model(), spamp)):
+    for model, case in (
+        (spse_model(1.0001, 3), spse_case(4, 3000, 16, 32, 4, 3)),
+        (spamp_model(), spamp_case(5, 3000, 900, 16, 32)),
+        (residual_model(), residual_case(5, 3000, 900, 16, 32)),
+    ):
         kernel = session(model, library).run(None, case)[0]
         body = session(with_bodies(model)).run(None, case)[0]
         np.testing.assert_allclose(body, kernel, atol=1e-5 * np.abs(kernel).max())
@@ -112,7 +148,11 @@ def test_without_bodies_only_kernels_run():
 
 def test_attaching_twice_keeps_one_body_each():
     model = with_bodies(with_bodies(spse_model(1e-8, 0)))
-    assert sorted(function.name for function in model.functions) == ["SPAMP", "SPSE"]
+    assert sorted(function.name for function in model.functions) == [
+        "SPAMP",
+        "SPAMPResidual",
+        "SPSE",
+    ]
     assert [entry.domain for entry in model.opset_import].count("dela") == 1
 
 

@@ -15,7 +15,7 @@ from dela.errors import CheckpointError, ConfigError, InputError, ParityError
 from dela.export import check_export, export_onnx, onnx_export
 from dela.families.dela.example import example_pyramid
 from dela.plugins import native
-from onnx_operators import session
+from onnx_operators import session, spelled_out
 
 KINDS = ["one_stage", "four_stages", "directions", "parts", "parts_alone", "classification"]
 CHECKS = [
@@ -98,9 +98,36 @@ def test_the_graph_is_clean(exported, network, kind):
         attributes = {entry.name: entry for entry in node.attribute}
         assert attributes["plugin_namespace"].s == b"dela"
         assert node.input[-1] in weights(proto)
-    assert sorted(function.name for function in proto.functions) == ["SPAMP", "SPSE"]
+    bodies = sorted(function.name for function in proto.functions)
+    assert bodies == ["SPAMP", "SPAMPResidual", "SPSE"]
     assert b"/" + __file__.encode().split(b"/")[1] not in path.read_bytes()
     assert all(not weight.external_data for weight in proto.graph.initializer)
+
+
+@pytest.mark.parametrize("kind", ["four_stages", "classification"])
+def test_scale_and_residual_of_every_aggregation_are_folded_into_its_node(exported, network, kind):
+    proto, config = onnx.load(exported(kind)[0]), network(kind).config
+    folded = [node for node in operator_nodes(proto) if node.op_type == "SPAMPResidual"]
+    # one per aggregation and per step down
+    assert len(folded) == sum(config.depths) + config.stages - 1
+    assert not any(node.op_type == "SPAMP" for node in proto.graph.node)
+    pooled = {node.output[0] for node in folded}
+    readers = {node.op_type for node in proto.graph.node if pooled.intersection(node.input)}
+    assert "Mul" not in readers
+    assert all(weights(proto)[node.input[6]].data_type == 1 for node in folded)
+
+
+@pytest.mark.parametrize("kernels", [True, False])
+def test_a_file_of_before_the_residual_form_gives_the_same_answer(exported, network, kernels):
+    proto = onnx.load(exported("four_stages")[0])
+    old = spelled_out(proto)
+    assert {node.op_type for node in operator_nodes(old)} == {"SPSE", "SPAMP"}
+    onnx.checker.check_model(old, full_check=True)
+    feeds = dict(example_pyramid(network("four_stages").config, 300, seed=4).inputs())
+    library = native.library_path() if kernels else None
+    expected = session(proto, library).run(["logits"], feeds)[0]
+    found = session(old, library).run(["logits"], feeds)[0]
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
 
 
 @pytest.mark.parametrize(("dtype", "code"), [("fp16", 10), ("bf16", 16)])

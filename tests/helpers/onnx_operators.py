@@ -1,4 +1,4 @@
-"""Float64 numpy references of both operators, slopes and one-node ONNX models, shared by tests."""
+"""Float64 numpy references of the operators, slopes and one-node ONNX models, shared by tests."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ def spamp_reference(features, points, neighbors, centers, weight) -> np.ndarray:
     return ((features[neighbors] - features[centers][:, None]) * closeness).max(axis=1)
 
 
+def residual_reference(base, scale, **spamp) -> np.ndarray:
+    return base.astype(np.float64) + scale.astype(np.float64) * spamp_reference(**spamp)
+
+
 def spse_case(seed: int, n: int, k: int, channels: int, attributes: int = 0, directions: int = 0):
     """points, neighbors and weight of a random call; directions are unit vectors."""
     rng = np.random.default_rng(seed)
@@ -53,6 +57,16 @@ def spamp_case(seed: int, n: int, m: int, k: int, channels: int, dtype: Any = np
         "neighbors": rng.integers(0, max(n, 1), (m, k)).astype(np.int32),
         "centers": rng.integers(0, max(n, 1), m).astype(np.int32),
         "weight": weight,
+    }
+
+
+def residual_case(seed: int, n: int, m: int, k: int, channels: int, dtype: Any = np.float32):
+    """A random call of SPAMP with the base and scale of its residual form behind it."""
+    rng = np.random.default_rng([seed, 1])
+    return {
+        **spamp_case(seed, n, m, k, channels, dtype),
+        "base": rng.normal(size=(m, channels)).astype(dtype),
+        "scale": rng.normal(size=channels).astype(np.float32),
     }
 
 
@@ -87,15 +101,58 @@ def spamp_model(element: str = "float"):
 
     bfloat16 is cast inside the model: numpy has no such type for ONNX Runtime to take.
     """
-    outer = "float" if element == "bfloat16" else element
-    code = {"float": 1, "float16": 10, "bfloat16": 16}
+    outer, code = _OUTER.get(element, element), _CODES[element]
     return _model(
-        f"({outer}[N, C] features, float[N, 3] points, int32[M, k] neighbors, int32[M] centers, "
-        f"float[4, G] weight) => ({outer}[M, C] out)",
+        f"({outer}[N, C] features, {_SPAMP_INPUTS}) => ({outer}[M, C] out)",
         'SPAMP <plugin_namespace = "dela">(inner, points, neighbors, centers, weight)',
-        before=f"inner = Cast <to = {code[element]}> (features)",
-        after=code[outer],
+        before=f"inner = Cast <to = {code}> (features)",
+        after=_CODES[outer],
     )
+
+
+def residual_model(element: str = "float"):
+    """A model of one SPAMPResidual node, as :func:`spamp_model`."""
+    outer, code = _OUTER.get(element, element), _CODES[element]
+    return _model(
+        f"({outer}[N, C] features, {_SPAMP_INPUTS}, {outer}[M, C] base, float[C] scale) => "
+        f"({outer}[M, C] out)",
+        'SPAMPResidual <plugin_namespace = "dela">'
+        "(inner, points, neighbors, centers, weight, inner_base, scale)",
+        before=f"inner = Cast <to = {code}> (features)\n inner_base = Cast <to = {code}> (base)",
+        after=_CODES[outer],
+    )
+
+
+_SPAMP_INPUTS = "float[N, 3] points, int32[M, k] neighbors, int32[M] centers, float[4, G] weight"
+_CODES = {"float": 1, "float16": 10, "bfloat16": 16}
+_OUTER = {"bfloat16": "float"}
+
+
+def spelled_out(model: Any) -> Any:
+    """An fp32 file as dela 0.2.0 wrote it: SPAMP, a product and a sum for each SPAMPResidual."""
+    import onnx
+
+    old = onnx.ModelProto()
+    old.CopyFrom(model)
+    del old.graph.node[:], old.functions[:]
+    old.functions.extend(body for body in model.functions if body.name != "SPAMPResidual")
+    for node in model.graph.node:
+        if node.op_type != "SPAMPResidual":
+            old.graph.node.append(node)
+            continue
+        *inputs, base, scale = node.input
+        (out,) = node.output
+        pooled, product = f"{out}_pooled", f"{out}_product"
+        spamp = onnx.helper.make_node("SPAMP", inputs, [pooled], domain="dela")
+        spamp.attribute.extend(node.attribute)
+        old.graph.node.extend(
+            [
+                spamp,
+                onnx.helper.make_node("Mul", [pooled, scale], [product]),
+                onnx.helper.make_node("Add", [base, product], [out]),
+            ]
+        )
+    return old
 
 
 def session(model: Any, library: Any = None, threads: int = 2):

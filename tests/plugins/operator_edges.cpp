@@ -20,6 +20,9 @@ int32_t dela_spse_backward(const float*, int64_t, const int32_t*, const float*, 
 int32_t dela_spamp_forward(const void*, int32_t, const float*, int64_t, const int32_t*,
                            const int32_t*, const float*, int64_t, int64_t, int32_t, int32_t, void*,
                            void*, int32_t);
+int32_t dela_spamp_residual(const void*, int32_t, const float*, int64_t, const int32_t*,
+                            const int32_t*, const float*, const void*, const float*, int64_t,
+                            int64_t, int32_t, int32_t, void*, int32_t);
 int32_t dela_spamp_backward(int32_t, const float*, int64_t, const int32_t*, const int32_t*,
                             const float*, int64_t, int64_t, int32_t, int32_t, const void*,
                             const void*, const void*, float*, float*, int32_t);
@@ -144,6 +147,15 @@ void spamp_case(const char* name, int64_t n, int64_t rows, int32_t k, int32_t ch
                               feature_gradient.data(), weight_gradient.data(), threads) == 0);
   for (float value : feature_gradient) REQUIRE(std::isfinite(value));
   for (float value : weight_gradient) REQUIRE(std::isfinite(value));
+  const auto scale = random_floats(channels);
+  const std::vector<float>& base = gradient;
+  const std::vector<uint16_t>& base16 = gradient16;
+  std::vector<float> sum32(out32.size());
+  std::vector<uint16_t> sum16(out16.size());
+  REQUIRE(dela_spamp_residual(in, type, points.data(), 3, neighbors.data(), center_rows,
+                              weight.data(), slope, scale.data(), n, rows, k, channels,
+                              bfloat16 ? static_cast<void*>(sum16.data()) : sum32.data(),
+                              threads) == 0);
   const int64_t groups = channels / 4;
   for (int64_t m = 0; m < rows; ++m) {
     const int64_t i = with_centers ? centers[m] : m;
@@ -164,6 +176,10 @@ void spamp_case(const char* name, int64_t n, int64_t rows, int32_t k, int32_t ch
       const float found =
           bfloat16 ? from_bfloat16(out16[m * channels + c]) : out32[m * channels + c];
       REQUIRE(std::abs(found - best) < (bfloat16 ? 0.02 : 1e-5));
+      const int64_t at = m * channels + c;
+      const float sum = bfloat16 ? from_bfloat16(sum16[at]) : sum32[at];
+      const float below = bfloat16 ? from_bfloat16(base16[at]) : base[at];
+      REQUIRE(std::abs(sum - (below + scale[c] * best)) < (bfloat16 ? 0.02 : 1e-5));
     }
   }
 }

@@ -21,6 +21,7 @@ ARGUMENTS = {
     "dela_spse_weight_gradient": "pp iiii p",
     "dela_spamp_V": "ppppp iiii p",
     "dela_spamp_winner_V": "ppppp iiii pp",
+    "dela_spamp_residual_V": "ppppppp iiii p",
     "dela_spamp_backward_T": "ppppppp iiiii pp",
     "dela_spamp_weight_gradient": "pp ii p",
     "dela_spamp_feature_gradient_T": "ppppp iiii p",
@@ -181,14 +182,15 @@ def test_spse_and_spamp_keep_enough_blocks_in_flight(entries):
     assert blocks("dela_spse_4") >= 5
     for vector in ("f32", "f16", "bf16", "f16_8", "bf16_8"):
         assert blocks(f"dela_spamp_{vector}") >= 8
+        assert blocks(f"dela_spamp_residual_{vector}") >= 8
 
 
 @pytest.mark.parametrize("vector", ["f32", "f16_8", "bf16_8"])
-@pytest.mark.parametrize("winner", ["", "winner_"])
-def test_spamp_gathers_a_neighbor_in_one_16_byte_load(binaries, vector, winner):
+@pytest.mark.parametrize("form", ["", "winner_", "residual_"])
+def test_spamp_gathers_a_neighbor_in_one_16_byte_load(binaries, vector, form):
     channels = 8 if vector.endswith("_8") else 4
     for kernels in binaries.values():
-        loop = kernels[f"dela_spamp_{winner}{vector}"].loop
+        loop = kernels[f"dela_spamp_{form}{vector}"].loop
         maxima = sum("FMNMX" in text for text in loop)
         wide = sum("LDG" in text and ".128" in text for text in loop)
         assert wide * channels == maxima > 0

@@ -15,6 +15,8 @@ import pytest
 from onnx_operators import (
     central_differences,
     epsilon_for,
+    residual_case,
+    residual_reference,
     spamp_case,
     spamp_reference,
     spse_case,
@@ -173,6 +175,21 @@ class Operators:
         )
         return self.down(out, winner, grad_features, grad_weight)
 
+    def spamp_residual(
+        self, dtype: str, centers: np.ndarray | None = None, **case: np.ndarray
+    ) -> np.ndarray:
+        """out; features, base and it are in stored form."""
+        (m, k), (n, c) = case["neighbors"].shape, case["features"].shape
+        name = "bfloat16" if dtype == "bfloat16" else None
+        out = self.new((m, c), dtype)
+        self.kernels.spamp_residual(
+            self.up(case["features"], name), self.up(case["points"]), self.up(case["neighbors"]),
+            self.up(centers), self.up(case["weight"]), self.up(case["base"], name),
+            self.up(case["scale"]), out,
+            sizes=(n, m, k, c), dtype=dtype, stream=self.stream,
+        )  # fmt: skip
+        return self.down(out)[0]
+
 
 @pytest.fixture
 def operators(emulated_cuda):
@@ -226,6 +243,24 @@ def test_spamp_is_the_maximum_in_float64(operators, n, m, k, channels, centers, 
             "weight": case["weight"][:, c // 4 : c // 4 + 1],
         }
         assert_close(spamp_reference(**one)[:, 0], expected[:, c], 1e-5)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("centers", [True, False])
+@pytest.mark.parametrize("n,m,k,channels", [(50, 50, 24, 64), (60, 21, 7, 20), (9, 4, 1, 4),
+                                            (10, 10, 40, 24), (5, 0, 3, 8)])  # fmt: skip
+def test_the_residual_form_is_rounded_once(operators, n, m, k, channels, centers, dtype):
+    case = residual_case(3, n, m if centers else n, k, channels)
+    for name in ("features", "base"):
+        case[name] = stored(case[name], dtype)
+    call = case if centers else {key: case[key] for key in case if key != "centers"}
+    wide = {name: widened(case[name], dtype) for name in ("features", "base")}
+    rows = case["centers"] if centers else np.arange(n)
+    out = operators.spamp_residual(dtype, **call)
+    expected = np.zeros((0, channels))
+    if len(rows):
+        expected = residual_reference(**(case | wide | {"centers": rows}))
+    assert_close(widened(out, dtype), expected, ROUNDING[dtype])
 
 
 def test_many_rows_per_thread_give_the_same_bits(operators):
@@ -287,6 +322,10 @@ def test_the_calls_of_these_tests_run_every_operator_kernel(emulated_cuda, opera
             call["features"] = stored(call["features"], dtype)
             operators.spamp(**call, dtype=dtype)
             operators.spamp(**call, dtype=dtype, gradient=call["features"])
+            call = residual_case(0, 5, 5, 2, channels)
+            for name in ("features", "base"):
+                call[name] = stored(call[name], dtype)
+            operators.spamp_residual(dtype, **call)
     ran = set(emulated_cuda.launches() - before)
     assert ran == set(re.findall(r"\.entry (\w+)\(", kernel_ptx()))
 

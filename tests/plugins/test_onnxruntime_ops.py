@@ -10,6 +10,9 @@ import pytest
 
 from dela.plugins import native
 from onnx_operators import (
+    residual_case,
+    residual_model,
+    residual_reference,
     session,
     spamp_case,
     spamp_model,
@@ -62,6 +65,25 @@ def test_spamp_gives_the_float64_answer(library, element, dtype, tolerance, n, m
     assert found.dtype == dtype
     if m:
         expected = spamp_reference(**case)
+        np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
+
+
+@pytest.mark.parametrize(
+    ("element", "dtype", "tolerance"),
+    [("float", np.float32, 1e-5), ("float16", np.float16, 2e-3), ("bfloat16", np.float32, 2e-2)],
+)
+@pytest.mark.parametrize(
+    ("n", "m", "k", "channels"), [(600, 200, 24, 64), (300, 300, 1, 20), (5, 0, 3, 8), (0, 0, 3, 8)]
+)
+def test_the_residual_form_gives_the_float64_answer(
+    library, element, dtype, tolerance, n, m, k, channels
+):
+    case = residual_case(2, n, m, k, channels, dtype)
+    found = run(residual_model(element), case, library)
+    assert found.shape == (m, channels)
+    assert found.dtype == dtype
+    if m:
+        expected = residual_reference(**case)
         np.testing.assert_allclose(found, expected, atol=tolerance * np.abs(expected).max())
 
 
@@ -134,6 +156,21 @@ def test_spamp_refuses_shapes_that_do_not_fit(library, change, message):
     case = {**spamp_case(9, 9, 5, 4, 8), **change}
     with pytest.raises(Exception, match=message):
         run(spamp_model(), case, library)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": np.zeros((5, 4), np.float32)}, r"base is \[5, 4\]; expected \[5, 8\]"),
+        ({"base": np.zeros((9, 8), np.float32)}, r"base is \[9, 8\]; expected \[5, 8\]"),
+        ({"scale": np.zeros(4, np.float32)}, "scale has 4 values; 8 channels"),
+        ({"neighbors": np.full((5, 4), 9, np.int32)}, "neighbors row 0 holds 9"),
+    ],
+)
+def test_the_residual_form_refuses_what_does_not_fit(library, change, message):
+    case = {**residual_case(9, 9, 5, 4, 8), **change}
+    with pytest.raises(Exception, match=f"SPAMPResidual: {message}"):
+        run(residual_model(), case, library)
 
 
 def test_a_missing_or_senseless_attribute_stops_the_session(library):

@@ -1,4 +1,4 @@
-"""The native kernels of both operators on every instruction set this machine has."""
+"""The native kernels of the operators on every instruction set this machine has."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from dela.plugins import native
 from onnx_operators import (
     central_differences,
     epsilon_for,
+    residual_case,
+    residual_reference,
     spamp_case,
     spamp_reference,
     spse_case,
@@ -129,6 +131,49 @@ def test_spamp_without_centers_takes_every_row():
     with_centers = ops.spamp(**call)
     del call["centers"]
     assert torch.equal(ops.spamp(**call), with_centers)
+
+
+@pytest.mark.parametrize("n,rows,k,channels", [(50, 50, 24, 64), (31, 12, 7, 20), (9, 30, 1, 4),
+                                               (40, 17, 140, 76), (20, 20, 5, 96), (9, 0, 3, 8),
+                                               (0, 0, 3, 8)])  # fmt: skip
+@pytest.mark.parametrize(
+    "dtype,tolerance", [("float32", 2e-6), ("float16", 2.0**-11), ("bfloat16", 2.0**-8)]
+)
+def test_the_residual_form_is_rounded_once(n, rows, k, channels, dtype, tolerance):
+    case = residual_case(5, n, rows, k, channels)
+    call = tensors(case)
+    for name in ("features", "base"):
+        call[name] = call[name].to(getattr(torch, dtype))
+        case[name] = call[name].double().numpy()
+    out = ops.spamp_residual(**call)
+    assert out.dtype == call["features"].dtype and out.shape == (rows, channels)
+    if rows:
+        expected = residual_reference(**case)
+        np.testing.assert_allclose(out.double(), expected, rtol=tolerance, atol=4e-6)
+
+
+def test_the_residual_form_without_centers_takes_every_row():
+    case = residual_case(6, 33, 33, 6, 20)
+    case["centers"] = np.arange(33, dtype=np.int32)
+    call = tensors(case)
+    with_centers = ops.spamp_residual(**call)
+    del call["centers"]
+    assert torch.equal(ops.spamp_residual(**call), with_centers)
+
+
+def test_a_scale_of_zero_leaves_the_base():
+    call = tensors(residual_case(7, 20, 20, 5, 8))
+    call["scale"].zero_()
+    assert torch.equal(ops.spamp_residual(**call), call["base"])
+
+
+def test_the_residual_form_gives_the_same_bits_for_every_number_of_threads(threads):
+    call = tensors(residual_case(8, 3001, 1700, 9, 36))
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(ops.spamp_residual(**call))
+    assert all(torch.equal(results[0], other) for other in results[1:])
 
 
 def test_spamp_weight_of_zero_leaves_plain_differences():

@@ -68,6 +68,15 @@ def spamp_case(dtype: str, channels: int, n=50, m=30, k=6):
     return list(case.values()), expected
 
 
+def residual_case(dtype: str, channels: int, n=50, m=30, k=6):
+    case = onnx_operators.residual_case(1, n, m, k, channels, NUMPY[dtype])
+    return list(case.values()), onnx_operators.residual_reference(**case)
+
+
+# operator: its random call and the answer to it
+SPAMP_FORMS = {"SPAMP": spamp_case, "SPAMPResidual": residual_case}
+
+
 def spse_fields(trt, epsilon: float, directions: int):
     return [
         trt.PluginField("epsilon", np.float32([epsilon]), trt.PluginFieldType.FLOAT32),
@@ -161,10 +170,11 @@ def test_spse_gives_the_reference(emulated_cuda, trt, attributes, directions, ep
 
 @pytest.mark.parametrize("channels", (12, 16))
 @pytest.mark.parametrize("dtype", NUMPY)
-def test_spamp_gives_the_reference(emulated_cuda, trt, dtype, channels):
+@pytest.mark.parametrize("form", SPAMP_FORMS)
+def test_spamp_gives_the_reference(emulated_cuda, trt, form, dtype, channels):
     emulated_cuda.check_initialised = True
-    arrays, expected = spamp_case(dtype, channels)
-    call = Call(trt, "SPAMP", arrays, expected, dtype)
+    arrays, expected = SPAMP_FORMS[form](dtype, channels)
+    call = Call(trt, form, arrays, expected, dtype)
     call.enqueue()
     call.check()
 
@@ -189,10 +199,11 @@ def test_one_point_with_itself_as_neighbor(emulated_cuda, trt):
     call.check()
 
 
-def test_enqueue_queues_one_kernel_and_does_nothing_else(emulated_cuda, trt):
+@pytest.mark.parametrize("form", SPAMP_FORMS)
+def test_enqueue_queues_one_kernel_and_does_nothing_else(emulated_cuda, trt, form):
     emulated_cuda.defer = True
-    arrays, expected = spamp_case("float32", 16)
-    call = Call(trt, "SPAMP", arrays, expected)
+    arrays, expected = SPAMP_FORMS[form]("float32", 16)
+    call = Call(trt, form, arrays, expected)
     names = ("allocations", "host_allocations", "copies", "pageable_copies", "synchronisations")
     before = {name: emulated_cuda.count(name) for name in (*names, "launches", "calls")}
     call.enqueue()
@@ -285,7 +296,7 @@ def test_registering_again_changes_nothing(trt):
     before = [registry.get_creator(name, "1", "dela") for name in operators.OPERATORS]
     launched.register(trt)
     assert [registry.get_creator(name, "1", "dela") for name in operators.OPERATORS] == before
-    assert [creator.name for creator in before] == ["SPSE", "SPAMP"]
+    assert [creator.name for creator in before] == ["SPSE", "SPAMP", "SPAMPResidual"]
 
 
 def accepted(trt, name: str, kinds, layout="LINEAR"):
@@ -323,6 +334,16 @@ def test_spamp_takes_features_of_three_types(trt, dtype):
         assert accepted(trt, "SPAMP", mixed)[position] is False
 
 
+@pytest.mark.parametrize("dtype", NUMPY)
+def test_the_residual_form_takes_a_base_of_the_features_type(trt, dtype):
+    kinds, out = data_types(trt, "SPAMPResidual", dtype)
+    assert accepted(trt, "SPAMPResidual", [*kinds, out]) == [True] * 8
+    for position in (1, 4, 5, 6, 7):
+        mixed = [*kinds, out]
+        mixed[position] = trt.float16 if dtype != "float16" else trt.bfloat16
+        assert accepted(trt, "SPAMPResidual", mixed)[position] is False
+
+
 # --- compiled into the engine ---------------------------------------------------------------------
 
 
@@ -338,15 +359,12 @@ def spse_layer(tensorrt, attributes, directions, epsilon, k=6, channels=20):
     )
 
 
-def spamp_layer(tensorrt, dtype, channels, k=6):
-    return quick_plugin_host.Layer(
-        tensorrt,
-        AHEAD,
-        "SPAMP",
-        [],
-        list(data_types(tensorrt, "SPAMP", dtype)[0]),
-        [("n", channels), ("n", 3), ("m", k), ("m",), (4, channels // 4)],
-    )
+def spamp_layer(tensorrt, dtype, channels, k=6, form="SPAMP"):
+    shapes = [("n", channels), ("n", 3), ("m", k), ("m",), (4, channels // 4)]
+    if form == "SPAMPResidual":
+        shapes += [("m", channels), (channels,)]
+    kinds = list(data_types(tensorrt, form, dtype)[0])
+    return quick_plugin_host.Layer(tensorrt, AHEAD, form, [], kinds, shapes)
 
 
 def run_compiled(compiled, arrays, expected, dtype, sizes):
@@ -382,9 +400,10 @@ def test_every_tactic_of_spse_gives_the_reference(
 
 @pytest.mark.parametrize("channels", (12, 16))
 @pytest.mark.parametrize("dtype", NUMPY)
-def test_every_tactic_of_spamp_gives_the_reference(emulated_cuda, tensorrt, dtype, channels):
-    layer = spamp_layer(tensorrt, dtype, channels)
-    arrays, expected = spamp_case(dtype, channels)
+@pytest.mark.parametrize("form", SPAMP_FORMS)
+def test_every_tactic_of_spamp_gives_the_reference(emulated_cuda, tensorrt, form, dtype, channels):
+    layer = spamp_layer(tensorrt, dtype, channels, form=form)
+    arrays, expected = SPAMP_FORMS[form](dtype, channels)
     wide = dtype != "float32" and channels % 8 == 0
     assert layer.tactics() == ([1, 2, 3, 4] if wide else [3, 4])
     for tactic in layer.tactics():
@@ -416,13 +435,14 @@ def test_output_shape_and_type_follow_the_inputs(tensorrt):
 
 
 @pytest.mark.parametrize("dtype", NUMPY)
-def test_type_combinations_are_those_of_the_python_form(trt, tensorrt, dtype):
-    kinds, out = data_types(trt, "SPAMP", dtype)
-    combinations = spamp_layer(tensorrt, dtype, 16).combinations()
+@pytest.mark.parametrize("form", SPAMP_FORMS)
+def test_type_combinations_are_those_of_the_python_form(trt, tensorrt, form, dtype):
+    kinds, out = data_types(trt, form, dtype)
+    combinations = spamp_layer(tensorrt, dtype, 16, form=form).combinations()
     assert (*kinds, out) in combinations
     assert len(combinations) == 3
     for combination in combinations:
-        assert accepted(trt, "SPAMP", combination) == [True] * 6
+        assert accepted(trt, form, combination) == [True] * (len(kinds) + 1)
 
 
 def test_embedded_ptx_holds_one_kernel_and_assembles(tensorrt, tmp_path):
@@ -430,7 +450,12 @@ def test_embedded_ptx_holds_one_kernel_and_assembles(tensorrt, tmp_path):
     if not Path(assembler).exists():
         pytest.skip("no ptxas, the assembler of the CUDA toolkit")
     layers = [spse_layer(tensorrt, *shape) for shape in SPSE_SHAPES]
-    layers += [spamp_layer(tensorrt, dtype, channels) for dtype in NUMPY for channels in (12, 16)]
+    layers += [
+        spamp_layer(tensorrt, dtype, channels, form=form)
+        for form in SPAMP_FORMS
+        for dtype in NUMPY
+        for channels in (12, 16)
+    ]
     kernels = {}
     for layer in layers:
         for tactic in layer.tactics():
@@ -443,11 +468,12 @@ def test_embedded_ptx_holds_one_kernel_and_assembles(tensorrt, tmp_path):
             compiled.ptx.count(f".param .u64 {name}_param"),
             compiled.ptx.count(f".param .u32 {name}_param"),
         )
-        assert arguments == (4 if "spse" in name else 6, len(compiled.sizes))
+        pointers = 4 if "spse" in name else 8 if "residual" in name else 6
+        assert arguments == (pointers, len(compiled.sizes))
         (tmp_path / name).write_text(compiled.ptx)
         command = [assembler, "-arch=sm_89", "-O0", str(tmp_path / name), "-o", "/dev/null"]
         subprocess.run(command, check=True, capture_output=True)
-    assert len(kernels) == 4 + 5
+    assert len(kernels) == 4 + 5 + 5
 
 
 def test_a_kernel_that_is_not_shipped_is_named():

@@ -114,10 +114,12 @@ def test_torch(device, network, classifier):
     assert_parity(backend, classifier, [cloud_pyramid(classifier.config, 5)], "fp32")
 
 
+@pytest.mark.parametrize("kernels", [True, False], ids=["kernels", "bodies"])
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])  # it has few layers in bf16
-def test_onnxruntime(device, network, exported, dtype):
+def test_onnxruntime(device, network, exported, dtype, kernels):
+    path = exported["segmentation", dtype]
     try:
-        backend = load_backend(exported["segmentation", dtype], device="cuda")
+        backend = load_backend(path, device="cuda", kernels=kernels)
     except MissingDependencyError as reason:
         pytest.skip(str(reason))
     sizes = [scene_pyramid(network.config, count, side=5.0) for count in (300, 20_000)]

@@ -85,7 +85,7 @@ def test_a_broken_index_fails(network, tmp_path):
     model = onnx.load(network.onnx)
     renamed = 0
     for node in model.graph.node:
-        if node.op_type == "SPAMP":
+        if node.op_type == "SPAMPResidual":
             centers = list(node.input)
             if "kept_1" in centers:
                 continue

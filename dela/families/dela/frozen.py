@@ -160,7 +160,7 @@ class ResidualMlp(FoldedMlp):
 
 
 class FrozenAggregation(nn.Module):
-    """Linear and SPAMP; ``scale`` [dim] is what normalization multiplies the result by."""
+    """``base + scale * spamp(project(x))``; ``scale`` [dim] is that of the normalization."""
 
     weight: Tensor
     scale: Tensor
@@ -169,19 +169,25 @@ class FrozenAggregation(nn.Module):
         super().__init__()
         self.project = _linear(aggregation.project.weight, None, dtype)
         self.register_buffer("weight", aggregation.weight().float().contiguous())
-        self.register_buffer("scale", _affine(aggregation.norm)[0].to(dtype))
+        self.register_buffer("scale", _affine(aggregation.norm)[0].float())
 
-    def pool(
-        self, x: Tensor, points: Tensor, neighbors: Tensor, rows: Tensor | None = None
+    def add_to(
+        self,
+        base: Tensor,
+        x: Tensor,
+        points: Tensor,
+        neighbors: Tensor,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        return ops.spamp(self.project(x), points, neighbors, self.weight, rows)
+        features = self.project(x)
+        return ops.spamp_residual(features, points, neighbors, self.weight, base, self.scale, rows)
 
 
 class ResidualAggregation(FrozenAggregation):
-    """``x + scale * pool(x)``."""
+    """``x + scale * spamp(project(x))``."""
 
     def forward(self, x: Tensor, points: Tensor, neighbors: Tensor) -> Tensor:
-        return torch.addcmul(x, self.pool(x, points, neighbors), self.scale)
+        return self.add_to(x, x, points, neighbors)
 
 
 class FrozenDownsample(FrozenAggregation):
@@ -196,8 +202,7 @@ class FrozenDownsample(FrozenAggregation):
         self, encoded: Tensor, x: Tensor, points: Tensor, neighbors: Tensor, kept: Tensor
     ) -> Tensor:
         encoded = encoded + self.skip(x.index_select(0, kept))
-        pooled = self.pool(x, points, neighbors.index_select(0, kept), kept)
-        return torch.addcmul(encoded, pooled, self.scale)
+        return self.add_to(encoded, x, points, neighbors.index_select(0, kept), kept)
 
 
 class FrozenSegmentationHead(nn.Module):

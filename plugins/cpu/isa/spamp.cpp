@@ -1,4 +1,5 @@
-// SPAMP forward: the largest position-weighted feature difference to the center, per channel.
+// SPAMP forward: the largest position-weighted feature difference to the center, per channel; where
+// there is a base, that times a scale is added to it before it is stored.
 #include "cpu/features.h"
 #include "cpu/operators.h"
 #include "cpu/simd.h"
@@ -57,15 +58,23 @@ DELA_INLINE void update(const typename Feature::Stored* f, Floats own, Floats we
   best = max(value, best);
 }
 
+// Writes the `lanes` channels from `c` on, the first of them element `at` of the output.
 template <class Feature>
-DELA_INLINE void finish(typename Feature::Stored* out, Floats best, int lanes) {
+DELA_INLINE void finish(const Spamp& op, Floats best, int64_t at, int64_t c, int lanes, void* out) {
+  typedef typename Feature::Stored Stored;
   // No neighbor above minus infinity: not a number.
   const Floats lowest = broadcast(-__builtin_inff());
   best = select(equal(best, lowest), broadcast(__builtin_nanf("")), best);
+  Stored* there = static_cast<Stored*>(out) + at;
+  const Stored* base = op.base == nullptr ? nullptr : static_cast<const Stored*>(op.base) + at;
   if (lanes == kLanes) {
-    Feature::write(out, best);
+    if (base != nullptr) best = fma(best, load(op.scale + c), Feature::read(base));
+    Feature::write(there, best);
   } else {
-    Feature::write(out, best, lanes);
+    if (base != nullptr) {
+      best = fma(best, load_partial(op.scale + c, lanes), Feature::read(base, lanes));
+    }
+    Feature::write(there, best, lanes);
   }
 }
 
@@ -116,7 +125,7 @@ void block_of(const Spamp& op, const float* w, int64_t m, int64_t center,
   const int bytes = winner_bytes(op.k);
   for (int i = 0; i < parts; ++i) {
     const int held = i == parts - 1 ? lanes : kLanes;
-    finish<Feature>(static_cast<Stored*>(out) + at + i * kLanes, best[i], held);
+    finish<Feature>(op, best[i], at + i * kLanes, c + i * kLanes, held, out);
     if (kWinner) store_slots(winner, at + i * kLanes, bytes, slot[i], held);
   }
 }

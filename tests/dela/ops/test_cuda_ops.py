@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 
 from dela.errors import InputError, MissingDependencyError
-from onnx_operators import spamp_case, spamp_reference, spse_case, spse_reference
+from onnx_operators import (
+    residual_case,
+    residual_reference,
+    spamp_case,
+    spamp_reference,
+    spse_case,
+    spse_reference,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -48,6 +55,7 @@ SPAMP_SHAPES = [
     (10, 0, 3, 8),
     (0, 0, 3, 8),
 ]
+RESIDUAL_ORDER = ("features", "points", "neighbors", "weight", "base", "scale", "centers")
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 ROUNDING = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 
@@ -103,7 +111,13 @@ def test_shapes_and_dtypes_on_cuda(dtype, autocast):
             if autocast is not None:
                 points, weight = points.to(autocast), weight.to(autocast)
             out = ops.spamp(features, points, neighbors, weight, centers)
-        assert (out.device.type, out.dtype, out.shape) == ("cuda", dtype, (6, 8))
+            base, scale = torch.empty_like(out), torch.empty(8, device="cuda")
+            if autocast is not None:
+                scale = scale.to(autocast)
+            sum_ = ops.spamp_residual(features, points, neighbors, weight, base, scale, centers)
+        for result in (out, sum_):
+            assert (result.device.type, result.dtype) == ("cuda", dtype)
+            assert result.shape == (6, 8)
         rows = torch.empty(10, 5, device="cuda", dtype=torch.int32)
         metrics = torch.empty(12, 20, device="cuda")
         with autocast_on_cuda(autocast):
@@ -276,6 +290,25 @@ def test_spamp_on_the_emulated_driver(on_device, shape, dtype, centers):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SPAMP_SHAPES)
+def test_the_residual_form_on_the_emulated_driver(on_device, shape, dtype):
+    case = residual_case(0, *shape)
+    call = {name: torch.from_numpy(array) for name, array in case.items()}
+    for name in ("features", "base"):
+        call[name] = call[name].to(dtype)
+        case[name] = call[name].double().numpy()
+    out = on_device(_cuda.spamp_residual, *(call[name] for name in RESIDUAL_ORDER))
+    assert out.dtype == dtype
+    if shape[1]:
+        assert_close(out, residual_reference(**case), ROUNDING[dtype])
+    odd = torch.zeros(1 + call["base"].numel(), dtype=dtype)
+    odd[1:] = call["base"].reshape(-1)
+    call["base"] = odd[1:].view(out.shape)  # past an aligned address
+    again = on_device(_cuda.spamp_residual, *(call[name] for name in RESIDUAL_ORDER))
+    torch.testing.assert_close(again, out, rtol=0, atol=0)
+
+
 def test_strided_and_misaligned_arguments(on_device):
     call = spamp_tensors((70, 30, 7, 20))
     expected = ops.spamp(**call)
@@ -382,6 +415,25 @@ class TestGpu:
         for found, expected in zip(results[1], results[0], strict=True):
             assert found.is_cuda and found.dtype == expected.dtype
             assert_close(found, expected.detach(), 2 * ROUNDING[dtype])
+
+    @pytest.mark.parametrize("dtype", DTYPES)
+    @pytest.mark.parametrize("shape", SPAMP_SHAPES)
+    def test_the_residual_form_agrees_with_the_cpu(self, shape, dtype):
+        names = ("features", "weight", "base", "scale")
+        results = []
+        for device in ("cpu", "cuda"):
+            case = residual_case(0, *shape)
+            call = {name: torch.from_numpy(array).to(device) for name, array in case.items()}
+            for name in ("features", "base"):
+                call[name] = call[name].to(dtype)
+            for name in names:
+                call[name].requires_grad_()
+            out = ops.spamp_residual(**call)
+            out.float().square().sum().backward()
+            results.append((out, *(call[name].grad for name in names)))
+        for found, expected in zip(results[1], results[0], strict=True):
+            assert found.is_cuda and found.dtype == expected.dtype
+            assert_close(found, expected.detach(), 4 * ROUNDING[dtype])
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_the_operators_are_well_registered(self, dtype):

@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 
 from dela.errors import InputError
-from onnx_operators import spamp_case, spamp_reference, spse_case, spse_reference
+from onnx_operators import (
+    residual_case,
+    residual_reference,
+    spamp_case,
+    spamp_reference,
+    spse_case,
+    spse_reference,
+)
 
 torch = pytest.importorskip("torch")
 
@@ -35,6 +42,10 @@ def spamp_call(*with_gradient: str, n=13, rows=7, k=5) -> dict:
     return tensors(spamp_case(0, n, rows, k, 20), *with_gradient)
 
 
+def residual_call(*with_gradient: str, n=13, rows=7, k=5) -> dict:
+    return tensors(residual_case(0, n, rows, k, 20), *with_gradient)
+
+
 @pytest.mark.parametrize("k", [5, 300])
 @pytest.mark.parametrize("gradient", [(), ("weight",)])
 @pytest.mark.parametrize("attributes,directions", [(0, 0), (4, 3)])
@@ -55,6 +66,21 @@ def test_spamp_is_a_well_registered_operator(k, gradient, dtype):
     order = ("features", "points", "neighbors", "weight", "centers")
     for operator in (torch.ops.dela.spamp, torch.ops.dela.spamp_training):
         torch.library.opcheck(operator.default, tuple(call[name] for name in order))
+
+
+@pytest.mark.parametrize(
+    "gradient", [(), ("base",), ("scale",), ("features", "weight", "base", "scale")]
+)
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_the_residual_form_is_a_well_registered_operator(gradient, dtype):
+    call = residual_call()
+    for name in ("features", "base"):
+        call[name] = call[name].to(getattr(torch, dtype))
+    for name in gradient:
+        call[name].requires_grad_()
+    order = ("features", "points", "neighbors", "weight", "base", "scale", "centers")
+    operator = torch.ops.dela.spamp_residual.default
+    torch.library.opcheck(operator, tuple(call[name] for name in order))
 
 
 def test_the_backward_operators_are_well_registered():
@@ -81,6 +107,11 @@ def test_the_reference_is_the_definition(attributes, directions):
     arrays = {key: value.numpy() for key, value in call.items()}
     wide = {key: v.double() if v.is_floating_point() else v for key, v in call.items()}
     np.testing.assert_allclose(reference.spamp(**wide), spamp_reference(**arrays), rtol=1e-12)
+    call = residual_call()
+    arrays = {key: value.numpy() for key, value in call.items()}
+    wide = {key: v.double() if v.is_floating_point() else v for key, v in call.items()}
+    found = reference.spamp_residual(**wide)
+    np.testing.assert_allclose(found, residual_reference(**arrays), rtol=1e-12)
 
 
 def test_the_reference_passes_gradcheck():
@@ -107,7 +138,11 @@ def test_native_and_reference_gradients_agree():
             ops.spse(**spse).square().sum().backward()
             spamp = spamp_call("features", "weight", n=200, rows=90, k=9)
             ops.spamp(**spamp).square().sum().backward()
-        results.append((spse["weight"].grad, spamp["features"].grad, spamp["weight"].grad))
+            names = ("features", "weight", "base", "scale")
+            residual = residual_call(*names, n=200, rows=90, k=9)
+            ops.spamp_residual(**residual).square().sum().backward()
+        spent = [residual[name].grad for name in names]
+        results.append((spse["weight"].grad, spamp["features"].grad, spamp["weight"].grad, *spent))
     for native, plain in zip(*results, strict=True):
         assert (native - plain).abs().max() < 1e-4 * plain.abs().max()
 
@@ -118,6 +153,12 @@ def test_both_implementations_agree_on_neighbors_that_are_no_numbers():
     native = ops.spamp(**call)
     with ops.implementation("reference"):
         assert torch.allclose(ops.spamp(**call), native, equal_nan=True)
+    call = residual_call()
+    call["features"][3] = call["base"][2, 1] = torch.nan
+    native = ops.spamp_residual(**call)
+    assert torch.isnan(native[2, 1])
+    with ops.implementation("reference"):
+        assert torch.allclose(ops.spamp_residual(**call), native, equal_nan=True)
     call = spse_call()
     call["points"][3] = torch.nan
     native = ops.spse(**call)
@@ -193,6 +234,10 @@ def test_strided_and_expanded_arguments():
     wide[:, ::2] = call["features"]
     strided = call | {"features": wide[:, ::2], "points": call["points"].t().contiguous().t()}
     assert torch.equal(ops.spamp(**strided), ops.spamp(**call))
+    call = residual_call()
+    strided = call | {"base": call["base"].t().contiguous().t(), "scale": torch.ones(1).expand(20)}
+    call["scale"] = torch.ones(20)
+    assert torch.equal(ops.spamp_residual(**strided), ops.spamp_residual(**call))
 
 
 SPSE_ERRORS = {
@@ -240,6 +285,23 @@ def test_spamp_says_what_is_wrong(message):
         ops.spamp(**SPAMP_ERRORS[message](spamp_call()))
 
 
+RESIDUAL_ERRORS = {
+    r"base has shape \[6, 20\]; expected \[7, 20\]": lambda c: c | {"base": c["base"][:6]},
+    r"base has shape \[7\]; expected \[7, 20\]": lambda c: c | {"base": c["base"][:, 0]},
+    "base is torch.float16, features torch.float32": lambda c: c | {"base": c["base"].half()},
+    r"scale has shape \[19\]; expected \[20\]": lambda c: c | {"scale": c["scale"][:19]},
+    "scale is torch.float64; expected torch.float32": lambda c: c | {"scale": c["scale"].double()},
+    r"need \[4, 5\]": lambda c: c | {"weight": c["weight"][:, :3]},
+}
+
+
+@pytest.mark.parametrize("implementation", ["native", "reference"])
+@pytest.mark.parametrize("message", RESIDUAL_ERRORS)
+def test_the_residual_form_says_what_is_wrong(message, implementation):
+    with ops.implementation(implementation), pytest.raises(InputError, match=message):
+        ops.spamp_residual(**RESIDUAL_ERRORS[message](residual_call()))
+
+
 @pytest.mark.parametrize("implementation", ["native", "reference"])
 @pytest.mark.parametrize("value", [-1, 13, 2**31 - 1, -(2**31)])
 def test_an_index_out_of_range_is_named_with_its_row(value, implementation):
@@ -256,6 +318,10 @@ def test_an_index_out_of_range_is_named_with_its_row(value, implementation):
         call["centers"][6] = value
         with pytest.raises(InputError, match=f"centers: row 6 holds {value}, "):
             ops.spamp(**call)
+        call = residual_call()
+        call["neighbors"][2, 1] = value
+        with pytest.raises(InputError, match=f"neighbors: row 2 holds {value}, "):
+            ops.spamp_residual(**call)
 
 
 def test_arrays_that_are_no_tensors_are_refused_with_the_conversion():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 
 from dela.cli import main as cli
 from dela.cloud.formats import write_cloud
-from dela.errors import InputError, MissingDependencyError
+from dela.errors import CheckpointError, InputError, MissingDependencyError
+from dela.plugins import native
 from dela.plugins.tensorrt import bindings
 from dela.runtime import load_backend
 from dela.runtime.backends import onnx_runtime as backends
@@ -101,22 +103,53 @@ def test_onnxruntime_that_falls_back_to_the_cpu_in_silence(network, monkeypatch)
         load_backend(network.onnx, device="cuda")
 
 
-def test_onnxruntime_on_a_gpu_runs_the_function_bodies(network, monkeypatch):
-    """Kernels of the CPU would pull every feature off the GPU and back."""
-    loaded = []
+@pytest.mark.parametrize("kernels", [True, False])
+def test_onnxruntime_on_a_gpu_runs_our_kernels_unless_told_not_to(network, monkeypatch, kernels):
+    """The library that is registered has them for the CUDA provider too."""
+    loaded, registered = [], []
 
     def session(path, options, gpu, tf32):
         loaded.append(gpu)
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(backends, "cuda_session", session)
     monkeypatch.setattr(
         onnxruntime.SessionOptions,
         "register_custom_ops_library",
-        lambda options, path: pytest.fail("registered CPU kernels"),
+        lambda options, path: registered.append(path),
     )
-    assert not load_backend(network.onnx, device="cuda:1").kernels
+    backend = load_backend(network.onnx, device="cuda:1", kernels=kernels)
+    assert backend.kernels is kernels
     assert loaded == [1]
+    assert registered == [str(native.library_path())] * kernels
+
+
+@pytest.mark.parametrize("no_kernels", [True, False])
+def test_verify_compares_both_ways_of_onnxruntime_on_a_gpu(
+    network, scan, monkeypatch, capsys, no_kernels
+):
+    """The CPU stands in for the GPU: that is where the session is asked to run."""
+
+    def session(path, options, gpu):
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    monkeypatch.setattr(backends, "cuda_session", session)
+    words = ["verify", network.onnx, "--checkpoint", network.checkpoint, "-i", scan, "--json"]
+    words += ["--device", "cuda", *["--no-kernels"] * no_kernels]
+    cli.run_command(list(map(str, words)))
+    titles = [report["backend"] for report in json.loads(capsys.readouterr().out)["reports"]]
+    bodies = "onnxruntime on cuda, function bodies"
+    kernels = [] if no_kernels else ["onnxruntime on cuda, our kernels"]
+    assert titles == [*kernels, bodies]
+
+
+def test_a_gpu_that_our_kernels_do_not_know_is_told_the_way_out(network, monkeypatch):
+    def session(path, options, gpu):
+        raise RuntimeError("SPAMP: the GPU has compute capability 7.5; the kernels need 8.0")
+
+    monkeypatch.setattr(backends, "cuda_session", session)
+    with pytest.raises(CheckpointError, match=r"capability 7\.5; .*; --no-kernels .*bodies"):
+        load_backend(network.onnx, device="cuda")
 
 
 @pytest.fixture
