@@ -74,8 +74,7 @@ class LoadKeywords(TypedDict, total=False):
 
     Attributes:
         kernels: register this package's kernels with ONNX Runtime; without them the file's own
-            function bodies run: the same answer, slower. On a GPU the bodies always run: these
-            kernels are the CPU's, and every call of them would move features there and back.
+            function bodies run: the same answer, slower.
         threads: of the CPU; None: as many as this process was given, see :mod:`dela.threads`.
         graphs: engines only: run sizes that come back as CUDA graphs.
         max_graphs: engines only: most graphs to keep; None:
