@@ -96,13 +96,14 @@ class MeasureOptions:
         name: of the input.
         label: of the backend; its name when None.
         max_points: voxels in one run; a larger scan is cut into tiles.
-        gpu_pyramid: find voxels, neighbors and labels on the GPU of an engine.
+        gpu_pyramid: find voxels, neighbors and labels on the GPU of an engine; None: where the
+            backend can.
     """
 
     name: str = ""
     label: str | None = None
     max_points: int = MAX_POINTS
-    gpu_pyramid: bool = False
+    gpu_pyramid: bool | None = None
 
 
 def measure(

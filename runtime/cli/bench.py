@@ -61,7 +61,7 @@ def bench(
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
-    gpu_pyramid: GpuPyramid = False,
+    gpu_pyramid: GpuPyramid = None,
     json: Json = False,
 ) -> list[dict[str, Any]]:
     """Measure the latency of models on backends, side by side.

@@ -32,9 +32,10 @@ NoGraphs = Annotated[
     bool, typer.Option("--no-cuda-graphs", help="Engines: queue every kernel by itself.")
 ]
 GpuPyramid = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--gpu-pyramid", help="Engines: find voxels, neighbors and labels on the GPU, too."
+        "--gpu-pyramid/--no-gpu-pyramid",
+        help="Engines: find voxels, neighbors and labels on the GPU, too; the default there.",
     ),
 ]
 Truth = Annotated[

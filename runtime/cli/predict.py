@@ -76,7 +76,7 @@ def predict(
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
-    gpu_pyramid: GpuPyramid = False,
+    gpu_pyramid: GpuPyramid = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:

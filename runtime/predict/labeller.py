@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +29,7 @@ class Labels:
         probabilities: [N, classes] float32 when asked for, else None.
         voxels: points the network saw.
         runs: of the network.
+        network_seconds: that its runs took; on a GPU by the GPU's clock.
     """
 
     classes: np.ndarray
@@ -35,6 +37,7 @@ class Labels:
     probabilities: np.ndarray | None
     voxels: int
     runs: int
+    network_seconds: float
 
 
 class Labeller(Protocol):
@@ -94,8 +97,17 @@ class HostLabeller:
     ) -> Labels:
         """As :meth:`Labeller.label`."""
         config = self._backend.config
+        seconds = 0.0
+
+        def timed(pyramid: Inputs) -> Any:
+            nonlocal seconds
+            start = time.perf_counter()
+            logits = forward(pyramid)
+            seconds += time.perf_counter() - start
+            return logits
+
         answer = predict_voxels(
-            forward,
+            timed,
             cloud.points - cloud.points.min(axis=0),
             lambda pick: Voxels.of(cloud, attributes, config, pick),
             config,
@@ -108,4 +120,5 @@ class HostLabeller:
             answer.probabilities[rows] if probabilities else None,
             len(answer.voxels),
             answer.runs,
+            seconds,
         )
