@@ -21,6 +21,7 @@ from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import Stream
 from dela.plugins.cuda.launch import BLOCK, divide_up
 from dela.pyramid.cpu import Pyramid, PyramidConfig
+from dela.pyramid.gpu_columns import ScanColumns
 from dela.pyramid.gpu_scene import SceneStages
 from dela.pyramid.gpu_stages import StageBuilder, StagePlan
 
@@ -114,7 +115,8 @@ class PyramidBuilder:
 
         Args:
             points: [N, 3] float64 (or float32) meters of any origin, on the host or on the device.
-            attributes: [N, F] float32, computed on the whole scan; None when F is 0.
+            attributes: [N, F] float32, computed on the whole scan; or the scan's columns that they
+                are to be made of; None when F is 0.
 
         Raises:
             InputError: an empty scan, values that are not finite, or a scan that falls into one
@@ -123,7 +125,11 @@ class PyramidBuilder:
         scan = self.geometry.points(self._uploaded(points, "scan points"), wide=True)
         if not len(scan):
             raise InputError("the scan is empty; it needs at least one point")
-        of_scan = self._attributes(self._uploaded(attributes, "scan attributes"), len(scan))
+        of_scan: DeviceArray | ScanColumns
+        if isinstance(attributes, ScanColumns):
+            of_scan = attributes
+        else:
+            of_scan = self._attributes(self._uploaded(attributes, "scan attributes"), len(scan))
         self.stream.device.make_current()
         size = self.config.grid[0]
         bounds, sizes, queued = self._queue_scan(scan, of_scan, Cells.of_device(size, self._passes))
@@ -140,7 +146,7 @@ class PyramidBuilder:
         return self._seen(queued, sizes, bounds)
 
     def _queue_scan(
-        self, scan: DeviceArray, attributes: DeviceArray, cells: Cells
+        self, scan: DeviceArray, columns: DeviceArray | ScanColumns, cells: Cells
     ) -> tuple[Bounds, tuple[int, ...], GpuVoxels]:
         """Queues a scan's voxels and the rows of its later stages, and waits for them.
 
@@ -149,10 +155,19 @@ class PyramidBuilder:
             the scan.
         """
         geometry, results, n = self.geometry, self._results, len(scan)
-        answer = results.array("answer", (BOUNDS_WORDS + self._size_words,), np.uint64)
+        unknown = BOUNDS_WORDS + self._size_words
+        width = len(self.config.input_columns)
+        answer = results.array("answer", (unknown + width,), np.uint64)
         answer.fill_zero(self.stream)
         words, counts = answer.pointer, answer.pointer + WORD * BOUNDS_WORDS
-        geometry.queue_bounds(scan, attributes, words)
+        if isinstance(columns, ScanColumns):
+            geometry.queue_bounds(scan, None, words)
+            attributes = results.array("scan attributes", (n, width), np.float32)
+            places = (words, answer.pointer + WORD * unknown)
+            columns.queue(geometry, scan, self._uploaded, places, attributes)
+        else:
+            attributes = columns
+            geometry.queue_bounds(scan, attributes, words)
         voxel_of_point = results.array("voxel_of_point", (n,), np.int32)
         members = geometry.queue_voxels(
             *(scan, cells, words),
@@ -173,7 +188,10 @@ class PyramidBuilder:
         self._scene.queue(voxels.points.pointer, n, counts, counted=True)
         self._listed = voxels.points.pointer
         found = geometry.read(answer)
-        return bounds_of(found, n), self._sizes(found[BOUNDS_WORDS:]), voxels
+        bounds = bounds_of(found, n)
+        if isinstance(columns, ScanColumns):
+            columns.check(found[unknown:], n)
+        return bounds, self._sizes(found[BOUNDS_WORDS:unknown]), voxels
 
     def _seen(self, queued: GpuVoxels, sizes: tuple[int, ...], bounds: Bounds) -> GpuVoxels:
         """The voxels of a scan, now that their number is known."""

@@ -127,4 +127,23 @@ DELA_DEVICE uint64_t interleaved(uint64_t x, uint64_t y, uint64_t z, int32_t bit
   return key;
 }
 
+// What one launch works at. Parameters are picked by constant numbers, so they stay where they are.
+constexpr int kMostJobs = 8;
+template <class Job>
+struct Jobs {
+  Job of[kMostJobs];  // those behind the last one begin past the grid
+
+  DELA_DEVICE Job of_block(int32_t* number) const {
+    Job found = of[0];
+    *number = 0;
+    for (int i = 1; i < kMostJobs; ++i) {
+      if (static_cast<int32_t>(blockIdx.x) >= of[i].first_block) {
+        found = of[i];
+        *number = i;
+      }
+    }
+    return found;
+  }
+};
+
 }  // namespace dela

@@ -33,25 +33,6 @@ struct Tree {
   int32_t first_block;  // of the launch that works at it
 };
 
-// What one launch works at. Parameters are picked by constant numbers, so they stay where they are.
-constexpr int kMostJobs = 8;
-template <class Job>
-struct Jobs {
-  Job of[kMostJobs];  // those behind the last one begin past the grid
-
-  DELA_DEVICE Job of_block(int32_t* number) const {
-    Job found = of[0];
-    *number = 0;
-    for (int i = 1; i < kMostJobs; ++i) {
-      if (static_cast<int32_t>(blockIdx.x) >= of[i].first_block) {
-        found = of[i];
-        *number = i;
-      }
-    }
-    return found;
-  }
-};
-
 namespace {
 
 constexpr int kLeafPoints = 8;

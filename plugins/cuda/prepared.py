@@ -19,6 +19,7 @@ from dela.plugins.cuda.launch import BLOCK
 # q int64, Q uint64, d double; 448s a structure of so many bytes.
 GEOMETRY = {
     "dela_bounds": "PPiiiP",
+    "dela_attributes": "384sPPiiiPP",
     "dela_cell_keys": "PPPii7diiiiP",
     "dela_number_cells": "PPPii7dPPPP",
     "dela_pick_points": "PPPiqQPP",

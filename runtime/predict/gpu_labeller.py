@@ -1,6 +1,6 @@
 """Scans labelled on the GPU that runs the network.
 
-A scan's points and attributes go up once, its labels come down once. Voxels, neighbors and
+A scan's points and columns go up once, its labels come down once. Voxels, neighbors and
 downsampling are those of the CPU, value for value; labels are those of the same definition.
 """
 
@@ -21,6 +21,7 @@ from dela.model.inputs import Inputs
 from dela.pyramid.gpu import PyramidBuilder
 from dela.runtime.backends.gpu_buffers import explain_cuda_errors
 from dela.runtime.predict.labeller import Labels
+from dela.scan.gpu_attributes import scan_columns
 from dela.scan.gpu_votes import GpuScan, GpuTally
 from dela.scan.votes import VoteOptions, take_votes
 
@@ -90,14 +91,14 @@ class GpuLabeller:
         self,
         forward: Callable[[Inputs], Any],
         cloud: PointCloud,
-        attributes: np.ndarray,
         points: int,
         options: VoteOptions,
         probabilities: bool = False,
     ) -> Labels:
         """As :meth:`dela.runtime.predict.labeller.Labeller.label`."""
+        columns = scan_columns(cloud, self._backend.config.input_columns)
         with self._turn, explain_cuda_errors(), self._device.current():
-            scan = GpuScan.of(self._builder, cloud.points, attributes)
+            scan = GpuScan.of(self._builder, cloud.points, columns)
             tally = GpuTally(scan, self._memory, points, options.votes)
             clock = _Clock(self._stream, self._marks)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.model.inputs import Inputs
+from dela.scan.attributes import compute_attributes
 from dela.scan.votes import VoteOptions, predict_voxels
 from dela.scan.voxels import Voxels
 
@@ -53,7 +54,6 @@ class Labeller(Protocol):
         self,
         forward: Callable[[Inputs], Any],
         cloud: PointCloud,
-        attributes: np.ndarray,
         points: int,
         options: VoteOptions,
         probabilities: bool = False,
@@ -63,13 +63,13 @@ class Labeller(Protocol):
         Args:
             forward: :meth:`run`, and whatever the caller wants to know of it.
             cloud: the scan.
-            attributes: [N, F] float32, scaled, of every point.
             points: how many of the scan's points, from the first one on, get labels.
             options: tiles, votes and who hears of them.
             probabilities: give those of every class too.
 
         Raises:
-            InputError: several points that all fall into one voxel.
+            InputError: a column that the network needs is missing or holds NaN, or several points
+                that all fall into one voxel.
         """
 
 
@@ -90,13 +90,13 @@ class HostLabeller:
         self,
         forward: Callable[[Inputs], Any],
         cloud: PointCloud,
-        attributes: np.ndarray,
         points: int,
         options: VoteOptions,
         probabilities: bool = False,
     ) -> Labels:
         """As :meth:`Labeller.label`."""
         config = self._backend.config
+        attributes = compute_attributes(cloud, config.input_columns)
         seconds = 0.0
 
         def timed(pyramid: Inputs) -> Any:

@@ -12,7 +12,6 @@ from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.runtime.backends.base import Backend
 from dela.runtime.predict.labeller import HostLabeller, Labeller, Labels
-from dela.scan.attributes import compute_attributes
 from dela.scan.context import join_clouds
 from dela.scan.votes import Progress, VoteOptions
 from dela.scan.voxels import valid_points
@@ -135,12 +134,9 @@ class Predictor:
         valid = valid[:size]
         points = int(np.count_nonzero(valid))
         start = time.perf_counter()
-        attributes = compute_attributes(cloud, self.config.input_columns)
         most = min(asked.max_points, self.backend.max_points or asked.max_points)
         votes = VoteOptions(most, asked.votes, progress=asked.progress)
-        found = self._labeller.label(
-            self._labeller.run, cloud, attributes, points, votes, asked.probabilities
-        )
+        found = self._labeller.label(self._labeller.run, cloud, points, votes, asked.probabilities)
         return self._prediction(found, valid, time.perf_counter() - start)
 
     def _prediction(self, found: Labels, valid: np.ndarray, spent: float) -> Prediction:

@@ -38,7 +38,14 @@ INSTALL = f"pip install {_NVRTC_WHEEL}=={NVRTC_VERSION} {_RUNTIME_WHEEL}=={RUNTI
 # Sources of one image set each; files of plugins/cuda/ that hold kernels.
 SUBJECTS = {
     "operators": ("spse.cu", "spamp.cu", "spse_backward.cu", "spamp_backward.cu", "reverse.cu"),
-    "geometry": ("sort.cu", "voxel.cu", "stages.cu", "knn.cu", "votes.cu"),
+    "geometry": (
+        "sort.cu",
+        "attributes.cu",
+        "voxel.cu",
+        "stages.cu",
+        "knn.cu",
+        "votes.cu",
+    ),
 }
 PTX_ARCHITECTURE = 80
 BINARY_ARCHITECTURES = (80, 86, 89, 90, 100, 120)

@@ -195,14 +195,15 @@ def test_logits_that_are_no_numbers_give_numpys_labels(cuda, votes):
 @pytest.mark.parametrize("votes", [1, 4])
 def test_a_scan_goes_up_once_and_its_labels_come_down_once(cuda, engine, votes):
     cloud = make_cloud(1000, (1.0, 1.0, 0.6))
-    columns = len(engine.config.input_columns)
+    colors = sum(cloud.columns[name].nbytes for name in ("red", "green", "blue"))
     predictor = Predictor(engine, gpu_pyramid=True)
     for _ in range(3):  # the network as it is, then captured, then as a graph
         up, down = cuda.count("bytes_up"), cuda.count("bytes_down")
         predictor.predict(cloud, votes=votes)
-        assert cuda.count("bytes_up") - up == cloud.points.nbytes + 4 * columns * len(cloud)
-        # Bounds of the scan, and for each view of it a number for every stage, in words of 8 bytes.
-        sizes = BOUNDS + votes * 8 * math.ceil(engine.config.stages / 2)
+        assert cuda.count("bytes_up") - up == cloud.points.nbytes + colors
+        # Bounds and unknown values of the scan; for each view a number for every stage; in words.
+        sizes = BOUNDS + 8 * len(engine.config.input_columns)
+        sizes += votes * 8 * math.ceil(engine.config.stages / 2)
         assert cuda.count("bytes_down") - down == LABEL * len(cloud) + sizes
     assert engine.graphs > 0
 
