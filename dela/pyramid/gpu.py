@@ -22,6 +22,7 @@ from dela.plugins.cuda.driver import Stream
 from dela.plugins.cuda.launch import BLOCK, divide_up
 from dela.pyramid.cpu import Pyramid, PyramidConfig
 from dela.pyramid.gpu_columns import ScanColumns
+from dela.pyramid.gpu_ground import GroundHeights
 from dela.pyramid.gpu_scene import SceneStages
 from dela.pyramid.gpu_stages import StageBuilder, StagePlan
 
@@ -84,6 +85,7 @@ class PyramidBuilder:
         self.geometry = self._stages.geometry
         self._results = Workspace(stream)
         self._scene = SceneStages(config, self.geometry, self._results)
+        self._ground = GroundHeights(self.geometry)
         # Digits that the cells of the largest scan so far needed, in a sort.
         self._passes = FIRST_PASSES
         # The points whose stages are listed at present, and are the next pyramid's.
@@ -111,7 +113,7 @@ class PyramidBuilder:
 
     def voxels(self, points: Any, attributes: Any = None) -> GpuVoxels:
         """A scan's voxels, the first point of each standing for it; waits once, for the bounds and
-        all sizes (twice for a scan with more cells along its axes than any before).
+        all sizes; twice for a scan that is wider or has more cells than any before.
 
         Args:
             points: [N, 3] float64 (or float32) meters of any origin, on the host or on the device.
@@ -134,9 +136,14 @@ class PyramidBuilder:
         size = self.config.grid[0]
         bounds, sizes, queued = self._queue_scan(scan, of_scan, Cells.of_device(size, self._passes))
         cells = Cells.of(bounds, size, None)
-        if not cells.fits_one_sort or cells.passes > self._passes:
-            if cells.fits_one_sort:
-                self._passes = cells.passes
+        again = not cells.fits_one_sort or cells.passes > self._passes
+        if again and cells.fits_one_sort:
+            self._passes = cells.passes
+        if isinstance(of_scan, ScanColumns) and of_scan.need_ground:
+            again |= not self._ground.fits(bounds)
+            if not self._ground.can(bounds):
+                of_scan = of_scan.with_heights()
+        if again:
             bounds, sizes, queued = self._queue_scan(scan, of_scan, cells)
         if sizes[0] == 1 and len(scan) > 1:
             raise InputError(
@@ -163,7 +170,8 @@ class PyramidBuilder:
         if isinstance(columns, ScanColumns):
             geometry.queue_bounds(scan, None, words)
             attributes = results.array("scan attributes", (n, width), np.float32)
-            places = (words, answer.pointer + WORD * unknown)
+            heights = self._ground.queue(scan, words) if columns.need_ground else 0
+            places = (words, answer.pointer + WORD * unknown, heights)
             columns.queue(geometry, scan, self._uploaded, places, attributes)
         else:
             attributes = columns

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -30,15 +30,24 @@ class Column:
 
     Attributes:
         info: how the network sees it.
-        values: [N] of any numeric dtype, on the host; None: the height above the lowest point.
+        values: [N] of any numeric dtype, on the host; None: a height, which the device finds.
+        above_ground: of heights: above the ground, not above the lowest point.
     """
 
     info: AttributeInfo
     values: np.ndarray | None
+    above_ground: bool = False
+
+    @property
+    def on_device(self) -> bool:
+        """Whether it is a height above ground, to be found on the device."""
+        return self.above_ground and self.values is None
 
     @property
     def kind(self) -> int:
         """The number of its dtype, as the kernel takes it."""
+        if self.on_device:
+            return _KINDS.index("f8")
         return 0 if self.values is None else _KINDS.index(self._sent.str[1:])
 
     @property
@@ -64,15 +73,33 @@ class ScanColumns:
 
     Attributes:
         columns: one for each attribute.
+        heights: gives the heights above ground [N] where the device cannot.
         refused: the error for a column's name, of which so many values are not a number, and the
             number of points.
     """
 
     columns: Sequence[Column]
+    heights: Callable[[], np.ndarray]
     refused: Callable[[str, int, int], Exception]
 
     def __len__(self) -> int:
         return len(self.columns)
+
+    @property
+    def need_ground(self) -> bool:
+        """Whether the device is to find heights above ground."""
+        return any(column.on_device for column in self.columns)
+
+    def with_heights(self) -> ScanColumns:
+        """The same columns with heights above ground from the host."""
+        found = self.heights()
+        return replace(
+            self,
+            columns=[
+                replace(column, values=found) if column.on_device else column
+                for column in self.columns
+            ],
+        )
 
     def check(self, unknown: np.ndarray, rows: int) -> None:
         """Raises the error of the first column with values that are not a number.
@@ -90,7 +117,7 @@ class ScanColumns:
         geometry: GpuGeometry,
         scan: DeviceArray,
         upload: Callable[[np.ndarray, str], DeviceArray],
-        words: tuple[int, int],
+        words: tuple[int, int, int],
         attributes: DeviceArray,
     ) -> None:
         """Queues making the attributes.
@@ -99,16 +126,17 @@ class ScanColumns:
             geometry: on whose stream.
             scan: [N, 3] float64 (or float32).
             upload: copies a host array up, into memory of this name.
-            words: addresses of the scan's bounds, and of a uint64 for each column, zero before.
+            words: addresses of the scan's bounds; of a uint64 for each column, zero before; and of
+                the heights above ground where they are needed, [N] float64.
             attributes: [N, F] float32, written.
         """
-        n, bounds, unknown = len(scan), *words
+        n, (bounds, unknown, heights) = len(scan), words
         # Several attributes may be made of one column; it goes up once.
         there: dict[int, int] = {}
         blocks = divide_up(n, BLOCK)
         packed = []
         for at, column in enumerate(self.columns):
-            info, address = column.info, 0
+            info, address = column.info, heights if column.on_device else 0
             values = column.sent()
             if values is not None:
                 key = id(column.values)

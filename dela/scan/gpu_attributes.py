@@ -1,20 +1,19 @@
 """The network's input columns, made on the device from a scan's own columns.
 
 As :func:`dela.scan.attributes.compute_attributes`, bit for bit, but for columns on a logarithmic
-scale: there the last bit of float32 may differ. Heights above ground and what is told by an
-object's category are computed on the host and go up like columns. No torch.
+scale and heights above ground: there the last bit of float32 may differ. What is told by an
+object's category is computed on the host and goes up like a column; so are heights above ground of
+scans of more than a million square meters. No torch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
-
 from dela.cloud.point_cloud import PointCloud
 from dela.model.contract import AttributeInfo
 from dela.pyramid.gpu_columns import Column, ScanColumns
-from dela.scan.attributes import nan_refused, unchecked_column
+from dela.scan.attributes import height_above_ground, nan_refused, unchecked_column
 
 
 def scan_columns(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> ScanColumns:
@@ -29,7 +28,11 @@ def scan_columns(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> ScanColum
     """
     needed = [info.name for info in infos]
 
-    def values(name: str) -> np.ndarray | None:
-        return None if name == "height" else unchecked_column(cloud, name, needed)
+    def column(info: AttributeInfo) -> Column:
+        if info.name in ("height", "height_above_ground"):
+            return Column(info, None, info.name == "height_above_ground")
+        return Column(info, unchecked_column(cloud, info.name, needed))
 
-    return ScanColumns([Column(info, values(info.name)) for info in infos], nan_refused)
+    return ScanColumns(
+        [column(info) for info in infos], lambda: height_above_ground(cloud.points), nan_refused
+    )

@@ -20,6 +20,12 @@ from dela.plugins.cuda.launch import BLOCK
 GEOMETRY = {
     "dela_bounds": "PPiiiP",
     "dela_attributes": "384sPPiiiPP",
+    "dela_lowest_points": "PPiiiP",
+    "dela_ground_surface": "PPiPPPP",
+    "dela_heights": "PPPiiiPP",
+    "dela_count_ground": "PPPPiiiPP",
+    "dela_ground_correction": "PPPiPPP",
+    "dela_correct_heights": "PPPiiiP",
     "dela_cell_keys": "PPPii7diiiiP",
     "dela_number_cells": "PPPii7dPPPP",
     "dela_pick_points": "PPPiqQPP",

@@ -41,6 +41,7 @@ SUBJECTS = {
     "geometry": (
         "sort.cu",
         "attributes.cu",
+        "ground.cu",
         "voxel.cu",
         "stages.cu",
         "knn.cu",
