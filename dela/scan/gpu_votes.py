@@ -103,6 +103,7 @@ class GpuTally:
     def end_vote(self, seen: GpuScan) -> None:
         """Adds the vote to every point, weighted by how near the vote's points stood."""
         if self._by_point:
+            self._make_current()
             plain = self._plain
             arrays = (plain.scan, plain.voxel_of_point, seen.voxels.points, self._vote)
             self._launch(
@@ -121,6 +122,7 @@ class GpuTally:
         """Class [N] int32 and its probability [N] float32 of the points that get labels, and where
         asked for the probabilities of every class [N, classes] float32; waits for them."""
         stream = self._builder.stream
+        self._make_current()
         labels = self._memory.array("labels", (2, self._points), np.int32)
         if self._by_point:
             shares = self._totals
@@ -146,6 +148,10 @@ class GpuTally:
             *(0 if weights is None else weights.pointer, *values.shape, values.pointer),
             *(labels, confidence),
         )
+
+    def _make_current(self) -> None:
+        # Whoever was told of the progress may have changed to another device.
+        self._builder.stream.device.make_current()
 
     def _launch(self, name: str, rows: int, *values: Any) -> None:
         """Queues a kernel of one thread for each row."""

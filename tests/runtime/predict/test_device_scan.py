@@ -19,6 +19,7 @@ from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError
 from dela.families.dela.config import PRESETS, DelaConfig
 from dela.model.contract import ClassInfo
+from dela.plugins.cuda import driver
 from dela.plugins.cuda.arrays import as_device_array
 from dela.plugins.cuda.driver import CudaUnavailable, Device, Stream
 from dela.plugins.tensorrt import bindings
@@ -242,6 +243,18 @@ def test_few_calls_and_two_waits_label_a_scan(cuda, votes, calls, waits):
     assert found.tiles == votes
     expected = Predictor(backend, gpu_pyramid=False).predict(cloud, votes=votes)
     assert np.array_equal(found.classes, expected.classes)
+
+
+def test_who_hears_of_the_progress_may_change_the_device(cuda, engine):
+    def leave(done: int, total: int) -> None:
+        driver.call("cuCtxSetCurrent", 0)
+
+    cloud = make_cloud(400, (0.8, 0.8, 0.4))
+    for votes in (1, 2):
+        options: dict[str, Any] = {"votes": votes, "max_points": 150}
+        found = Predictor(engine).predict(cloud, progress=leave, **options)
+        expected = Predictor(engine, gpu_pyramid=False).predict(cloud, **options)
+        assert np.array_equal(found.classes, expected.classes)
 
 
 def test_an_engine_labels_on_the_gpu_unless_told_otherwise(cuda, engine):
