@@ -96,13 +96,14 @@ class MeasureOptions:
         name: of the input.
         label: of the backend; its name when None.
         max_points: voxels in one run; a larger scan is cut into tiles.
-        gpu_pyramid: find voxels, neighbors and labels on the GPU of an engine.
+        gpu_pyramid: find voxels, neighbors and labels on the GPU of an engine; None: where the
+            backend can.
     """
 
     name: str = ""
     label: str | None = None
     max_points: int = MAX_POINTS
-    gpu_pyramid: bool = False
+    gpu_pyramid: bool | None = None
 
 
 def measure(
@@ -144,7 +145,7 @@ def measure(
         if config.task == "classification":
             _name_clouds(backend, clouds, clock)
         else:
-            _label_scan(labeller, config, clouds[0], limit, clock)
+            _label_scan(labeller, clouds[0], limit, clock)
         if repetition >= warmups:
             for phase in PHASES:
                 seconds[phase].append(clock.seconds[phase])
@@ -185,14 +186,11 @@ class _Clock:
         return logits
 
 
-def _label_scan(
-    labeller: Labeller, config: Contract, cloud: PointCloud, max_points: int, clock: _Clock
-) -> Labels:
+def _label_scan(labeller: Labeller, cloud: PointCloud, max_points: int, clock: _Clock) -> Labels:
     """Class and confidence of every point."""
     found = labeller.label(
         lambda pyramid: clock.run(labeller, pyramid),
         cloud,
-        compute_attributes(cloud, config.input_columns),
         len(cloud),
         VoteOptions(max_points, progress=lambda done, total: clock.end("postprocess")),
     )

@@ -7,7 +7,7 @@ on one stream; the few places that wait for it, because a size is needed, say so
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,23 +15,13 @@ import numpy as np
 
 from dela.errors import InputError
 from dela.geometry.bounds import Bounds
-from dela.geometry.cpu import LARGEST_K, pick_seed, starts_of_clouds, starts_of_queries
-from dela.geometry.gpu_queue import BOUNDS_WORDS, TILE, GpuQueue
+from dela.geometry.cpu import pick_seed, starts_of_clouds, starts_of_queries
+from dela.geometry.gpu_queue import DIGIT_BITS, TILE, WORD, is_wide, sort_bytes
+from dela.geometry.gpu_trees import AXIS_BITS, GpuTrees
 from dela.plugins.cuda.arrays import DeviceArray
 from dela.plugins.cuda.launch import BLOCK, divide_up
 
-# As in plugins/cuda: geometry.cuh and knn.cu.
-AXIS_BITS = 21
-LEAF_POINTS = 8
-MERGED_NODES = BLOCK
-SMALL_CLOUD = 1024  # points that are searched in any order sooner than they are sorted
-SEARCH_BLOCK = 64
-HELD = (1, 32)  # candidates that a search keeps in shared memory
-
 MOST_CELLS = 2.0**42  # along an axis
-LIST_BYTES = 64 << 20  # of candidates in device memory at a time, where k is larger
-
-_i32, _f64 = np.int32, np.float64
 
 
 @dataclass(frozen=True)
@@ -49,17 +39,21 @@ class GpuVoxelGrid:
 
 @dataclass(frozen=True)
 class Members:
-    """Which points lie in each voxel of a grid, in device memory.
+    """Which points lie in each voxel of a grid: addresses in device memory.
 
     Attributes:
-        rows: [N] uint32: points by voxel, those of one voxel in ascending order.
-        first: [N] uint32: where each voxel begins in ``rows``; the first V values.
-        count: [1] uint32: V.
+        rows: of n uint32: points by voxel, those of one voxel in ascending order.
+        first: of n uint32: where each voxel begins in ``rows``; the first V values.
+        count: of one uint32: V.
+        bounds: of the words of the points' bounds, where voxels count from their lowest corner.
+        n: points.
     """
 
-    rows: DeviceArray
-    first: DeviceArray
-    count: DeviceArray
+    rows: int
+    first: int
+    count: int
+    bounds: int
+    n: int
 
 
 @dataclass(frozen=True)
@@ -70,6 +64,7 @@ class Cells:
     base: tuple[float, ...]
     size: float
     bits: tuple[int, ...]
+    device_passes: int = 0
 
     @classmethod
     def of(cls, bounds: Bounds, size: float, origin: Sequence[float] | np.ndarray | None) -> Cells:
@@ -91,21 +86,40 @@ class Cells:
             tuple(int(cells).bit_length() for cells in most),
         )
 
-    def arguments(self) -> tuple[np.float64, ...]:
-        return tuple(map(_f64, (*self.origin, *self.base, self.size)))
+    @classmethod
+    def of_device(cls, size: float, passes: int) -> Cells:
+        """A grid that counts from the lowest corner, known on the device only; of 2^21 cells along
+        an axis at most, and no more of them than ``passes`` digits of a sort can tell apart."""
+        nothing = (0.0, 0.0, 0.0)
+        return cls(nothing, nothing, size, (), passes)
+
+    @property
+    def fits_one_sort(self) -> bool:
+        """Whether :meth:`of_device` serves, with passes enough."""
+        return max(self.bits) <= AXIS_BITS
+
+    def levels(self) -> Iterator[tuple[int, tuple[int, ...], int]]:
+        """What to sort by, one after the other: levels of the cells from the first one up, which
+        bits of the axes to take up to, and how many digits of a sort these are."""
+        if self.device_passes:
+            yield 0, (-1, -1, -1), self.device_passes
+            return
+        for level in range(0, max(*self.bits, 1), AXIS_BITS):
+            bits = tuple(min(max(axis - level, 0), AXIS_BITS) for axis in self.bits)
+            passes = max(1, divide_up(sum(bits), DIGIT_BITS))
+            yield level, tuple(level + axis for axis in bits), passes
+
+    @property
+    def passes(self) -> int:
+        """Digits of the first sort."""
+        return next(self.levels())[2]
+
+    def arguments(self) -> tuple[float, ...]:
+        """Origin, base and size, as kernels take them."""
+        return (*self.origin, *self.base, self.size)
 
 
-class GpuTree:
-    """A search tree over points in device memory; made by :meth:`GpuGeometry.tree`."""
-
-    def __init__(self, placed: DeviceArray, nodes: DeviceArray, rows: int, leaves: int) -> None:
-        self.placed, self.nodes, self.rows, self.leaves = placed, nodes, rows, leaves
-
-    def __len__(self) -> int:
-        return self.rows
-
-
-class GpuGeometry(GpuQueue):
+class GpuGeometry(GpuTrees):
     """The geometry of clouds on one stream, with scratch memory that is reused from call to call.
 
     Results are new memory unless ``out`` is given. Points are :class:`DeviceArray` [N, 3] or any
@@ -142,174 +156,91 @@ class GpuGeometry(GpuQueue):
         voxel_of_point = self.empty((len(points),), np.int32)
         if not len(points):
             return GpuVoxelGrid(self.empty((0,), np.int32), voxel_of_point)
+        self.stream.device.make_current()
         kept = self.scratch.array("kept", (len(points),), np.int32)
+        count = self.scratch.array("count", (1,), np.uint32)
         members = self.queue_voxels(
-            points, Cells.of(bounds, size, origin), None, voxel_of_point=voxel_of_point
+            points,
+            Cells.of(bounds, size, origin),
+            voxel_of_point=voxel_of_point.pointer,
+            count=count.pointer,
         )
-        self.queue_pick(members, pick, seed, kept=kept)
-        voxels = self.read_count(members.count)
-        picked = self.empty((voxels,), np.int32)
-        picked.copy_from(kept.view((voxels,)), self.stream)
+        self.queue_pick(members, pick, seed, kept=kept.pointer)
+        picked = self.empty((int(self.read(count)[0]),), np.int32)
+        picked.copy_from(kept.view(picked.shape), self.stream)
         return GpuVoxelGrid(picked, voxel_of_point)
 
     def queue_voxels(
         self,
         points: DeviceArray,
         cells: Cells,
-        bounds: DeviceArray | None,
+        bounds: int = 0,
         *,
-        voxel_of_point: DeviceArray,
+        voxel_of_point: int,
+        count: int,
+        name: str = "rows",
     ) -> Members:
-        """Queues a voxel grid of at least one point; what it returns is valid until the next one.
+        """Queues a voxel grid of at least one point.
 
         Args:
             points: [N, 3] float32 or float64.
             cells: the grid.
-            bounds: words of :meth:`queue_bounds`; cells then count from the lowest corner.
-            voxel_of_point: [N] int32, written.
+            bounds: address of the words of :meth:`queue_bounds`: cells then count from the lowest
+                corner.
+            voxel_of_point: address of [N] int32, written.
+            count: address of a uint32, written.
+            name: what is returned is valid until the next grid of this name.
         """
-        order = self._sorted_by_cell(points, cells, bounds)
-        n, wide = len(points), _i32(points.dtype == np.float64)
-        number, tiles = _i32(n), divide_up(len(points), TILE)
-        flags = self.scratch.array("flags", (n,), np.uint8)
-        starts = self.scratch.array("starts", (tiles,), np.uint32)
-        first = self.scratch.array("first", (n,), np.uint32)
-        count = self.scratch.array("count", (1,), np.uint32)
-        where = (points, order, bounds, wide, number, *cells.arguments())
-        self.launch_tiles("dela_cell_starts", n, *where, flags, starts)
-        self.scan(starts, tiles, count)
-        self.launch_tiles(
-            "dela_number_cells", n, flags, order, starts, number, voxel_of_point, first
+        n = len(points)
+        tiles, passes = divide_up(n, TILE), cells.passes
+        states = self.zeroed("states", sort_bytes(n, passes) + WORD * (1 + tiles))
+        where = (bounds, is_wide(points), n, *cells.arguments())
+        order = self._queue_sorted_by_cell(points, cells, where, states, name)
+        first = self.scratch.address(f"first {name}", 4 * n)
+        states += sort_bytes(n, passes)
+        self.queue(
+            "dela_number_cells",
+            tiles,
+            *(points.pointer, order, *where, states, voxel_of_point, first, count),
         )
-        return Members(order, first, count)
+        return Members(order, first, count, bounds, n)
 
-    def _sorted_by_cell(
-        self, points: DeviceArray, cells: Cells, bounds: DeviceArray | None
-    ) -> DeviceArray:
-        """Queues sorting: rows of the points in the order of their cells."""
-        n, wide = len(points), _i32(points.dtype == np.float64)
-        number = _i32(n)
-        keys = self.scratch.array("keys", (n,), np.uint64)
-        rows = self.scratch.array("rows", (n,), np.uint32)
-        order: DeviceArray | None = None
+    def _queue_sorted_by_cell(
+        self, points: DeviceArray, cells: Cells, where: tuple[Any, ...], states: int, name: str
+    ) -> int:
+        """Queues sorting: address of the points' rows in the order of their cells."""
+        n = len(points)
+        keys = self.scratch.address("keys", WORD * n)
+        order = 0
         # Beyond 21 bits per axis the lower levels are sorted first, then the upper ones.
-        for level in range(0, max(*cells.bits, 1), AXIS_BITS):
-            bits = tuple(min(max(axis - level, 0), AXIS_BITS) for axis in cells.bits)
-            self.launch(
+        for level, bits, passes in cells.levels():
+            if level:
+                states = self.zeroed("more states", sort_bytes(n, passes))
+            self.queue(
                 "dela_cell_keys",
-                n,
-                points,
-                order,
-                bounds,
-                wide,
-                number,
-                *cells.arguments(),
-                *map(_i32, (level, *(level + axis for axis in bits))),
-                keys,
-                rows if order is None else None,
+                divide_up(n, BLOCK),
+                *(points.pointer, order, *where, level, *bits, keys),
             )
-            order = self.sort(keys, rows if order is None else order, n, sum(bits))
-        assert order is not None
+            order = self.queue_sort(keys, order, n, passes, states, name)
         return order
 
     def queue_pick(
-        self,
-        members: Members,
-        pick: int | None,
-        seed: int = 0,
-        *,
-        kept: DeviceArray | None = None,
-        is_kept: DeviceArray | None = None,
+        self, members: Members, pick: int | None, seed: int = 0, *, kept: int = 0, is_kept: int = 0
     ) -> None:
         """Queues picking one point of every voxel.
 
         Args:
             members: of the voxels.
             pick, seed: as for :meth:`voxel_grid`.
-            kept: int32, written: [V] or longer; rows in the order of the voxels.
-            is_kept: [N] uint8, written: 1 for the rows that are picked.
+            kept: address of int32, written: [V] or longer; rows in the order of the voxels.
+            is_kept: address of [N] uint8, zero before: 1 for the rows that are picked.
         """
-        if is_kept is not None:
-            is_kept.fill_zero(self.stream)
-        self.launch(
+        self.queue(
             "dela_pick_points",
-            len(members.first),
-            members.rows,
-            members.first,
-            members.count,
-            _i32(len(members.rows)),
-            np.int64(-1 if pick is None else pick),
-            np.uint64(seed & 0xFFFFFFFFFFFFFFFF),
-            kept,
-            is_kept,
+            divide_up(members.n, BLOCK),
+            *(members.rows, members.first, members.count, members.n),
+            *(-1 if pick is None else pick, seed & 0xFFFFFFFFFFFFFFFF, kept, is_kept),
         )
-
-    def tree(self, points: DeviceArray, ordered: bool = False, name: str | None = None) -> GpuTree:
-        """A search tree over points [N, 3] float32, N >= 1, finite and within 1e18.
-
-        Args:
-            points: as a :class:`DeviceArray`.
-            ordered: rows that are near in number are near in space, as after a voxel grid; else
-                they are sorted along a curve first. The answers are the same.
-            name: reuse the memory of the last tree of this name; None takes new memory.
-        """
-        n = len(points)
-        leaves = 1 << (divide_up(n, LEAF_POINTS) - 1).bit_length()
-        order = None
-        if not ordered and n > SMALL_CLOUD:
-            keys = self.scratch.array("keys", (n,), np.uint64)
-            rows = self.scratch.array("rows", (n,), np.uint32)
-            words = self.queue_bounds(points, "curve_bounds", BOUNDS_WORDS)
-            self.launch("dela_curve_keys", n, points, words, _i32(n), keys, rows)
-            order = self.sort(keys, rows, n, 3 * AXIS_BITS)
-        shapes = (n, 4), (2 * leaves, 8)
-        if name is None:
-            placed, nodes = (self.empty(shape, np.float32) for shape in shapes)
-        else:
-            placed = self.scratch.array(f"placed {name}", shapes[0], np.float32)
-            nodes = self.scratch.array(f"nodes {name}", shapes[1], np.float32)
-        self.launch("dela_tree_leaves", leaves, points, order, _i32(n), _i32(leaves), placed, nodes)
-        level = leaves
-        while level > 1:
-            grid = divide_up(level, MERGED_NODES)
-            self.kernels.launch("dela_tree_merge", grid, BLOCK, (_i32(level), nodes), self.stream)
-            level = max(1, level // MERGED_NODES)
-        return GpuTree(placed, nodes, n, leaves)
-
-    def search(
-        self,
-        tree: GpuTree,
-        k: int,
-        queries: GpuTree | None = None,
-        offset: int = 0,
-        out: DeviceArray | None = None,
-    ) -> DeviceArray:
-        """:meth:`dela.geometry.cpu.SearchTree.knn`: int32 [M, k] in the row order of the
-        queries."""
-        if not 1 <= k <= LARGEST_K:
-            raise InputError(f"k is {k}; it must be between 1 and {LARGEST_K}")
-        asked = tree if queries is None else queries
-        if out is None:
-            out = self.empty((len(asked), k), np.int32)
-        held = next((held for held in HELD if k <= held), None)
-        chunk = max(1, len(asked))
-        scratch: tuple[DeviceArray, ...] = ()
-        if held is None:
-            item_bytes = 8 * min(k, len(tree))
-            chunk = SEARCH_BLOCK * max(1, LIST_BYTES // (SEARCH_BLOCK * item_bytes))
-            chunk = min(chunk, SEARCH_BLOCK * divide_up(len(asked), SEARCH_BLOCK))
-            scratch = (self.scratch.array("lists", (chunk * item_bytes,), np.uint8),)
-        for begin in range(0, len(asked), chunk):
-            end = min(begin + chunk, len(asked))
-            sizes = (len(tree), tree.leaves, begin, end, int(queries is None), k, offset)
-            self.kernels.launch(
-                f"dela_knn_{held or 'any'}",
-                divide_up(end - begin, SEARCH_BLOCK),
-                SEARCH_BLOCK,
-                (tree.placed, tree.nodes, asked.placed, *map(_i32, sizes), out, *scratch),
-                self.stream,
-            )
-        return out
 
     def knn(
         self,
@@ -328,6 +259,7 @@ class GpuGeometry(GpuQueue):
         if not len(points):
             raise InputError("a neighbor search needs at least one point, there are none")
         self.bounds(points).check_range()
+        self.stream.device.make_current()
         starts = starts_of_clouds(lengths, len(points), "lengths", "points")
         asked = points
         if queries is not None:
@@ -343,7 +275,7 @@ class GpuGeometry(GpuQueue):
                 continue
             if begin == end:
                 raise InputError(f"cloud {cloud} has queries but no points to search")
-            tree = self.tree(row_range(points, begin, end), name="points")
+            tree = self.tree(row_range(points, begin, end))
             other = None
             if queries is not None:
                 other = self.tree(row_range(asked, first, last), name="queries")

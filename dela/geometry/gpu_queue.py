@@ -1,6 +1,6 @@
 """What geometry in device memory is made of: sorting, listing, gathering, bounds; on one stream.
 
-Work is queued; :meth:`GpuQueue.bounds` and :meth:`GpuQueue.read_count` wait for it. No torch.
+Work is queued; :meth:`GpuQueue.bounds` and :meth:`GpuQueue.read` wait for it. No torch.
 """
 
 from __future__ import annotations
@@ -15,16 +15,15 @@ from dela.errors import InputError
 from dela.geometry.bounds import Bounds
 from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer, PinnedArray, as_device_array
 from dela.plugins.cuda.driver import Stream
-from dela.plugins.cuda.kernels import Kernels
 from dela.plugins.cuda.launch import BLOCK, divide_up
+from dela.plugins.cuda.prepared import PreparedKernels
 
 # As in plugins/cuda: geometry.cuh and sort.cu.
 TILE = 16 * BLOCK
 DIGIT_BITS = 6
-SCAN_BLOCK = 512
-BOUNDS_WORDS = 7
+BOUNDS_WORDS = 8
 
-_i32 = np.int32
+WORD = 8  # bytes
 
 
 class Workspace:
@@ -38,14 +37,27 @@ class Workspace:
         self._buffers: dict[str, GrowingBuffer] = {}
 
     def array(self, name: str, shape: Sequence[int], dtype: Any) -> DeviceArray:
-        buffer = self._buffers.setdefault(name, GrowingBuffer(self._stream.device))
-        array = buffer.array(shape, dtype)
+        array = self._buffer(name).array(shape, dtype)
         array.stream = self._stream
         return array
+
+    def address(self, name: str, size: int) -> int:
+        """Where ``size`` bytes lie."""
+        buffer = self._buffer(name)
+        buffer.reserve(size)
+        return buffer.pointer
+
+    def _buffer(self, name: str) -> GrowingBuffer:
+        buffer = self._buffers.get(name)
+        if buffer is None:
+            buffer = self._buffers[name] = GrowingBuffer(self._stream.device)
+        return buffer
 
 
 class GpuQueue:
     """Kernels queued on one stream, with scratch memory that is reused from call to call.
+
+    Methods named ``queue_...`` ask that the device's context is current.
 
     Raises:
         CudaUnavailable: no driver, no GPU, or one that is too old.
@@ -53,21 +65,19 @@ class GpuQueue:
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self.kernels = Kernels.of(stream.device, "geometry")
         self.scratch = Workspace(stream)
-        self._answers = PinnedArray((BOUNDS_WORDS + 2,), np.uint64, stream.device)
-
-    def launch(self, name: str, threads: int, *arguments: Any) -> None:
-        """Queues a kernel of one thread per item."""
-        self.kernels.launch(name, divide_up(threads, BLOCK), BLOCK, arguments, self.stream)
-
-    def launch_tiles(self, name: str, items: int, *arguments: Any) -> None:
-        """Queues a kernel of one block per tile of items."""
-        self.kernels.launch(name, divide_up(items, TILE), BLOCK, arguments, self.stream)
+        self.queue = PreparedKernels(stream).launch
+        self._answers = PinnedArray((64,), np.uint64, stream.device).array
 
     def empty(self, shape: Sequence[int], dtype: Any) -> DeviceArray:
         """New memory for results."""
         return DeviceArray.empty(shape, dtype, self.stream.device, self.stream)
+
+    def zeroed(self, name: str, size: int) -> int:
+        """Address of scratch memory, set to zero."""
+        array = self.scratch.array(name, (size,), np.uint8)
+        array.fill_zero(self.stream)
+        return array.pointer
 
     def points(self, points: Any, what: str = "points", wide: bool = False) -> DeviceArray:
         """Checks and adopts an array of points.
@@ -93,13 +103,11 @@ class GpuQueue:
             raise InputError(f"values are {values.dtype}; only values of 4 bytes are gathered")
         if out is None:
             out = self.empty((len(rows), *values.shape[1:]), values.dtype)
-        self.launch(
+        self.stream.device.make_current()
+        self.queue(
             "dela_gather_rows",
-            len(rows) * width,
-            values,
-            rows,
-            *map(_i32, (len(values), len(rows), width, missing)),
-            out,
+            divide_up(len(rows) * width, BLOCK),
+            *(values.pointer, rows.pointer, len(values), len(rows), width, missing, out.pointer),
         )
         return out
 
@@ -111,84 +119,105 @@ class GpuQueue:
                 counts the rows.
         """
         points = self.points(points, wide=True)
-        words = self.queue_bounds(points, "bounds", BOUNDS_WORDS + 1)
-        if attributes is not None and attributes.nbytes:
-            self.launch(
-                "dela_count_invalid",
-                len(attributes),
-                attributes,
-                *map(_i32, attributes.shape),
-                words.view((1,), offset=8 * BOUNDS_WORDS),
-            )
-        answer = self._answers.array[: BOUNDS_WORDS + 1]
+        words = self.scratch.array("bounds", (BOUNDS_WORDS,), np.uint64)
+        words.fill_zero(self.stream)
+        self.queue_bounds(points, attributes, words.pointer)
+        return bounds_of(self.read(words), len(points))
+
+    def queue_bounds(self, points: DeviceArray, attributes: DeviceArray | None, words: int) -> None:
+        """Queues finding the bounds, as :func:`bounds_of` reads them.
+
+        Args:
+            points: [N, 3] float32 or float64.
+            attributes: [N, F] float32, whose values are to be finite.
+            words: address of :data:`BOUNDS_WORDS` words, zero before.
+        """
+        columns = 0 if attributes is None else attributes.shape[1]
+        self.queue(
+            "dela_bounds",
+            min(divide_up(len(points), 8 * BLOCK), 1024),
+            points.pointer,
+            attributes.pointer if columns and attributes is not None else 0,
+            *(is_wide(points), len(points), columns, words),
+        )
+
+    def queue_list(self, flags: int, n: int, numbers: DeviceArray, count: int) -> None:
+        """Queues listing where n flags (uint8) are 1, ascending, and how many of them."""
+        tiles = divide_up(n, TILE)
+        states = self.zeroed("states", WORD * (1 + tiles))
+        self.queue("dela_list_flags", tiles, flags, n, states, numbers.pointer, count)
+
+    def read(self, words: DeviceArray) -> np.ndarray:
+        """A few values on the host, until the next ones are read; waits for the stream."""
+        answer = self._answers.view(words.dtype)[: len(words)]
         words.copy_to_host(answer, self.stream)
         self.stream.synchronize()
-        if answer[BOUNDS_WORDS - 1]:
-            raise InputError(
-                f"{answer[BOUNDS_WORDS - 1]} of {len(points)} points have NaN or infinite "
-                "coordinates; drop them first"
-            )
-        if answer[BOUNDS_WORDS]:
-            raise InputError(
-                f"{answer[BOUNDS_WORDS]} of {len(points)} points have NaN or infinite attributes"
-            )
-        if not len(points):
-            return Bounds(np.full(3, np.inf), np.full(3, -np.inf))
-        return Bounds(_from_ordered_bits(~answer[:3]), _from_ordered_bits(answer[3:6]))
+        return answer
 
-    def queue_bounds(self, points: DeviceArray, name: str, words: int) -> DeviceArray:
-        """Queues finding the bounds; returns them as the kernels write them, among zeroed words."""
-        found = self.scratch.array(name, (words,), np.uint64)
-        found.fill_zero(self.stream)
-        if len(points):
-            grid = min(divide_up(len(points), 8 * BLOCK), 1024)
-            wide = _i32(points.dtype == np.float64)
-            arguments = (points, wide, _i32(len(points)), found)
-            self.kernels.launch("dela_bounds", grid, BLOCK, arguments, self.stream)
-        return found
+    def queue_sort(
+        self, keys: int, rows: int, n: int, passes: int, states: int, name: str = "rows"
+    ) -> int:
+        """Queues sorting rows by the lowest digits of their keys, stable.
 
-    def queue_list(self, flags: DeviceArray, numbers: DeviceArray) -> DeviceArray:
-        """Queues listing where ``flags`` [N] uint8 is 1, ascending; returns how many of them."""
-        n = len(flags)
-        tiles = divide_up(n, TILE)
-        starts = self.scratch.array("starts", (tiles,), np.uint32)
-        count = self.scratch.array("count", (1,), np.uint32)
-        self.launch_tiles("dela_count_flags", n, flags, _i32(n), starts)
-        self.scan(starts, tiles, count)
-        self.launch_tiles("dela_list_flags", n, flags, starts, _i32(n), numbers)
-        return count
+        Args:
+            keys: address of n uint64, overwritten.
+            rows: address of n uint32; 0 for 0, 1, 2 ...
+            n: at least 1.
+            passes: digits of :data:`DIGIT_BITS` bits, 1 to 11.
+            states: address of :func:`sort_bytes` bytes, zero before.
+            name: of the scratch memory that the sorted rows end up in.
 
-    def read_count(self, count: DeviceArray) -> int:
-        """A number on the host; waits for the stream."""
-        answer = self._answers.array[-1:].view(np.uint32)[:1]
-        count.copy_to_host(answer, self.stream)
-        self.stream.synchronize()
-        return int(answer[0])
-
-    def scan(self, values: DeviceArray, n: int, total: DeviceArray) -> None:
-        """Queues making each of n uint32 values the sum of those before; ``total``: of all."""
-        self.kernels.launch("dela_scan", 1, SCAN_BLOCK, (_i32(n), values, total), self.stream)
-
-    def sort(self, keys: DeviceArray, rows: DeviceArray, n: int, bits: int) -> DeviceArray:
-        """Sorts rows by the lowest ``bits`` of their keys, stable; returns where they lie then.
-
-        The keys are overwritten, and the rows may be.
+        Returns:
+            address of the sorted rows.
         """
-        tiles = divide_up(n, TILE)
-        counts = self.scratch.array("counts", (tiles << DIGIT_BITS,), np.uint32)
-        total = self.scratch.array("total", (1,), np.uint32)
-        other_keys = self.scratch.array("other_keys", (n,), np.uint64)
-        spare = self.scratch.array("rows", (n,), np.uint32)
-        if spare.pointer == rows.pointer:
-            spare = self.scratch.array("other_rows", (n,), np.uint32)
-        for shift in range(0, bits, DIGIT_BITS):
-            sizes = tuple(map(_i32, (n, shift, tiles)))
-            self.launch_tiles("dela_sort_count", n, keys, *sizes, counts)
-            self.scan(counts, tiles << DIGIT_BITS, total)
-            self.launch_tiles("dela_sort_place", n, keys, rows, counts, *sizes, other_keys, spare)
+        tiles, digits = divide_up(n, TILE), 1 << DIGIT_BITS
+        blocks = min(divide_up(n, TILE), 1024)
+        other_keys = self.scratch.address("other keys", WORD * n)
+        places = [self.scratch.address(name, 4 * n) for name in (name, f"other {name}")]
+        if places[0] == rows:
+            places.reverse()
+        self.queue("dela_sort_count", blocks, keys, n, passes, states)
+        counts, states = states, states + 4 * digits * passes
+        for number in range(passes):
+            self.queue(
+                "dela_sort_place",
+                tiles,
+                *(keys, rows, counts, n, DIGIT_BITS * number, states, other_keys, places[0]),
+            )
             keys, other_keys = other_keys, keys
-            rows, spare = spare, rows
+            rows = places[0]
+            places.reverse()
+            counts += 4 * digits
+            states += WORD * (1 + tiles * digits)
         return rows
+
+
+def sort_bytes(n: int, passes: int) -> int:
+    """Bytes that :meth:`GpuQueue.queue_sort` keeps its counts in."""
+    digits = 1 << DIGIT_BITS
+    return passes * (4 * digits + WORD * (1 + divide_up(n, TILE) * digits))
+
+
+def is_wide(points: DeviceArray) -> int:
+    """1 for float64, as kernels take it."""
+    return int(points.dtype == np.float64)
+
+
+def bounds_of(words: np.ndarray, rows: int) -> Bounds:
+    """Bounds from what :meth:`GpuQueue.queue_bounds` found for so many points.
+
+    Raises:
+        InputError: coordinates or attributes that are not finite; the message counts the rows.
+    """
+    if words[6]:
+        raise InputError(
+            f"{words[6]} of {rows} points have NaN or infinite coordinates; drop them first"
+        )
+    if words[7]:
+        raise InputError(f"{words[7]} of {rows} points have NaN or infinite attributes")
+    if not rows:
+        return Bounds(np.full(3, np.inf), np.full(3, -np.inf))
+    return Bounds(_from_ordered_bits(~words[:3]), _from_ordered_bits(words[3:6]))
 
 
 def _from_ordered_bits(words: np.ndarray) -> np.ndarray:

@@ -1,8 +1,8 @@
 """The pyramid in device memory, and the scan that it is built from.
 
-Every array equals that of :func:`dela.pyramid.cpu.build_pyramid`, value for value. The host waits
-for the stream once for the bounds and once per stage for its size; neighbors are searched
-meanwhile. Segmentation only: classification samples its few points on the CPU. No torch.
+Every array equals that of :func:`dela.pyramid.cpu.build_pyramid`, value for value. For a scan the
+host waits for the stream once, for bounds and sizes; for any other cloud once for the bounds and
+once per stage. Segmentation only: classification samples its few points on the CPU. No torch.
 """
 
 from __future__ import annotations
@@ -16,14 +16,21 @@ import numpy as np
 from dela.errors import InputError
 from dela.geometry.bounds import Bounds
 from dela.geometry.gpu import Cells, Members
-from dela.geometry.gpu_queue import Workspace
+from dela.geometry.gpu_queue import BOUNDS_WORDS, WORD, Workspace, bounds_of, is_wide
 from dela.plugins.cuda.arrays import DeviceArray, as_device_array
 from dela.plugins.cuda.driver import Stream
-from dela.pyramid.cpu import CORNER, Pyramid, PyramidConfig
+from dela.plugins.cuda.launch import BLOCK, divide_up
+from dela.pyramid.cpu import Pyramid, PyramidConfig
+from dela.pyramid.gpu_columns import ScanColumns
+from dela.pyramid.gpu_ground import GroundHeights
+from dela.pyramid.gpu_scene import SceneStages
 from dela.pyramid.gpu_stages import StageBuilder, StagePlan
 
 # As in plugins/cuda: votes.cu.
 MIDDLE_BLOCK = 512
+
+# For 1,024 cells along each axis: 40 m at 0.04 m.
+FIRST_PASSES = 5
 
 
 @dataclass(frozen=True)
@@ -33,24 +40,26 @@ class GpuVoxels:
     Attributes:
         points: [V, 3] float32 meters, counted from the scan's lowest corner.
         attributes: [V, F] float32.
-        voxel_of_point: [N] int32: the voxel of each point of the scan.
         kept: [V] int32: the scan's row behind each voxel.
+        voxel_of_point: [N] int32: the voxel of each point of the scan.
         members: the scan's rows in each voxel.
         scan: [N, 3] float64 (or float32): the scan's points as they were given.
         scan_attributes: [N, F] float32.
         origin: [3] float64, on the host: what was taken off the coordinates.
-        bounds: that hold ``points``, on the host.
+        bounds: of the scan's ``points`` as they were taken up, on the host.
+        sizes: points of every stage of the whole scan, where they are known.
     """
 
     points: DeviceArray
     attributes: DeviceArray
-    voxel_of_point: DeviceArray
     kept: DeviceArray
+    voxel_of_point: DeviceArray
     members: Members
     scan: DeviceArray
     scan_attributes: DeviceArray
     origin: np.ndarray
     bounds: Bounds
+    sizes: tuple[int, ...]
 
     def __len__(self) -> int:
         return len(self.points)
@@ -75,6 +84,12 @@ class PyramidBuilder:
         self.stream = stream
         self.geometry = self._stages.geometry
         self._results = Workspace(stream)
+        self._scene = SceneStages(config, self.geometry, self._results)
+        self._ground = GroundHeights(self.geometry)
+        # Digits that the cells of the largest scan so far needed, in a sort.
+        self._passes = FIRST_PASSES
+        # The points whose stages are listed at present, and are the next pyramid's.
+        self._listed = 0
 
     def pyramid(
         self,
@@ -97,52 +112,108 @@ class PyramidBuilder:
         return self._stages.build(points, attributes, [len(points)], plan)
 
     def voxels(self, points: Any, attributes: Any = None) -> GpuVoxels:
-        """A scan's voxels, the first point of each standing for it; waits for the bounds and for
-        the number of voxels.
+        """A scan's voxels, the first point of each standing for it; waits once, for the bounds and
+        all sizes; twice for a scan that is wider or has more cells than any before.
 
         Args:
             points: [N, 3] float64 (or float32) meters of any origin, on the host or on the device.
-            attributes: [N, F] float32, computed on the whole scan; None when F is 0.
+            attributes: [N, F] float32, computed on the whole scan; or the scan's columns that they
+                are to be made of; None when F is 0.
 
         Raises:
             InputError: an empty scan, values that are not finite, or a scan that falls into one
                 voxel.
         """
-        geometry, results = self.geometry, self._results
-        scan = geometry.points(self._uploaded(points, "scan points"), wide=True)
+        scan = self.geometry.points(self._uploaded(points, "scan points"), wide=True)
         if not len(scan):
             raise InputError("the scan is empty; it needs at least one point")
-        of_scan = self._attributes(self._uploaded(attributes, "scan attributes"), len(scan))
-        bounds = geometry.bounds(scan, of_scan)
-        voxel_of_point = results.array("voxel_of_point", (len(scan),), np.int32)
+        of_scan: DeviceArray | ScanColumns
+        if isinstance(attributes, ScanColumns):
+            of_scan = attributes
+        else:
+            of_scan = self._attributes(self._uploaded(attributes, "scan attributes"), len(scan))
+        self.stream.device.make_current()
         size = self.config.grid[0]
-        members = geometry.queue_voxels(
-            scan, Cells.of(bounds, size, None), None, voxel_of_point=voxel_of_point
-        )
-        voxels = geometry.read_count(members.count)
-        if voxels == 1 and len(scan) > 1:
+        bounds, sizes, queued = self._queue_scan(scan, of_scan, Cells.of_device(size, self._passes))
+        cells = Cells.of(bounds, size, None)
+        again = not cells.fits_one_sort or cells.passes > self._passes
+        if again and cells.fits_one_sort:
+            self._passes = cells.passes
+        if isinstance(of_scan, ScanColumns) and of_scan.need_ground:
+            again |= not self._ground.fits(bounds)
+            if not self._ground.can(bounds):
+                of_scan = of_scan.with_heights()
+        if again:
+            bounds, sizes, queued = self._queue_scan(scan, of_scan, cells)
+        if sizes[0] == 1 and len(scan) > 1:
             raise InputError(
                 f"all {len(scan):,} points fall into one voxel of {size} m (extent "
                 f"{bounds.extent:.3g}); the model wants coordinates in metres"
             )
-        # Rounding to float32 keeps the order of numbers, so it also keeps the bounds.
-        extent = (bounds.high - bounds.low).astype(np.float32).astype(np.float64)
-        members = Members(
-            self._copied(members.rows, "members"),
-            self._copied(members.first.view((voxels,)), "first members"),
-            self._copied(members.count, "voxels"),
+        return self._seen(queued, sizes, bounds)
+
+    def _queue_scan(
+        self, scan: DeviceArray, columns: DeviceArray | ScanColumns, cells: Cells
+    ) -> tuple[Bounds, tuple[int, ...], GpuVoxels]:
+        """Queues a scan's voxels and the rows of its later stages, and waits for them.
+
+        Returns:
+            Bounds of the scan, points of each stage, and the voxels in arrays that are as long as
+            the scan.
+        """
+        geometry, results, n = self.geometry, self._results, len(scan)
+        unknown = BOUNDS_WORDS + self._size_words
+        width = len(self.config.input_columns)
+        answer = results.array("answer", (unknown + width,), np.uint64)
+        answer.fill_zero(self.stream)
+        words, counts = answer.pointer, answer.pointer + WORD * BOUNDS_WORDS
+        if isinstance(columns, ScanColumns):
+            geometry.queue_bounds(scan, None, words)
+            attributes = results.array("scan attributes", (n, width), np.float32)
+            heights = self._ground.queue(scan, words) if columns.need_ground else 0
+            places = (words, answer.pointer + WORD * unknown, heights)
+            columns.queue(geometry, scan, self._uploaded, places, attributes)
+        else:
+            attributes = columns
+            geometry.queue_bounds(scan, attributes, words)
+        voxel_of_point = results.array("voxel_of_point", (n,), np.int32)
+        members = geometry.queue_voxels(
+            *(scan, cells, words),
+            voxel_of_point=voxel_of_point.pointer,
+            count=counts,
+            name="scan",
         )
-        points, of_voxels, kept = self._picked(scan, of_scan, members, 0, bounds.low, "voxel")
-        return GpuVoxels(
-            points,
-            of_voxels,
+        voxels = GpuVoxels(
+            *self._picked(scan, attributes, members, 0, n, "voxel"),
             voxel_of_point,
-            kept,
             members,
             scan,
-            of_scan,
-            bounds.low,
-            Bounds(np.zeros(3), extent),
+            attributes,
+            np.zeros(3),
+            Bounds(np.zeros(3), np.zeros(3)),
+            (),
+        )
+        self._scene.queue(voxels.points.pointer, n, counts, counted=True)
+        self._listed = voxels.points.pointer
+        found = geometry.read(answer)
+        bounds = bounds_of(found, n)
+        if isinstance(columns, ScanColumns):
+            columns.check(found[unknown:], n)
+        return bounds, self._sizes(found[BOUNDS_WORDS:unknown]), voxels
+
+    def _seen(self, queued: GpuVoxels, sizes: tuple[int, ...], bounds: Bounds) -> GpuVoxels:
+        """The voxels of a scan, now that their number is known."""
+        rows = sizes[0]
+        # Rounding to float32 keeps the order of numbers, so it also keeps the bounds.
+        extent = (bounds.high - bounds.low).astype(np.float32).astype(np.float64)
+        return replace(
+            queued,
+            points=queued.points.view((rows, 3)),
+            attributes=queued.attributes.view((rows, *queued.attributes.shape[1:])),
+            kept=queued.kept.view((rows,)),
+            origin=bounds.low,
+            bounds=Bounds(np.zeros(3), extent),
+            sizes=sizes,
         )
 
     def look(self, voxels: GpuVoxels, pick: int) -> GpuVoxels:
@@ -152,52 +223,61 @@ class PyramidBuilder:
             InputError: a pick below 0.
         """
         _check_pick(pick)
+        self.stream.device.make_current()
         points, attributes, kept = self._picked(
-            voxels.scan, voxels.scan_attributes, voxels.members, pick, voxels.origin, "look"
+            voxels.scan, voxels.scan_attributes, voxels.members, pick, len(voxels), "look"
         )
-        return replace(voxels, points=points, attributes=attributes, kept=kept)
+        return replace(voxels, points=points, attributes=attributes, kept=kept, sizes=())
 
     def turned(self, voxels: GpuVoxels, matrix: np.ndarray) -> GpuVoxels:
-        """A scan turned or mirrored about its middle by an orthogonal matrix [3, 3]; waits for the
-        bounds.
+        """A scan turned or mirrored about its middle by an orthogonal matrix [3, 3]; waits for
+        nothing.
 
         As :meth:`dela.scan.voxels.Voxels.turned`, but for the last bits: the middle is added up in
         another order.
         """
-        geometry, points = self.geometry, voxels.points
-        middle = geometry.scratch.array("middle", (3,), np.float64)
-        geometry.kernels.launch(
-            "dela_middle", 1, MIDDLE_BLOCK, (points, np.int32(len(points)), middle), self.stream
-        )
-        turn = tuple(np.asarray(matrix, dtype=np.float64).reshape(9))
+        geometry, points, rows = self.geometry, voxels.points, len(voxels)
+        self.stream.device.make_current()
+        middle = geometry.scratch.address("middle", 3 * WORD)
+        geometry.queue("dela_middle", 1, points.pointer, rows, middle, block=MIDDLE_BLOCK)
+        turn = np.asarray(matrix, dtype=np.float64).reshape(9).tolist()
         out = self._results.array("turned points", points.shape, np.float32)
-        geometry.launch(
-            "dela_turn_points", len(points), points, middle, np.int32(len(points)), *turn, out
-        )
+        blocks = divide_up(rows, BLOCK)
+        geometry.queue("dela_turn_points", blocks, points.pointer, middle, rows, *turn, out.pointer)
         attributes = voxels.attributes
         if self.config.vector_columns:
-            attributes = self._copied(attributes, "turned attributes")
+            attributes = self._results.array("turned attributes", attributes.shape, np.float32)
+            attributes.copy_from(voxels.attributes, self.stream)
             sizes = (*attributes.shape, self.config.vector_columns[0])
-            geometry.launch(
-                "dela_turn_vectors", len(points), *map(np.int32, sizes), *turn, attributes
-            )
-        return replace(voxels, points=out, attributes=attributes, bounds=geometry.bounds(out))
+            geometry.queue("dela_turn_vectors", blocks, *sizes, *turn, attributes.pointer)
+        return replace(voxels, points=out, attributes=attributes, sizes=())
 
     def tile(self, voxels: GpuVoxels, rows: np.ndarray | None = None) -> Pyramid:
         """The network's input for some rows of a scan's voxels, ascending; None takes them all.
 
         Its voxels are the whole scan's at every stage, as for
-        :meth:`dela.scan.voxels.Voxels.inputs`.
+        :meth:`dela.scan.voxels.Voxels.inputs`. Waits once for the sizes of its stages; for the
+        whole scan as :meth:`voxels` gave it, for nothing.
+
+        Raises:
+            InputError: no rows, or coordinates beyond 1e18.
         """
-        points, attributes = voxels.points, voxels.attributes
+        voxels.bounds.check_range()
+        points, attributes, sizes = voxels.points, voxels.attributes, voxels.sizes
         if rows is not None:
             chosen = self._uploaded(np.asarray(rows, dtype=np.int32), "tile rows")
             points = self._rows(points, chosen, "tile points")
             attributes = self._rows(attributes, chosen, "tile attributes")
+            sizes = ()
         if not len(points):
             raise InputError("the tile is empty; a pyramid needs at least one point")
-        plan = StagePlan([voxels.bounds], origin=CORNER, ordered=True)
-        return self._stages.build(points, attributes, [len(points)], plan)
+        self.stream.device.make_current()
+        if not sizes or self._listed != points.pointer:
+            counts = self._results.array("counts", (self._size_words,), np.uint64)
+            self._scene.queue(points.pointer, len(points), counts.pointer, counted=False)
+            self._listed = 0
+            sizes = (len(points), *self._sizes(self.geometry.read(counts))[1:])
+        return self._scene.pyramid(points, attributes, sizes)
 
     def spread(self, values: DeviceArray, voxels: GpuVoxels, out: DeviceArray) -> None:
         """Values of the voxels [V, ...], 4 bytes each, for the scan's first points.
@@ -209,6 +289,15 @@ class PyramidBuilder:
         """
         self.geometry.gather(values, voxels.voxel_of_point.view((len(out),)), out=out)
 
+    @property
+    def _size_words(self) -> int:
+        """Words of 8 bytes that hold a uint32 for each stage."""
+        return divide_up(self.config.stages, 2)
+
+    def _sizes(self, words: np.ndarray) -> tuple[int, ...]:
+        """Points of every stage."""
+        return tuple(words.view(np.uint32)[: self.config.stages].tolist())
+
     def _uploaded(self, array: Any, name: str) -> Any:
         """A host array in device memory; anything else as it is."""
         if not isinstance(array, np.ndarray):
@@ -218,27 +307,29 @@ class PyramidBuilder:
         copy.copy_from_host(array, self.stream)
         return copy
 
-    def _copied(self, array: DeviceArray, name: str) -> DeviceArray:
-        copy = self._results.array(name, array.shape, array.dtype)
-        copy.copy_from(array, self.stream)
-        return copy
-
     def _picked(
         self,
         scan: DeviceArray,
         attributes: DeviceArray,
         members: Members,
         pick: int,
-        origin: np.ndarray,
+        most: int,
         name: str,
     ) -> tuple[DeviceArray, DeviceArray, DeviceArray]:
-        """Points and attributes of the voxels' n-th points, and those points' rows."""
-        voxels = len(members.first)
-        kept = self._results.array(f"{name} kept", (voxels,), np.int32)
-        self.geometry.queue_pick(members, pick, kept=kept)
-        points = self._results.array(f"{name} points", (voxels, 3), np.float32)
-        self._take(scan, kept, origin, points)
-        return points, self._rows(attributes, kept, f"{name} attributes"), kept
+        """Points and attributes of the voxels' n-th points, and those points' rows, in arrays for
+        ``most`` voxels."""
+        results, columns = self._results, attributes.shape[1]
+        kept = results.array(f"{name} kept", (most,), np.int32)
+        points = results.array(f"{name} points", (most, 3), np.float32)
+        values = results.array(f"{name} attributes", (most, columns), np.float32)
+        self.geometry.queue(
+            "dela_take_voxels",
+            divide_up(most, BLOCK),
+            *(scan.pointer, attributes.pointer, members.bounds, members.rows, members.first),
+            *(members.count, is_wide(scan), len(scan), columns, pick),
+            *(kept.pointer, points.pointer, values.pointer),
+        )
+        return points, values, kept
 
     def _attributes(self, attributes: Any, rows: int) -> DeviceArray:
         columns = len(self.config.input_columns)
@@ -255,18 +346,6 @@ class PyramidBuilder:
     def _rows(self, values: DeviceArray, rows: DeviceArray, name: str) -> DeviceArray:
         out = self._results.array(name, (len(rows), *values.shape[1:]), values.dtype)
         return self.geometry.gather(values, rows, out=out)
-
-    def _take(self, points: DeviceArray, rows: Any, origin: np.ndarray, out: DeviceArray) -> None:
-        self.geometry.launch(
-            "dela_take_points",
-            len(out),
-            points,
-            rows,
-            np.int32(points.dtype == np.float64),
-            np.int32(len(out)),
-            *map(np.float64, origin),
-            out,
-        )
 
 
 def build_device_pyramid(

@@ -16,8 +16,9 @@ import numpy as np
 
 from dela.errors import InputError
 from dela.geometry.bounds import Bounds
-from dela.geometry.gpu import Cells, GpuGeometry, GpuTree, row_range
-from dela.geometry.gpu_queue import BOUNDS_WORDS, Workspace
+from dela.geometry.gpu import Cells, GpuGeometry, row_range
+from dela.geometry.gpu_queue import BOUNDS_WORDS, WORD, Workspace
+from dela.geometry.gpu_trees import GpuTree
 from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer, as_device_array
 from dela.plugins.cuda.driver import Event, Stream
 from dela.pyramid.cpu import Pyramid, PyramidConfig, stage_seeds
@@ -118,6 +119,7 @@ class StageBuilder:
         geometry, config, results = self.geometry, self.config, self._results
         for box in plan.bounds:
             box.check_range()
+        self.stream.device.make_current()
         whole = _spans(lengths)
         first: list[GpuTree] = []
         neighbors, kept, nearest, sizes = [], [], [], [tuple(lengths)]
@@ -165,32 +167,40 @@ class StageBuilder:
             many of them, on the host; the event after which that is so.
         """
         rows = self._results.array(f"rows of stage {stage}", (len(points),), np.int32)
-        counts: np.ndarray = self._sizes.array((len(spans),), np.uint32)
+        counts = self._results.array("counts", (len(spans),), np.uint32)
         for cloud, span in enumerate(spans):
-            part = row_range(points, *span)
-            count = self._queue_grid(stage, part, cloud, row_range(rows, *span), plan)
-            count.copy_to_host(counts[cloud : cloud + 1], self.stream)
-        return rows, counts, Event(self.stream.device).record(self.stream)
+            part, count = row_range(points, *span), counts.pointer + 4 * cloud
+            self._queue_grid(stage, part, cloud, (row_range(rows, *span), count), plan)
+        found: np.ndarray = self._sizes.array((len(spans),), np.uint32)
+        counts.copy_to_host(found, self.stream)
+        return rows, found, Event(self.stream.device).record(self.stream)
 
     def _queue_grid(
-        self, stage: int, points: DeviceArray, cloud: int, rows: DeviceArray, plan: StagePlan
-    ) -> DeviceArray:
-        """Queues one cloud's voxels of a stage; returns their number, on the device."""
+        self,
+        stage: int,
+        points: DeviceArray,
+        cloud: int,
+        out: tuple[DeviceArray, int],
+        plan: StagePlan,
+    ) -> None:
+        """Queues one cloud's voxels of a stage: their rows, and at an address their number."""
         geometry, n = self.geometry, len(points)
+        rows, count = out
         # Bounds of stage 0 hold for every stage.
         cells = Cells.of(plan.bounds[cloud], self.config.grid[stage], plan.origin)
         seed = 0 if plan.seeds is None else int(plan.seeds[cloud, stage])
-        unused = self._results.array("voxel of stage", (n,), np.int32)
-        words = None
+        unused = geometry.scratch.address("voxel of stage", 4 * n)
+        words = 0
         if plan.origin is None:
-            words = geometry.queue_bounds(points, "stage bounds", BOUNDS_WORDS)
-        members = geometry.queue_voxels(points, cells, words, voxel_of_point=unused)
+            words = geometry.zeroed("stage bounds", WORD * BOUNDS_WORDS)
+            geometry.queue_bounds(points, None, words)
+        members = geometry.queue_voxels(points, cells, words, voxel_of_point=unused, count=count)
         if plan.origin is None:
-            geometry.queue_pick(members, plan.pick, seed, kept=rows)
-            return members.count
-        flags = self._results.array("is kept", (n,), np.uint8)
+            geometry.queue_pick(members, plan.pick, seed, kept=rows.pointer)
+            return
+        flags = geometry.zeroed("is kept", n)
         geometry.queue_pick(members, plan.pick, seed, is_kept=flags)
-        return geometry.queue_list(flags, rows)
+        geometry.queue_list(flags, n, rows, count)
 
     def _joined(
         self,

@@ -64,6 +64,32 @@ def scale_column(raw: np.ndarray, info: AttributeInfo) -> np.ndarray:
 
 
 def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
+    column = unchecked_column(cloud, name, needed)
+    if column is cloud.columns.get(name) and column.dtype.kind == "f":
+        bad = int(np.isnan(column).sum())
+        if bad:
+            raise nan_refused(name, bad, len(column))
+    return column
+
+
+def nan_refused(name: str, bad: int, rows: int) -> InputError:
+    """The error for a column with values that are not numbers."""
+    return InputError(
+        f"column {name!r} holds {bad} NaN values of {rows}; fill them in or remove those points"
+    )
+
+
+def unchecked_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
+    """[N] values of a column, or heights; they may be NaN.
+
+    Args:
+        cloud: that has it.
+        name: of the column.
+        needed: names of all columns that the network needs.
+
+    Raises:
+        InputError: it is missing, or holds categories that the network does not know.
+    """
     if name == "height":
         z = cloud.points[:, 2]
         finite = z[np.isfinite(z)]
@@ -83,15 +109,7 @@ def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
                 "Normals > Compute; PDAL: filters.normal)"
             )
         raise InputError(message)
-    column = cloud.columns[name]
-    if column.dtype.kind == "f":
-        bad = int(np.isnan(column).sum())
-        if bad:
-            raise InputError(
-                f"column {name!r} holds {bad} NaN values of {len(column)}; "
-                "fill them in or remove those points"
-            )
-    return column
+    return cloud.columns[name]
 
 
 def category_number(name: str) -> int | None:

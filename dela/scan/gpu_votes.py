@@ -12,15 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from dela.geometry.gpu_queue import Workspace
+from dela.geometry.gpu_queue import Workspace, is_wide
 from dela.model.contract import Contract
 from dela.model.inputs import Inputs
 from dela.plugins.cuda.arrays import DeviceArray
+from dela.plugins.cuda.launch import BLOCK, divide_up
 from dela.pyramid.gpu import GpuVoxels, PyramidBuilder
 from dela.scan.tiles import Tile, context_width, cut_tiles, whole_tile
 from dela.scan.votes import FAR_WEIGHT, vote_reach
-
-_i32, _f64 = np.int32, np.float64
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,6 @@ class GpuTally:
 
     def __init__(self, scan: GpuScan, memory: Workspace, points: int, votes: int) -> None:
         self._builder = scan.builder
-        self._geometry = scan.builder.geometry
         self._plain = scan.voxels
         self._memory = memory
         self._points = points
@@ -95,24 +93,26 @@ class GpuTally:
             of_core = np.where(tile.core, tile.rows, -1).astype(np.int32)
             rows = self._memory.array("rows of core", of_core.shape, np.int32)
             rows.copy_from_host(of_core, self._builder.stream)
-        sizes = map(_i32, (len(logits), self._classes))
-        self._geometry.launch("dela_softmax", len(logits), logits, rows, *sizes, self._vote)
+        self._launch(
+            "dela_softmax",
+            len(logits),
+            *(logits.pointer, rows.pointer if rows is not None else 0, len(logits)),
+            *(self._classes, self._vote.pointer),
+        )
 
     def end_vote(self, seen: GpuScan) -> None:
         """Adds the vote to every point, weighted by how near the vote's points stood."""
         if self._by_point:
-            plain, wide = self._plain, self._plain.scan.dtype == np.float64
-            self._geometry.launch(
+            self._make_current()
+            plain = self._plain
+            arrays = (plain.scan, plain.voxel_of_point, seen.voxels.points, self._vote)
+            self._launch(
                 "dela_add_vote",
                 self._points,
-                plain.scan,
-                plain.voxel_of_point,
-                seen.voxels.points,
-                self._vote,
-                *map(_i32, (wide, self._votes_in == 0, self._points, self._classes)),
-                *map(_f64, (*plain.origin, vote_reach(self._builder.config) ** 2, FAR_WEIGHT)),
-                self._totals,
-                self._weights,
+                *(array.pointer for array in arrays),
+                *(is_wide(plain.scan), int(self._votes_in == 0), self._points, self._classes),
+                *(*plain.origin.tolist(), vote_reach(self._builder.config) ** 2, FAR_WEIGHT),
+                *(self._totals.pointer, self._weights.pointer),
             )
         self._votes_in += 1
 
@@ -122,6 +122,7 @@ class GpuTally:
         """Class [N] int32 and its probability [N] float32 of the points that get labels, and where
         asked for the probabilities of every class [N, classes] float32; waits for them."""
         stream = self._builder.stream
+        self._make_current()
         labels = self._memory.array("labels", (2, self._points), np.int32)
         if self._by_point:
             shares = self._totals
@@ -140,8 +141,21 @@ class GpuTally:
         return classes, confidence.view(np.float32), all_shares
 
     def _label(self, values: DeviceArray, weights: DeviceArray | None, out: DeviceArray) -> None:
-        sizes = map(_i32, values.shape)
-        self._geometry.launch("dela_label_rows", len(values), weights, *sizes, values, *_rows(out))
+        labels, confidence = (row.pointer for row in _rows(out))
+        self._launch(
+            "dela_label_rows",
+            len(values),
+            *(0 if weights is None else weights.pointer, *values.shape, values.pointer),
+            *(labels, confidence),
+        )
+
+    def _make_current(self) -> None:
+        # Whoever was told of the progress may have changed to another device.
+        self._builder.stream.device.make_current()
+
+    def _launch(self, name: str, rows: int, *values: Any) -> None:
+        """Queues a kernel of one thread for each row."""
+        self._builder.geometry.queue(name, divide_up(rows, BLOCK), *values)
 
 
 def _rows(pair: DeviceArray) -> tuple[DeviceArray, DeviceArray]:

@@ -7,6 +7,7 @@ Other libraries' arrays come in, and ours go out, without a copy: through DLPack
 from __future__ import annotations
 
 import ctypes
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -20,6 +21,7 @@ from dela.plugins.cuda.driver import OUT_OF_MEMORY, CudaError, Device, Stream, c
 GROWTH = 1.5
 
 
+@functools.lru_cache(maxsize=256)
 def as_dtype(dtype: Any) -> DType:
     """A numpy dtype, or the string ``bfloat16``."""
     return BFLOAT16 if str(dtype) == BFLOAT16 else np.dtype(dtype)
@@ -51,6 +53,7 @@ class DeviceArray:
         pointer: address of the first value; 0 for an empty array.
         shape: of the array.
         dtype: numpy dtype, or the string ``bfloat16``.
+        nbytes: bytes of all values.
         device: where it lies.
         owner: what keeps the memory alive.
         stream: where its values are made, as far as this array knows; other libraries that take
@@ -67,8 +70,9 @@ class DeviceArray:
         stream: Stream | None = None,
     ) -> None:
         self.pointer = int(pointer)
-        self.shape = tuple(int(size) for size in shape)
+        self.shape = tuple(map(int, shape))
         self.dtype = as_dtype(dtype)
+        self.nbytes = _size(self.shape, self.dtype)
         self.owner = owner
         self.device = device or Device()
         self.stream = stream
@@ -114,10 +118,6 @@ class DeviceArray:
         stream.synchronize()
         return array
 
-    @property
-    def nbytes(self) -> int:
-        return _size(self.shape, self.dtype)
-
     def __len__(self) -> int:
         return self.shape[0]
 
@@ -129,15 +129,21 @@ class DeviceArray:
         Raises:
             ValueError: it would reach past the end.
         """
-        shape = self.shape if shape is None else tuple(shape)
-        dtype = self.dtype if dtype is None else as_dtype(dtype)
-        if offset < 0 or offset + _size(shape, dtype) > self.nbytes:
+        pointer = self.pointer + offset if self.pointer else 0
+        seen = DeviceArray(
+            pointer,
+            self.shape if shape is None else shape,
+            self.dtype if dtype is None else dtype,
+            self.owner,
+            self.device,
+            self.stream,
+        )
+        if offset < 0 or offset + seen.nbytes > self.nbytes:
             raise ValueError(
-                f"a view of {list(shape)} {dtype} from byte {offset} does not fit into "
+                f"a view of {list(seen.shape)} {seen.dtype} from byte {offset} does not fit into "
                 f"{self.nbytes} bytes"
             )
-        pointer = self.pointer + offset if self.pointer else 0
-        return DeviceArray(pointer, shape, dtype, self.owner, self.device, self.stream)
+        return seen
 
     def copy_from_host(self, array: np.ndarray, stream: Stream) -> None:
         """Queues a copy from a C-contiguous host array of the same size.

@@ -16,6 +16,7 @@ from typing import Any
 LEGACY_STREAM = 1
 # CUDA_ERROR_OUT_OF_MEMORY, as in CudaError.code.
 OUT_OF_MEMORY = 2
+_NOT_READY = 600
 
 
 class CudaUnavailable(RuntimeError):
@@ -285,9 +286,14 @@ class Event:
         call("cuEventSynchronize", self.handle)
 
     def milliseconds_since(self, earlier: Event) -> float:
-        """Device time between two recorded events that both keep time."""
-        self.synchronize()
-        return float(call("cuEventElapsedTime", earlier.handle, self.handle))
+        """Device time between two recorded events that both keep time; waits where they are still
+        to come."""
+        self.device.make_current()
+        status, passed = driver().cuEventElapsedTime(earlier.handle, self.handle)
+        if int(status) == _NOT_READY:
+            self.synchronize()
+            return float(call("cuEventElapsedTime", earlier.handle, self.handle))
+        return float(check((status, passed), "cuEventElapsedTime"))
 
 
 class Graph:

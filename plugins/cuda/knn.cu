@@ -9,6 +9,30 @@
 #include "cuda/geometry.cuh"
 
 namespace dela {
+
+// A search: k rows of `out` for each of the `asked` queries, placed as by dela_build_trees. `self`: the
+// queries are the points, and each comes first in its own list. Lists are in the order of the queries'
+// rows, and `offset` is added to what stands in them; where there are fewer than k points the first
+// fills the rest.
+struct Search {
+  const float4 *points, *nodes, *queries;
+  int32_t* out;
+  int32_t n, leaves, asked, k, self, offset;
+  int32_t first_block;  // of the launch that works at it
+};
+
+// A tree to be built over n points: point i is row order[i] of the cloud, or i where `order` is null, and
+// row r of the cloud is points[rows[r]], or points[r] where `rows` is null. `leaves` is a power of two;
+// a leaf may be empty.
+struct Tree {
+  const float* points;
+  const int32_t* rows;
+  const uint32_t* order;
+  float4 *placed, *nodes;
+  int32_t n, leaves;
+  int32_t first_block;  // of the launch that works at it
+};
+
 namespace {
 
 constexpr int kLeafPoints = 8;
@@ -154,26 +178,55 @@ DELA_DEVICE void search(const float4* points, const float4* nodes, int32_t n, in
   }
 }
 
-DELA_DEVICE void answer(const float4* points, const float4* nodes, const float4* queries,
-                        uint64_t* items, int64_t stride, int32_t n, int32_t leaves, int32_t begin,
-                        int32_t end, int32_t self, int32_t k, int32_t offset, int32_t* out) {
-  const int64_t number = begin + static_cast<int64_t>(thread_number());
-  if (number >= end) return;
-  const float4 query = queries[number];
-  const int32_t query_row = row_of(query);
-  const int32_t want = (k < n ? k : n) - self;
+// The query `number` of a search. `items`: for as many candidates as a list holds, `stride` apart.
+DELA_DEVICE void answer(const Search& asked, int64_t number, uint64_t* items, int64_t stride) {
+  if (number >= asked.asked) return;
+  const float4 query = asked.queries[number];
+  const int32_t query_row = row_of(query), k = asked.k, self = asked.self;
+  const int32_t want = (k < asked.n ? k : asked.n) - self;
   Nearest nearest{items, stride, want, 0, want > 0 ? kNothing : 0};
-  search(points, nodes, n, leaves, query, self ? query_row : -1, &nearest);
+  search(asked.points, asked.nodes, asked.n, asked.leaves, query, self ? query_row : -1, &nearest);
   nearest.sort();
 
-  int32_t* list = out + static_cast<size_t>(query_row) * k;
+  int32_t* list = asked.out + static_cast<size_t>(query_row) * k;
   int32_t filled = 0;
-  if (self) list[filled++] = query_row + offset;
+  if (self) list[filled++] = query_row + asked.offset;
   for (int32_t i = 0; i < nearest.count; ++i) {
-    list[filled++] = static_cast<int32_t>(nearest.item(i) & 0xffffffffu) + offset;
+    list[filled++] = static_cast<int32_t>(nearest.item(i) & 0xffffffffu) + asked.offset;
   }
   const int32_t first = list[0];
   while (filled < k) list[filled++] = first;
+}
+
+// The boxes of `count` (a power of two) neighboring nodes' parents, their parents and so on: seven
+// levels, or all there are. Each thread of the block brings one node's box, its number within the level
+// being `first` + threadIdx.x.
+DELA_DEVICE void merge(Box box, int32_t count, int32_t first, float4* nodes, float4 (&low)[kBlock],
+                       float4 (&high)[kBlock]) {
+  const int32_t thread = threadIdx.x;
+  low[thread] = box.low;
+  high[thread] = box.high;
+  __syncthreads();
+  for (int32_t width = kBlock / 2, level = count / 2; width > 0 && level > 0;
+       width /= 2, level /= 2) {
+    if (thread < width) {
+      box.low = low[2 * thread];
+      box.high = high[2 * thread];
+      extend(&box, low[2 * thread + 1], high[2 * thread + 1]);
+    }
+    __syncthreads();
+    first /= 2;
+    if (thread < width) {
+      low[thread] = box.low;
+      high[thread] = box.high;
+      const int32_t place = first + thread;
+      if (place < level) {
+        nodes[2 * (level + place)] = box.low;
+        nodes[2 * (level + place) + 1] = box.high;
+      }
+    }
+    __syncthreads();
+  }
 }
 
 }  // namespace
@@ -181,8 +234,7 @@ DELA_DEVICE void answer(const float4* points, const float4* nodes, const float4*
 
 // Morton keys for points in any order: 21 bits per axis of the bounding cube.
 DELA_KERNEL(8)
-dela_curve_keys(const float* points, const uint64_t* bounds, int32_t n, uint64_t* keys,
-                uint32_t* rows) {
+dela_curve_keys(const float* points, const uint64_t* bounds, int32_t n, uint64_t* keys) {
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
   if (row >= n) return;
   double extent = 0.0;
@@ -198,90 +250,85 @@ dela_curve_keys(const float* points, const uint64_t* bounds, int32_t n, uint64_t
   }
   keys[row] = dela::interleaved(place[0], place[1], place[2], dela::kAxisBits, dela::kAxisBits,
                                 dela::kAxisBits);
-  rows[row] = static_cast<uint32_t>(row);
 }
 
-// Points with their rows in the order of `order` (null: as they are), and the boxes of the leaves:
-// nodes `leaves` .. 2 leaves - 1. `leaves` is a power of two; a leaf may be empty.
+// Trees: points with their rows, leaf by leaf; the boxes of the leaves, nodes `leaves` .. 2 leaves - 1; and
+// those above them. A block takes kBlock leaves and all that is above them alone; the last block of a tree
+// to be done takes the rest. `done`: zero before and after, a word for each tree.
 DELA_KERNEL(8)
-dela_tree_leaves(const float* points, const uint32_t* order, int32_t n, int32_t leaves,
-                 float4* placed, float4* nodes) {
-  const uint32_t leaf = dela::thread_number();
-  if (leaf >= static_cast<uint32_t>(leaves)) return;
-  dela::Box box = dela::empty_box();
-  const int64_t begin = static_cast<int64_t>(leaf) * dela::kLeafPoints;
-  for (int64_t i = begin; i < begin + dela::kLeafPoints && i < n; ++i) {
-    const int64_t row = order == nullptr ? i : order[i];
-    float4 point;
-    point.x = points[3 * row];
-    point.y = points[3 * row + 1];
-    point.z = points[3 * row + 2];
-    point.w = __int_as_float(static_cast<int32_t>(row));
-    placed[i] = point;
-    dela::extend(&box, point, point);
-  }
-  const size_t node = static_cast<size_t>(leaves) + leaf;
-  nodes[2 * node] = box.low;
-  nodes[2 * node + 1] = box.high;
-}
-
-// From the nodes `count` .. 2 count - 1, the seven levels above them (or all there are).
-DELA_KERNEL(8)
-dela_tree_merge(int32_t count, float4* nodes) {
+dela_build_trees(dela::Jobs<dela::Tree> trees, uint32_t* done) {
   __shared__ float4 low[dela::kBlock], high[dela::kBlock];
+  __shared__ bool is_last;
+  int32_t number;
+  const dela::Tree tree = trees.of_block(&number);
   const int32_t thread = threadIdx.x;
-  const int64_t own = static_cast<int64_t>(blockIdx.x) * dela::kBlock + thread;
+  const int32_t first = (static_cast<int32_t>(blockIdx.x) - tree.first_block) * dela::kBlock;
+  const int32_t leaf = first + thread;
   dela::Box box = dela::empty_box();
-  if (own < count) {
-    box.low = nodes[2 * (count + own)];
-    box.high = nodes[2 * (count + own) + 1];
+  if (leaf < tree.leaves) {
+    const int64_t begin = static_cast<int64_t>(leaf) * dela::kLeafPoints;
+    for (int64_t i = begin; i < begin + dela::kLeafPoints && i < tree.n; ++i) {
+      const int64_t row = tree.order == nullptr ? i : tree.order[i];
+      const float* from = tree.points + 3 * static_cast<int64_t>(
+          tree.rows == nullptr ? row : tree.rows[row]);
+      float4 point;
+      point.x = from[0];
+      point.y = from[1];
+      point.z = from[2];
+      point.w = __int_as_float(static_cast<int32_t>(row));
+      tree.placed[i] = point;
+      dela::extend(&box, point, point);
+    }
+    const size_t node = static_cast<size_t>(tree.leaves) + leaf;
+    tree.nodes[2 * node] = box.low;
+    tree.nodes[2 * node + 1] = box.high;
   }
-  low[thread] = box.low;
-  high[thread] = box.high;
+  dela::merge(box, tree.leaves, first, tree.nodes, low, high);
+  if (tree.leaves <= dela::kBlock) return;
+
+  __threadfence();
   __syncthreads();
-  for (int32_t width = dela::kBlock / 2, level = count / 2; width > 0 && level > 0;
-       width /= 2, level /= 2) {
-    if (thread < width) {
-      box.low = low[2 * thread];
-      box.high = high[2 * thread];
-      dela::extend(&box, low[2 * thread + 1], high[2 * thread + 1]);
-    }
-    __syncthreads();
-    if (thread < width) {
-      low[thread] = box.low;
-      high[thread] = box.high;
-      const int64_t place = static_cast<int64_t>(blockIdx.x) * width + thread;
-      if (place < level) {
-        nodes[2 * (level + place)] = box.low;
-        nodes[2 * (level + place) + 1] = box.high;
+  if (thread == 0) {
+    const uint32_t blocks = tree.leaves / dela::kBlock;
+    is_last = atomicAdd(done + number, 1u) + 1 == blocks;
+    if (is_last) done[number] = 0;
+  }
+  __syncthreads();
+  if (!is_last) return;
+  __threadfence();
+  for (int32_t count = tree.leaves / dela::kBlock; count > 1; count /= dela::kBlock) {
+    for (int32_t begin = 0; begin < count; begin += dela::kBlock) {
+      dela::Box node_box = dela::empty_box();
+      if (begin + thread < count) {
+        const size_t node = static_cast<size_t>(count) + begin + thread;
+        node_box.low = __ldcg(tree.nodes + 2 * node);
+        node_box.high = __ldcg(tree.nodes + 2 * node + 1);
       }
+      dela::merge(node_box, count, begin, tree.nodes, low, high);
     }
-    __syncthreads();
   }
 }
 
-// Queries `begin` .. `end` of `queries`, placed as by dela_tree_leaves. `self`: the queries are the
-// points, and each comes first in its own list. `out`: k rows for each query, by its row, plus
-// `offset`; where there are fewer than k points the first fills the rest.
-#define DELA_KNN(held)                                                                             \
-  extern "C" __global__ void __launch_bounds__(dela::kSearchBlock)                                 \
-  dela_knn_##held(const float4* points, const float4* nodes, const float4* queries, int32_t n,     \
-                  int32_t leaves, int32_t begin, int32_t end, int32_t self, int32_t k,             \
-                  int32_t offset, int32_t* out) {                                                  \
-    __shared__ uint64_t items[held * dela::kSearchBlock];                                          \
-    dela::answer(points, nodes, queries, items + threadIdx.x, dela::kSearchBlock, n, leaves,       \
-                 begin, end, self, k, offset, out);                                                \
+// Searches of lists of up to `held` rows.
+#define DELA_KNN(held)                                                                        \
+  extern "C" __global__ void __launch_bounds__(dela::kSearchBlock)                            \
+  dela_knn_##held(dela::Jobs<dela::Search> searches) {                                        \
+    __shared__ uint64_t items[held * dela::kSearchBlock];                                     \
+    int32_t number;                                                                           \
+    const dela::Search asked = searches.of_block(&number);                                    \
+    const int64_t block = static_cast<int32_t>(blockIdx.x) - asked.first_block;               \
+    dela::answer(asked, block * dela::kSearchBlock + threadIdx.x, items + threadIdx.x,        \
+                 dela::kSearchBlock);                                                         \
   }
 
 DELA_KNN(1)
 DELA_KNN(32)
 
-// Any k: candidates in device memory, min(k, n) for each thread of the launch.
+// One search of any k, from the query `begin` on: candidates in device memory, min(k, n) for each thread
+// of the launch.
 extern "C" __global__ void __launch_bounds__(dela::kSearchBlock)
-dela_knn_any(const float4* points, const float4* nodes, const float4* queries, int32_t n,
-             int32_t leaves, int32_t begin, int32_t end, int32_t self, int32_t k, int32_t offset,
-             int32_t* out, uint64_t* items) {
-  dela::answer(points, nodes, queries, items + dela::thread_number(),
-               static_cast<int64_t>(gridDim.x) * blockDim.x, n, leaves, begin, end, self, k, offset,
-               out);
+dela_knn_any(dela::Search asked, int32_t begin, int32_t end, uint64_t* items) {
+  asked.asked = end;
+  const int64_t thread = dela::thread_number();
+  dela::answer(asked, begin + thread, items + thread, static_cast<int64_t>(gridDim.x) * blockDim.x);
 }

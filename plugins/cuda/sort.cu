@@ -1,13 +1,15 @@
 // Stable sort of 64-bit keys with the rows behind them, six bits at a time from the lowest; and the
-// scan and the gathering of rows that the other geometry kernels need.
+// listing and the gathering of rows that the other geometry kernels need.
+//
+// A pass reads and writes every key once: the digits of all passes are counted beforehand, and the tiles
+// hand on how many of each digit lie before (Adinets and Merrill 2022, "Onesweep").
 #include "cuda/geometry.cuh"
 
 namespace dela {
 namespace {
 
 constexpr int kDigitBits = 6, kDigits = 1 << kDigitBits;
-constexpr int kScanThreads = 512;
-constexpr int kScanTile = kScanThreads * kTileItems;
+constexpr int kMostPasses = 11;
 
 DELA_DEVICE int32_t digit_of(uint64_t key, int32_t shift) {
   return static_cast<int32_t>((key >> shift) & (kDigits - 1));
@@ -22,57 +24,43 @@ DELA_DEVICE int counter(int number) { return number + number / kDigits * kGap; }
 }  // namespace
 }  // namespace dela
 
-// counts[digit * tiles + tile]: keys of the tile with that digit.
+// counts[pass * 64 + digit], zero before: keys with that digit in that pass. A grid-stride loop: any
+// number of blocks.
 DELA_KERNEL(8)
-dela_sort_count(const uint64_t* keys, int32_t n, int32_t shift, int32_t tiles, uint32_t* counts) {
-  __shared__ uint32_t bins[dela::kDigits];
-  if (threadIdx.x < dela::kDigits) bins[threadIdx.x] = 0;
+dela_sort_count(const uint64_t* keys, int32_t n, int32_t passes, uint32_t* counts) {
+  __shared__ uint32_t bins[dela::kMostPasses * dela::kDigits];
+  const int32_t all = passes * dela::kDigits;
+  for (int32_t bin = threadIdx.x; bin < all; bin += dela::kBlock) bins[bin] = 0;
   __syncthreads();
-  for (int i = 0; i < dela::kTileItems; ++i) {
-    const int64_t at =
-        static_cast<int64_t>(blockIdx.x) * dela::kTile + i * dela::kBlock + threadIdx.x;
-    if (at < n) atomicAdd(bins + dela::digit_of(keys[at], shift), 1u);
-  }
-  __syncthreads();
-  if (threadIdx.x < dela::kDigits) {
-    counts[static_cast<size_t>(threadIdx.x) * tiles + blockIdx.x] = bins[threadIdx.x];
-  }
-}
-
-// Each value becomes the sum of those before it; `total` the sum of all. One block.
-extern "C" __global__ void __launch_bounds__(dela::kScanThreads, 1)
-dela_scan(int32_t n, uint32_t* values, uint32_t* total) {
-  __shared__ uint32_t sums[dela::kScanThreads];
-  uint32_t before = 0;
-  for (int64_t tile = 0; tile < n; tile += dela::kScanTile) {
-    const int64_t first = tile + static_cast<int64_t>(threadIdx.x) * dela::kTileItems;
-    uint32_t own = 0;
-    for (int i = 0; i < dela::kTileItems; ++i) own += first + i < n ? values[first + i] : 0u;
-    uint32_t all;
-    uint32_t sum = before + dela::sum_before(own, sums, &all);
-    for (int i = 0; i < dela::kTileItems; ++i) {
-      if (first + i >= n) break;
-      const uint32_t value = values[first + i];
-      values[first + i] = sum;
-      sum += value;
+  const int64_t step = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t at = dela::thread_number(); at < n; at += step) {
+    const uint64_t key = keys[at];
+    for (int32_t pass = 0; pass < passes; ++pass) {
+      const int32_t digit = dela::digit_of(key, pass * dela::kDigitBits);
+      atomicAdd(bins + pass * dela::kDigits + digit, 1u);
     }
-    before += all;
   }
-  if (threadIdx.x == 0) *total = before;
+  __syncthreads();
+  for (int32_t bin = threadIdx.x; bin < all; bin += dela::kBlock) {
+    if (bins[bin] > 0) atomicAdd(counts + bin, bins[bin]);
+  }
 }
 
-// One pass: places keys and rows by their digit; `starts` are the scanned counts.
+// One pass: places keys and rows by their digit; null `rows` are 0, 1, 2 ... `counts`: of this pass's
+// digits. `states`, zero before: a ticket, then a word for every tile and digit.
 DELA_KERNEL(4)
-dela_sort_place(const uint64_t* keys, const uint32_t* rows, const uint32_t* starts, int32_t n,
-                int32_t shift, int32_t tiles, uint64_t* sorted_keys, uint32_t* sorted_rows) {
+dela_sort_place(const uint64_t* keys, const uint32_t* rows, const uint32_t* counts, int32_t n,
+                int32_t shift, uint64_t* states, uint64_t* sorted_keys, uint32_t* sorted_rows) {
   __shared__ uint16_t counters[dela::kCounters];
   __shared__ uint32_t sums[dela::kBlock];
-  __shared__ uint32_t before[dela::kDigits];  // keys of the tile with a lower digit
+  // Where the tile's keys of a digit go, less those of lower digits in the tile.
+  __shared__ uint32_t start[dela::kDigits];
   const int thread = threadIdx.x;
   for (int digit = 0; digit < dela::kDigits; ++digit) {
     counters[dela::counter(digit * dela::kBlock + thread)] = 0;
   }
-  const int64_t first = dela::first_item();
+  const uint32_t tile = dela::next_tile(states, sums);
+  const int64_t first = dela::first_item(tile);
   for (int i = 0; i < dela::kTileItems; ++i) {
     if (first + i >= n) break;
     ++counters[dela::counter(dela::digit_of(keys[first + i], shift) * dela::kBlock + thread)];
@@ -81,53 +69,55 @@ dela_sort_place(const uint64_t* keys, const uint32_t* rows, const uint32_t* star
   uint32_t own = 0;
   const int stretch = thread * dela::kDigits;
   for (int i = 0; i < dela::kDigits; ++i) own += counters[dela::counter(stretch + i)];
-  uint32_t all;
-  uint32_t sum = dela::sum_before(own, sums, &all);
+  uint32_t in_tile, all;
+  uint32_t sum = dela::sum_before(own, sums, &in_tile);
   for (int i = 0; i < dela::kDigits; ++i) {
     const int at = dela::counter(stretch + i);
     const uint32_t count = counters[at];
     counters[at] = static_cast<uint16_t>(sum);
     sum += count;
   }
-  __syncthreads();
-  if (thread < dela::kDigits) before[thread] = counters[dela::counter(thread * dela::kBlock)];
+  const bool has_digit = thread < dela::kDigits;
+  const uint32_t below = dela::sum_before(has_digit ? counts[thread] : 0u, sums, &all);
+  if (has_digit) {
+    const uint32_t lower = counters[dela::counter(thread * dela::kBlock)];
+    const uint32_t upper = thread + 1 < dela::kDigits
+                               ? counters[dela::counter((thread + 1) * dela::kBlock)]
+                               : in_tile;
+    start[thread] = below - lower + dela::sum_of_tiles_before(states + 1 + thread, dela::kDigits,
+                                                              tile, upper - lower);
+  }
   __syncthreads();
   for (int i = 0; i < dela::kTileItems; ++i) {
     if (first + i >= n) break;
     const uint64_t key = keys[first + i];
     const int32_t digit = dela::digit_of(key, shift);
     const uint32_t place = counters[dela::counter(digit * dela::kBlock + thread)]++;
-    const uint32_t to =
-        starts[static_cast<size_t>(digit) * tiles + blockIdx.x] + place - before[digit];
+    const uint32_t to = start[digit] + place;
     sorted_keys[to] = key;
-    sorted_rows[to] = rows[first + i];
+    sorted_rows[to] = rows == nullptr ? static_cast<uint32_t>(first + i) : rows[first + i];
   }
 }
 
-// counts[tile]: how many flags of the tile are set.
+// The numbers of the set flags, ascending, and how many. `states`, zero before: a ticket, then a word
+// for every tile.
 DELA_KERNEL(8)
-dela_count_flags(const uint8_t* flags, int32_t n, uint32_t* counts) {
+dela_list_flags(const uint8_t* flags, int32_t n, uint64_t* states, int32_t* numbers,
+                uint32_t* count) {
   __shared__ uint32_t sums[dela::kBlock];
-  uint32_t own = 0;
-  for (int i = 0; i < dela::kTileItems; ++i) {
-    const int64_t at =
-        static_cast<int64_t>(blockIdx.x) * dela::kTile + i * dela::kBlock + threadIdx.x;
-    if (at < n) own += flags[at];
-  }
-  uint32_t all;
-  dela::sum_before(own, sums, &all);
-  if (threadIdx.x == 0) counts[blockIdx.x] = all;
-}
-
-// The numbers of the set flags, ascending; `starts` are the scanned counts.
-DELA_KERNEL(8)
-dela_list_flags(const uint8_t* flags, const uint32_t* starts, int32_t n, int32_t* numbers) {
-  __shared__ uint32_t sums[dela::kBlock];
-  const int64_t first = dela::first_item();
+  __shared__ uint32_t listed;
+  const uint32_t tile = dela::next_tile(states, sums);
+  const int64_t first = dela::first_item(tile);
   uint32_t own = 0;
   for (int i = 0; i < dela::kTileItems; ++i) own += first + i < n ? flags[first + i] : 0u;
   uint32_t all;
-  uint32_t to = starts[blockIdx.x] + dela::sum_before(own, sums, &all);
+  const uint32_t before = dela::sum_before(own, sums, &all);
+  if (threadIdx.x == 0) {
+    listed = dela::sum_of_tiles_before(states + 1, 1, tile, all);
+    if (tile + 1 == gridDim.x) *count = listed + all;
+  }
+  __syncthreads();
+  uint32_t to = listed + before;
   for (int i = 0; i < dela::kTileItems; ++i) {
     if (first + i >= n) break;
     if (flags[first + i]) numbers[to++] = static_cast<int32_t>(first + i);

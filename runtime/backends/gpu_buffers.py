@@ -39,8 +39,8 @@ def explain_cuda_errors() -> Iterator[None]:
     except CudaError as error:
         if error.code == OUT_OF_MEMORY:
             raise DelaError(
-                "the GPU has too little free memory; use a smaller --max-points, do without "
-                "--gpu-pyramid, or end what else runs on it (nvidia-smi)"
+                "the GPU has too little free memory; use a smaller --max-points, add "
+                "--no-gpu-pyramid, or end what else runs on it (nvidia-smi)"
             ) from error
         raise DelaError(f"the GPU failed: {error}") from error
 

@@ -71,7 +71,7 @@ def bench(
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
     tf32: Tf32 = False,
-    gpu_pyramid: GpuPyramid = False,
+    gpu_pyramid: GpuPyramid = None,
     json: Json = False,
 ) -> list[dict[str, Any]]:
     """Measure the latency of models on backends, side by side.

@@ -44,9 +44,10 @@ Tf32 = Annotated[
     ),
 ]
 GpuPyramid = Annotated[
-    bool,
+    bool | None,
     typer.Option(
-        "--gpu-pyramid", help="Engines: find voxels, neighbors and labels on the GPU, too."
+        "--gpu-pyramid/--no-gpu-pyramid",
+        help="Engines: find voxels, neighbors and labels on the GPU, too; the default there.",
     ),
 ]
 Truth = Annotated[

@@ -81,7 +81,7 @@ def predict(
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
     tf32: Tf32 = False,
-    gpu_pyramid: GpuPyramid = False,
+    gpu_pyramid: GpuPyramid = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:

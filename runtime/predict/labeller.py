@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,6 +11,7 @@ import numpy as np
 from dela.cloud.point_cloud import PointCloud
 from dela.model.inputs import Inputs
 from dela.runtime.backends.finite import finite_run
+from dela.scan.attributes import compute_attributes
 from dela.scan.votes import VoteOptions, predict_voxels
 from dela.scan.voxels import Voxels
 
@@ -29,6 +31,7 @@ class Labels:
         probabilities: [N, classes] float32 when asked for, else None.
         voxels: points the network saw.
         runs: of the network.
+        network_seconds: that its runs took; on a GPU by the GPU's clock.
     """
 
     classes: np.ndarray
@@ -36,6 +39,7 @@ class Labels:
     probabilities: np.ndarray | None
     voxels: int
     runs: int
+    network_seconds: float
 
 
 class Labeller(Protocol):
@@ -51,7 +55,6 @@ class Labeller(Protocol):
         self,
         forward: Callable[[Inputs], Any],
         cloud: PointCloud,
-        attributes: np.ndarray,
         points: int,
         options: VoteOptions,
         probabilities: bool = False,
@@ -61,13 +64,13 @@ class Labeller(Protocol):
         Args:
             forward: :meth:`run`, and whatever the caller wants to know of it.
             cloud: the scan.
-            attributes: [N, F] float32, scaled, of every point.
             points: how many of the scan's points, from the first one on, get labels.
             options: tiles, votes and who hears of them.
             probabilities: give those of every class too.
 
         Raises:
-            InputError: several points that all fall into one voxel.
+            InputError: a column that the network needs is missing or holds NaN, or several points
+                that all fall into one voxel.
         """
 
 
@@ -89,15 +92,24 @@ class HostLabeller:
         self,
         forward: Callable[[Inputs], Any],
         cloud: PointCloud,
-        attributes: np.ndarray,
         points: int,
         options: VoteOptions,
         probabilities: bool = False,
     ) -> Labels:
         """As :meth:`Labeller.label`."""
         config = self._backend.config
+        attributes = compute_attributes(cloud, config.input_columns)
+        seconds = 0.0
+
+        def timed(pyramid: Inputs) -> Any:
+            nonlocal seconds
+            start = time.perf_counter()
+            logits = forward(pyramid)
+            seconds += time.perf_counter() - start
+            return logits
+
         answer = predict_voxels(
-            forward,
+            timed,
             cloud.points - cloud.points.min(axis=0),
             lambda pick: Voxels.of(cloud, attributes, config, pick),
             config,
@@ -110,4 +122,5 @@ class HostLabeller:
             answer.probabilities[rows] if probabilities else None,
             len(answer.voxels),
             answer.runs,
+            seconds,
         )

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, TypedDict, Unpack
+from typing import TypedDict, Unpack
 
 import numpy as np
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-from dela.model.inputs import Inputs
 from dela.runtime.backends.base import Backend
 from dela.runtime.predict.labeller import HostLabeller, Labeller, Labels
-from dela.scan.attributes import compute_attributes
 from dela.scan.context import join_clouds
 from dela.scan.votes import Progress, VoteOptions
 from dela.scan.voxels import valid_points
@@ -88,7 +86,7 @@ class Predictor:
         backend: that runs the network.
         gpu_pyramid: find voxels, neighbors and labels on the GPU of an engine; the answer is the
             same. Threads then take turns; with a predictor each, over one backend, only in the
-            network.
+            network. None: where the backend can, which is an engine for segmentation.
 
     Raises:
         InputError: ``gpu_pyramid`` with another backend, or for classification.
@@ -97,7 +95,7 @@ class Predictor:
     >>> predictor.predict(dela.read_cloud("scan.laz")).labels
     """
 
-    def __init__(self, backend: Backend, *, gpu_pyramid: bool = False) -> None:
+    def __init__(self, backend: Backend, *, gpu_pyramid: bool | None = None) -> None:
         self.backend = backend
         self.config = backend.config
         self._labeller = labeller_of(backend, gpu_pyramid)
@@ -136,20 +134,13 @@ class Predictor:
         valid = valid[:size]
         points = int(np.count_nonzero(valid))
         start = time.perf_counter()
-        attributes = compute_attributes(cloud, self.config.input_columns)
-        network = _Timed(self._labeller)
         most = min(asked.max_points, self.backend.max_points or asked.max_points)
         votes = VoteOptions(most, asked.votes, progress=asked.progress)
-        found = self._labeller.label(
-            network.run, cloud, attributes, points, votes, asked.probabilities
-        )
-        spent = time.perf_counter() - start
-        return self._prediction(found, valid, spent, network.seconds)
+        found = self._labeller.label(self._labeller.run, cloud, points, votes, asked.probabilities)
+        return self._prediction(found, valid, time.perf_counter() - start)
 
-    def _prediction(
-        self, found: Labels, valid: np.ndarray, spent: float, in_network: float
-    ) -> Prediction:
-        """Labels of the valid points among all points; seconds spent in all, and in the network."""
+    def _prediction(self, found: Labels, valid: np.ndarray, spent: float) -> Prediction:
+        """Labels of the valid points among all points; seconds spent in all."""
         classes = _scatter(found.classes, valid, UNLABELLED)
         return Prediction(
             classes=classes,
@@ -161,36 +152,31 @@ class Predictor:
             voxels=found.voxels,
             tiles=found.runs,
             invalid=int(np.count_nonzero(~valid)),
-            seconds={"pyramid": spent - in_network, "network": in_network},
+            seconds={
+                "pyramid": spent - found.network_seconds,
+                "network": found.network_seconds,
+            },
         )
 
 
-def labeller_of(backend: Backend, gpu_pyramid: bool) -> Labeller:
+def labeller_of(backend: Backend, gpu_pyramid: bool | None) -> Labeller:
     """What labels scans with a backend: on the CPU, or on the GPU of an engine.
+
+    Args:
+        backend: that runs the network.
+        gpu_pyramid: None: on the GPU where the backend can.
 
     Raises:
         InputError: ``gpu_pyramid`` with another backend, or for classification.
     """
-    if not gpu_pyramid:
+    on_host = getattr(backend, "device", None) is None
+    if gpu_pyramid is False or (gpu_pyramid is None and on_host):
         return HostLabeller(backend)
-    from dela.runtime.predict.gpu_labeller import GpuLabeller
+    from dela.runtime.predict.gpu_labeller import GpuLabeller, serves
 
+    if gpu_pyramid is None and not serves(backend):
+        return HostLabeller(backend)
     return GpuLabeller(backend)
-
-
-class _Timed:
-    """A network that adds up the seconds its runs take."""
-
-    def __init__(self, labeller: Labeller) -> None:
-        self._labeller = labeller
-        self.seconds = 0.0
-
-    def run(self, pyramid: Inputs) -> Any:
-        self._labeller.wait()
-        start = time.perf_counter()
-        logits = self._labeller.run(pyramid)
-        self.seconds += time.perf_counter() - start
-        return logits
 
 
 def _scatter(values: np.ndarray, valid: np.ndarray, fill: float) -> np.ndarray:

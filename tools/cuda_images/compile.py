@@ -38,7 +38,15 @@ INSTALL = f"pip install {_NVRTC_WHEEL}=={NVRTC_VERSION} {_RUNTIME_WHEEL}=={RUNTI
 # Sources of one image set each; files of plugins/cuda/ that hold kernels.
 SUBJECTS = {
     "operators": ("spse.cu", "spamp.cu", "spse_backward.cu", "spamp_backward.cu", "reverse.cu"),
-    "geometry": ("sort.cu", "voxel.cu", "knn.cu", "votes.cu"),
+    "geometry": (
+        "sort.cu",
+        "attributes.cu",
+        "ground.cu",
+        "voxel.cu",
+        "stages.cu",
+        "knn.cu",
+        "votes.cu",
+    ),
     "inputs": ("gather.cu",),
 }
 PTX_ARCHITECTURE = 80

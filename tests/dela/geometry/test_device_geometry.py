@@ -279,6 +279,52 @@ def test_the_voxels_of_a_scan_and_the_way_back(device):
         np.testing.assert_array_equal(down(of_points, device), expected)
 
 
+def test_scans_of_any_extent_after_one_another(device):
+    config = network(attributes=0)
+    builder = PyramidBuilder(config, device.stream)
+    for extent in (4.0, 3000.0, 4.0, 3000.0, 2e6, 50.0):  # the last but one: 2^23 cells on an axis
+        points = rng.random((300, 3)) * [extent, extent, 2] + [640_000.25, 5_100_000.5, 300.0]
+        points[::3] = points[0] + rng.random((100, 3))
+        voxels = builder.voxels(points)
+        of_cpu = Voxels.of(PointCloud(points), np.zeros((300, 0), np.float32), config)
+        np.testing.assert_array_equal(down(voxels.points, device), of_cpu.points)
+        found_voxel = down(voxels.voxel_of_point, device)
+        np.testing.assert_array_equal(found_voxel, of_cpu.voxel_of_point)
+        (whole,) = of_cpu.cut(config, 10**6)
+        assert_same_pyramid(builder.tile(voxels), of_cpu.inputs(whole, config), device)
+
+
+def test_a_scan_waits_once_unless_it_is_larger_than_any_before(device, emulated_cuda):
+    builder = PyramidBuilder(network(attributes=0), device.stream)
+    waits = []
+    for extent in (4.0, 3000.0, 4.0, 3000.0):
+        before = emulated_cuda.count("synchronisations")
+        builder.voxels(rng.random((50, 3)) * extent)
+        waits.append(emulated_cuda.count("synchronisations") - before)
+    assert waits == [1, 2, 1, 1]
+
+
+def test_a_look_between_two_pyramids_of_a_scan(device):
+    config, points = network(attributes=0), rng.random((700, 3)) * [5, 5, 1]
+    builder = PyramidBuilder(config, device.stream)
+    voxels = builder.voxels(points)
+    for pick in (1, 0):
+        of_cpu = Voxels.of(PointCloud(points), np.zeros((700, 0), np.float32), config, pick)
+        (whole,) = of_cpu.cut(config, 10**6)
+        seen = builder.look(voxels, pick) if pick else voxels
+        assert_same_pyramid(builder.tile(seen), of_cpu.inputs(whole, config), device)
+
+
+def test_nearest_of_more_points_than_a_block_merges_boxes_of(device):
+    points = (rng.random((140_000, 3)) * [90, 90, 4]).astype(np.float32)
+    points = points[np.argsort(points[:, 0])]
+    queries = points[::2800] + np.float32(0.013)
+    tree = device.tree(up(points, device), ordered=True)
+    asked = device.tree(up(queries, device), name="queries")
+    found = down(device.search(tree, 1, asked), device)
+    np.testing.assert_array_equal(found[:, 0], geometry.nearest(points, queries))
+
+
 def test_tiles_of_a_scan(device):
     config = network()
     points = rng.random((1200, 3)) * [8, 8, 1]

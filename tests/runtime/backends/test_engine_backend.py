@@ -567,7 +567,7 @@ def test_commands_run_an_engine(tensorrt, engine, network, tmp_path, capsys):
     scan = write_cloud(tmp_path / "scan.ply", make_cloud(1000))
     run_command("predict", scan, "-m", engine, "--backend", "tensorrt", "-o", tmp_path / "a.ply")
     run_command("predict", scan, "-m", network.onnx, "-o", tmp_path / "b.ply")
-    run_command("predict", scan, "-m", engine, "--gpu-pyramid", "-o", tmp_path / "c.ply")
+    run_command("predict", scan, "-m", engine, "--no-gpu-pyramid", "-o", tmp_path / "c.ply")
     clouds = [read_cloud(tmp_path / name) for name in ("a.ply", "b.ply", "c.ply")]
     for cloud in clouds[1:]:
         assert np.array_equal(cloud.columns["label"], clouds[0].columns["label"])
@@ -578,7 +578,7 @@ def test_commands_run_an_engine(tensorrt, engine, network, tmp_path, capsys):
     assert report["backend"] == "tensorrt on cuda:0" and report["passed"]
     capsys.readouterr()
     words = ("bench", engine, "--backend", "tensorrt", "--points", 300, "--repeat", 3, "--json")
-    for extra in ((), ("--gpu-pyramid",), ("--graphs", 3)):
+    for extra in ((), ("--no-gpu-pyramid",), ("--graphs", 3)):
         (result,) = run_command(*words, *extra)
         assert result["backend"] == "tensorrt"
         assert min(phase["median"] for phase in result["seconds"].values()) > 0
@@ -740,6 +740,11 @@ def test_pyramids_on_the_gpu_are_for_engines_of_segmentation(
     engine = load_backend(write_engine(tmp_path, classifier.onnx, "1:4:16"))
     with pytest.raises(InputError, match="classification are built on the CPU"):
         Predictor(engine, gpu_pyramid=True)
+    cloud = make_cloud(300)
+    found, expected = (
+        Predictor(backend).predict(cloud) for backend in (engine, load_backend(classifier.onnx))
+    )
+    assert np.array_equal(found.classes, expected.classes)
 
 
 @pytest.mark.parametrize("graphs_on", [True, False])

@@ -7,6 +7,8 @@ logits are told by a point's columns alone, with any number of classes.
 from __future__ import annotations
 
 import dataclasses
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +17,9 @@ import pytest
 
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError
-from dela.families.dela.config import DelaConfig
+from dela.families.dela.config import PRESETS, DelaConfig
 from dela.model.contract import ClassInfo
+from dela.plugins.cuda import driver
 from dela.plugins.cuda.arrays import as_device_array
 from dela.plugins.cuda.driver import CudaUnavailable, Device, Stream
 from dela.plugins.tensorrt import bindings
@@ -32,7 +35,7 @@ from small_networks import CONFIG, make_cloud
 from standin_tensorrt import StandInTensorRT, write_engine
 
 EVERYTHING = 100_000  # voxels in one run
-BOUNDS, COUNT, LABEL = 64, 4, 8  # bytes
+BOUNDS, LABEL = 64, 8  # bytes
 # Ties apart: probabilities differ in their last bits.
 CLOSE = 2e-6
 
@@ -114,7 +117,7 @@ def test_labels_are_those_of_the_cpu(engine, votes, max_points, beside):
         around = with_gaps(make_cloud(200, (0.8, 0.4, 0.4), seed=1))
         around.points[:, 1] += 0.8
         options["around"] = around
-    expected = Predictor(engine).predict(cloud, probabilities=True, **options)
+    expected = Predictor(engine, gpu_pyramid=False).predict(cloud, probabilities=True, **options)
     predictor = Predictor(engine, gpu_pyramid=True)
     seen: list[tuple[int, int]] = []
     found = predictor.predict(
@@ -144,7 +147,7 @@ def test_any_number_of_classes(cuda, classes, votes):
     cloud = make_cloud(200, (0.8, 0.8, 0.3))
     options: dict[str, Any] = {"votes": votes, "max_points": 70, "probabilities": True}
     found = Predictor(backend, gpu_pyramid=True).predict(cloud, **options)
-    expected = Predictor(backend).predict(cloud, **options)
+    expected = Predictor(backend, gpu_pyramid=False).predict(cloud, **options)
     assert found.tiles > votes
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=CLOSE)
     assert np.array_equal(found.classes, found.probabilities.argmax(axis=1))
@@ -183,7 +186,7 @@ def test_logits_that_are_no_numbers_give_numpys_labels(cuda, votes):
     backend = ColumnsBackend(5, spoil=0.2)
     cloud = make_cloud(300, (0.8, 0.8, 0.4))
     found = Predictor(backend, gpu_pyramid=True).predict(cloud, votes=votes)
-    expected = Predictor(backend).predict(cloud, votes=votes)
+    expected = Predictor(backend, gpu_pyramid=False).predict(cloud, votes=votes)
     spoiled = np.isnan(expected.confidence)
     assert 0.1 < spoiled.mean() < 0.9
     assert np.array_equal(np.isnan(found.confidence), spoiled)
@@ -193,16 +196,74 @@ def test_logits_that_are_no_numbers_give_numpys_labels(cuda, votes):
 @pytest.mark.parametrize("votes", [1, 4])
 def test_a_scan_goes_up_once_and_its_labels_come_down_once(cuda, engine, votes):
     cloud = make_cloud(1000, (1.0, 1.0, 0.6))
-    columns = len(engine.config.input_columns)
+    colors = sum(cloud.columns[name].nbytes for name in ("red", "green", "blue"))
     predictor = Predictor(engine, gpu_pyramid=True)
     for _ in range(3):  # the network as it is, then captured, then as a graph
         up, down = cuda.count("bytes_up"), cuda.count("bytes_down")
         predictor.predict(cloud, votes=votes)
-        assert cuda.count("bytes_up") - up == cloud.points.nbytes + 4 * columns * len(cloud)
-        # A number of voxels for the scan, one for every later stage; bounds of every view of it.
-        sizes = votes * BOUNDS + (1 + votes * (engine.config.stages - 1)) * COUNT
+        assert cuda.count("bytes_up") - up == cloud.points.nbytes + colors
+        # Bounds and unknown values of the scan; for each view a number for every stage; in words.
+        sizes = BOUNDS + 8 * len(engine.config.input_columns)
+        sizes += votes * 8 * math.ceil(engine.config.stages / 2)
         assert cuda.count("bytes_down") - down == LABEL * len(cloud) + sizes
     assert engine.graphs > 0
+
+
+class CountedBackend(ColumnsBackend):
+    """Knows what its own runs ask of the driver."""
+
+    def __init__(self, cuda, config: DelaConfig) -> None:
+        super().__init__(config.num_classes)
+        self.cuda, self.config = cuda, config
+        self.own: Counter[str] = Counter()
+
+    def counts(self) -> Counter[str]:
+        return Counter({name: self.cuda.count(name) for name in ("calls", "synchronisations")})
+
+    def run(self, pyramid: Pyramid, output: Any = "host") -> Any:
+        before = self.counts()
+        answer = super().run(pyramid, output)
+        self.own += self.counts() - before
+        return answer
+
+
+@pytest.mark.parametrize(("votes", "calls", "waits"), [(1, 60, 2), (4, 150, 5)])
+def test_few_calls_and_two_waits_label_a_scan(cuda, votes, calls, waits):
+    config = dataclasses.replace(PRESETS["s3dis"], attributes=CONFIG.attributes)
+    backend, cloud = CountedBackend(cuda, config), make_cloud(2500, (6.0, 6.0, 0.6))
+    predictor = Predictor(backend)
+    for _ in range(2):
+        before = backend.counts() - backend.own
+        found = predictor.predict(cloud, votes=votes)
+        spent = backend.counts() - backend.own - before
+    print(f"{votes} votes: {dict(spent)}")
+    # A vote waits for the sizes of its stages; the labels are waited for once.
+    assert spent["synchronisations"] == waits
+    assert spent["calls"] <= calls
+    assert found.tiles == votes
+    expected = Predictor(backend, gpu_pyramid=False).predict(cloud, votes=votes)
+    assert np.array_equal(found.classes, expected.classes)
+
+
+def test_who_hears_of_the_progress_may_change_the_device(cuda, engine):
+    def leave(done: int, total: int) -> None:
+        driver.call("cuCtxSetCurrent", 0)
+
+    cloud = make_cloud(400, (0.8, 0.8, 0.4))
+    for votes in (1, 2):
+        options: dict[str, Any] = {"votes": votes, "max_points": 150}
+        found = Predictor(engine).predict(cloud, progress=leave, **options)
+        expected = Predictor(engine, gpu_pyramid=False).predict(cloud, **options)
+        assert np.array_equal(found.classes, expected.classes)
+
+
+def test_an_engine_labels_on_the_gpu_unless_told_otherwise(cuda, engine):
+    cloud, found = make_cloud(300), []
+    for asked in (None, True, False):
+        before = cuda.launches()
+        found.append(Predictor(engine, gpu_pyramid=asked).predict(cloud).classes)
+        assert ("dela_label_rows" in cuda.launches() - before) == (asked is not False)
+    assert np.array_equal(found[0], found[2]) and np.array_equal(found[1], found[2])
 
 
 def test_of_a_scan_in_tiles_the_voxels_come_down_once(cuda, engine):
@@ -229,7 +290,7 @@ def test_surroundings_send_no_labels_down(cuda, engine):
 def test_a_second_scan_of_no_more_points_allocates_nothing(cuda, engine):
     large, small = make_cloud(1500, (1.0, 1.0, 0.6)), make_cloud(700, (1.0, 1.0, 0.4))
     predictor = Predictor(engine, gpu_pyramid=True)
-    expected = Predictor(engine).predict(small, votes=2)
+    expected = Predictor(engine, gpu_pyramid=False).predict(small, votes=2)
     predictor.predict(large, votes=2)
     predictor.predict(large, votes=2)
     before = cuda.count("allocations")
@@ -283,7 +344,7 @@ def test_a_single_point_and_a_network_without_columns(cuda, points, columns, vot
     backend, cloud = ColumnsBackend(4, columns=columns), make_cloud(points, (0.8, 0.8, 0.3))
     options: dict[str, Any] = {"votes": votes, "max_points": 70}
     found = Predictor(backend, gpu_pyramid=True).predict(cloud, **options)
-    expected = Predictor(backend).predict(cloud, **options)
+    expected = Predictor(backend, gpu_pyramid=False).predict(cloud, **options)
     assert (found.tiles > votes) == (points > 1)
     assert np.array_equal(found.classes, expected.classes)
     np.testing.assert_allclose(found.confidence, expected.confidence, atol=CLOSE)
@@ -291,11 +352,11 @@ def test_a_single_point_and_a_network_without_columns(cuda, points, columns, vot
 
 def test_after_too_little_memory_a_smaller_scan_is_labelled(cuda, engine):
     small, large = make_cloud(200, (0.8, 0.8, 0.4)), make_cloud(3000, (2.0, 2.0, 0.6))
-    expected = Predictor(engine).predict(small, votes=2)
+    expected = Predictor(engine, gpu_pyramid=False).predict(small, votes=2)
     predictor = Predictor(engine, gpu_pyramid=True)
     for room in (1_000, 50_000, 100_000):
         cuda.memory = cuda.count("device_bytes") + room
-        with pytest.raises(DelaError, match=r"too little free memory; .* do without --gpu-pyramid"):
+        with pytest.raises(DelaError, match=r"too little free memory; .* add --no-gpu-pyramid"):
             predictor.predict(large, votes=2)
     cuda.memory = 1 << 30
     found = predictor.predict(small, votes=2)
@@ -314,7 +375,7 @@ def test_labels_on_a_gpu(classes, votes):
     for max_points in (EVERYTHING, 5000):
         options: dict[str, Any] = {"votes": votes, "max_points": max_points, "probabilities": True}
         found = Predictor(backend, gpu_pyramid=True).predict(cloud, **options)
-        expected = Predictor(backend).predict(cloud, **options)
+        expected = Predictor(backend, gpu_pyramid=False).predict(cloud, **options)
         np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=CLOSE)
         assert np.array_equal(found.classes, found.probabilities.argmax(axis=1))
         assert np.array_equal(found.confidence, found.probabilities.max(axis=1))
