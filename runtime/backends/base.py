@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypedDict, Unpack
 
 import numpy as np
 
@@ -56,6 +56,8 @@ class LoadOptions:
         threads: of the CPU; None leaves the choice to the backend.
         gpu: number of the GPU; None for the CPU, or for the first GPU of a backend that needs one.
         graphs: whether engines run sizes that come back as CUDA graphs.
+        max_graphs: most CUDA graphs an engine keeps; None leaves the number to it.
+        tf32: whether ONNX Runtime on a GPU may round factors of float32 products to TF32.
     """
 
     name: str
@@ -63,6 +65,30 @@ class LoadOptions:
     threads: int | None = None
     gpu: int | None = None
     graphs: bool = True
+    max_graphs: int | None = None
+    tf32: bool = False
+
+
+class LoadKeywords(TypedDict, total=False):
+    """Options of :func:`load_backend`; each may be left out.
+
+    Attributes:
+        kernels: register this package's kernels with ONNX Runtime; without them the file's own
+            function bodies run: the same answer, slower. On a GPU the bodies always run: these
+            kernels are the CPU's, and every call of them would move features there and back.
+        threads: of the CPU; None: as many as this process was given, see :mod:`dela.threads`.
+        graphs: engines only: run sizes that come back as CUDA graphs.
+        max_graphs: engines only: most graphs to keep; None:
+            :data:`dela.runtime.backends.graphs.MAX_GRAPHS`.
+        tf32: ONNX Runtime on a GPU only: let CUDA round factors of float32 products to TF32's 10
+            bits, which is faster and misses float32 parity.
+    """
+
+    kernels: bool
+    threads: int | None
+    graphs: bool
+    max_graphs: int | None
+    tf32: bool
 
 
 class Backend(Protocol):
@@ -97,22 +123,17 @@ def load_backend(
     path: str | os.PathLike[str],
     backend: str | None = None,
     *,
-    kernels: bool = True,
-    threads: int | None = None,
     device: str | None = None,
-    graphs: bool = True,
+    **options: Unpack[LoadKeywords],
 ) -> Backend:
     """Loads a checkpoint (``.pt``), an exported network (``.onnx``) or an engine (``.engine``).
 
     Args:
         path: the file.
         backend: one of :data:`BACKENDS`; None goes by the suffix.
-        kernels: register this package's kernels with ONNX Runtime; without them the file's own
-            function bodies run: the same answer, slower. On a GPU the bodies always run: these
-            kernels are the CPU's, and every call of them would move features there and back.
-        threads: of the CPU; None: as many as this process was given, see :mod:`dela.threads`.
         device: ``cpu``, ``cuda`` or ``cuda:N``; None: the CPU, for engines the first GPU.
-        graphs: engines only: run sizes that come back as CUDA graphs.
+        **options: ``kernels``, ``threads``, ``graphs``, ``max_graphs`` and ``tf32``, see
+            :class:`LoadKeywords`.
 
     Raises:
         CheckpointError: not a file this package wrote, or of another version.
@@ -133,7 +154,7 @@ def load_backend(
         raise InputError(f"{backend} runs on a GPU; give --device cuda, or leave it out")
     module, _, function = kind.loader.partition(":")
     load = getattr(importlib.import_module(module), function)
-    return load(path, LoadOptions(backend, kernels, threads, gpu, graphs))
+    return load(path, LoadOptions(backend, gpu=gpu, **options))
 
 
 def taken_inputs(

@@ -30,7 +30,7 @@ from dela.runtime.backends.gpu_buffers import (
     explain_cuda_errors,
     on_device,
 )
-from dela.runtime.backends.graphs import Executions
+from dela.runtime.backends.graphs import MAX_GRAPHS, Executions
 from dela.runtime.backends.profiles import choose_profile, padded_counts
 
 Where = Literal["host", "pinned", "device"]
@@ -38,7 +38,10 @@ Where = Literal["host", "pinned", "device"]
 
 def load(path: Path, options: LoadOptions) -> EngineBackend:
     """The entry of :data:`dela.runtime.backends.base.BACKENDS`."""
-    return EngineBackend(path, options.name, device=options.gpu or 0, graphs=options.graphs)
+    most = MAX_GRAPHS if options.max_graphs is None else options.max_graphs
+    return EngineBackend(
+        path, options.name, device=options.gpu or 0, graphs=options.graphs, max_graphs=most
+    )
 
 
 class EngineBackend:
@@ -50,6 +53,8 @@ class EngineBackend:
         device: number of the GPU.
         graphs: pad inputs to bucket sizes and run sizes that come back as CUDA graphs. Without,
             each size runs as it is, and arrays on the device are read where they lie.
+        max_graphs: most graphs kept at a time, each with an execution context of its own; the one
+            unused for longest gives way. 0 captures none.
 
     Attributes:
         sidecar: how the engine was built.
@@ -60,12 +65,21 @@ class EngineBackend:
     Raises:
         MissingDependencyError: no TensorRT, no CUDA package, no driver or no GPU.
         EngineError: the engine does not fit what is installed; the message says what differs.
+        InputError: ``max_graphs`` is below 0.
         CheckpointError: the network's own description is damaged or of a newer dela.
     """
 
     def __init__(
-        self, path: Path, name: str | None = None, *, device: int = 0, graphs: bool = True
+        self,
+        path: Path,
+        name: str | None = None,
+        *,
+        device: int = 0,
+        graphs: bool = True,
+        max_graphs: int = MAX_GRAPHS,
     ) -> None:
+        if max_graphs < 0:
+            raise InputError(f"max_graphs is {max_graphs}; give 1 or more, or 0 for no CUDA graphs")
         if path.suffix.lower() in (".onnx", ".pt", ".pth"):
             raise EngineError(
                 f"{path} is no engine; build one from an exported network: `dela build "
@@ -108,7 +122,7 @@ class EngineBackend:
             self._executions = Executions(
                 _context_maker(trt, engine, name),
                 self.stream,
-                graphs=graphs,
+                max_graphs=max_graphs if graphs else 0,
                 reason=lambda: messages.first_error(trt),
             )
         self._log = messages.logger(trt)

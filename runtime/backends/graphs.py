@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from dela.plugins.cuda.arrays import DeviceArray, GrowingBuffer
     from dela.plugins.cuda.driver import Graph, Stream
 
+# Kept at a time unless another number is asked for.
 MAX_GRAPHS = 16
 # Sets of shapes that are recognized when they come back.
 _REMEMBERED = 1000
@@ -143,7 +144,7 @@ class Executions:
             graphs will be captured from it.
         stream: that everything runs on.
         reason: TensorRT's own words for its latest failure.
-        graphs: capture CUDA graphs, of :data:`MAX_GRAPHS` sets of shapes at most.
+        max_graphs: most sets of shapes that graphs are kept of; 0 captures none.
 
     Attributes:
         graphs: whether graphs are captured; off once one could not be.
@@ -155,7 +156,7 @@ class Executions:
         stream: Stream,
         *,
         reason: Callable[[], str],
-        graphs: bool = True,
+        max_graphs: int = MAX_GRAPHS,
     ) -> None:
         from dela.plugins.cuda.arrays import GrowingBuffer
 
@@ -166,7 +167,8 @@ class Executions:
         self._common: Execution | None = None
         self._own: OrderedDict[Hashable, Execution] = OrderedDict()
         self._met: OrderedDict[Hashable, None] = OrderedDict()
-        self.graphs = graphs
+        self._max_graphs = max_graphs
+        self.graphs = max_graphs > 0
 
     def run(
         self,
@@ -215,7 +217,7 @@ class Executions:
     def _own_of(self, key: Hashable) -> Execution:
         if key in self._own:
             self._own.move_to_end(key)
-        elif len(self._own) < MAX_GRAPHS:
+        elif len(self._own) < self._max_graphs:
             self._own[key] = Execution(self._create(True), self._stream, self._reason)
         else:
             self._own[key] = self._own.popitem(last=False)[1]

@@ -14,7 +14,14 @@ from dela.cli.options import Device, Json
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.runtime.backends.base import BACKENDS, Backend, backend_of, load_backend
-from dela.runtime.cli.options import BackendName, GpuPyramid, MaxPoints, NoGraphs, Threads
+from dela.runtime.cli.options import (
+    BackendName,
+    GpuPyramid,
+    MaxGraphs,
+    MaxPoints,
+    NoGraphs,
+    Threads,
+)
 from dela.runtime.predict.predictor import MAX_POINTS
 
 _POINTS, _CLOUDS = 30_000, 8
@@ -61,6 +68,7 @@ def bench(
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
+    graphs: MaxGraphs = None,
     gpu_pyramid: GpuPyramid = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:
@@ -80,7 +88,12 @@ def bench(
 
     jobs = _jobs(models, [choice.value for choice in backends or ()])
     read = {str(scan): [read_cloud(scan)] for scan in scans or ()}
-    loading: dict[str, Any] = {"threads": threads, "device": device, "graphs": not no_cuda_graphs}
+    loading: dict[str, Any] = {
+        "threads": threads,
+        "device": device,
+        "graphs": not no_cuda_graphs,
+        "max_graphs": graphs,
+    }
     results = []
     for name, model in jobs:
         loaded = load_backend(model, name, kernels=not no_kernels, **loading)

@@ -31,6 +31,12 @@ Threads = Annotated[
 NoGraphs = Annotated[
     bool, typer.Option("--no-cuda-graphs", help="Engines: queue every kernel by itself.")
 ]
+MaxGraphs = Annotated[
+    int | None,
+    typer.Option(
+        "--graphs", min=1, metavar="N", help="Engines: most sizes kept as CUDA graphs; 16 else."
+    ),
+]
 GpuPyramid = Annotated[
     bool,
     typer.Option(

@@ -23,6 +23,7 @@ from dela.runtime.cli.options import (
     BackendChoice,
     DropInvalid,
     GpuPyramid,
+    MaxGraphs,
     MaxPoints,
     Model,
     NoGraphs,
@@ -76,6 +77,7 @@ def predict(
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
+    graphs: MaxGraphs = None,
     gpu_pyramid: GpuPyramid = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -99,6 +101,7 @@ def predict(
         threads=threads,
         device=device,
         graphs=not no_cuda_graphs,
+        max_graphs=graphs,
     )
     predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)
     if output is not None and output not in (target for _, target in jobs):

@@ -151,13 +151,23 @@ def test_memory_that_moves_voids_the_graphs(tensorrt, engine, network):
     assert backend.graphs == 1
 
 
-def test_the_size_unused_for_longest_gives_way(tensorrt, engine, network, monkeypatch):
-    monkeypatch.setattr(graphs, "MAX_GRAPHS", 2)
-    backend, reference = load_backend(engine), load_backend(network.onnx)
+def test_the_size_unused_for_longest_gives_way(tensorrt, engine, network):
+    backend, reference = load_backend(engine, max_graphs=2), load_backend(network.onnx)
     pyramids = [scene_pyramid(network.config, count) for count in (400, 1200, 3000)]
     for index in (0, 0, 1, 1, 2, 0, 0, 2, 2, 1, 1):
         assert_same(backend.run(pyramids[index]), reference.run(pyramids[index]))
     assert backend.graphs == 2 == len(tensorrt.engines[0].contexts) - 1
+
+
+def test_the_number_of_graphs_may_be_none_but_not_less(tensorrt, engine, network):
+    backend, reference = load_backend(engine, max_graphs=0), load_backend(network.onnx)
+    pyramid = scene_pyramid(network.config)
+    for _ in range(3):
+        assert_same(backend.run(pyramid), reference.run(pyramid))
+    # Without graphs nothing is padded either.
+    assert backend.graphs == 0 and tensorrt.runs[-1]["points"] == len(pyramid.points)
+    with pytest.raises(InputError, match="max_graphs is -1; give 1 or more, or 0"):
+        load_backend(engine, max_graphs=-1)
 
 
 def test_several_profiles_share_one_engine(tensorrt, network, tmp_path):
@@ -489,7 +499,7 @@ def test_commands_run_an_engine(tensorrt, engine, network, tmp_path, capsys):
     assert report["backend"] == "tensorrt on cuda:0" and report["passed"]
     capsys.readouterr()
     words = ("bench", engine, "--backend", "tensorrt", "--points", 300, "--repeat", 3, "--json")
-    for extra in ((), ("--gpu-pyramid",)):
+    for extra in ((), ("--gpu-pyramid",), ("--graphs", 3)):
         (result,) = run_command(*words, *extra)
         assert result["backend"] == "tensorrt"
         assert min(phase["median"] for phase in result["seconds"].values()) > 0
