@@ -30,7 +30,8 @@ from dela.runtime.backends.gpu_buffers import (
     explain_cuda_errors,
     on_device,
 )
-from dela.runtime.backends.graphs import MAX_GRAPHS, Executions
+from dela.runtime.backends.graphs import MAX_GRAPHS, Executions, RunKind
+from dela.runtime.backends.ladder import Ladder
 from dela.runtime.backends.profiles import choose_profile, padded_counts
 
 Where = Literal["host", "pinned", "device"]
@@ -51,13 +52,15 @@ class EngineBackend:
         path: the engine; ``<path>.json`` stands beside it.
         name: ``tensorrt`` or ``tensorrt-rtx``; None for the one that built it.
         device: number of the GPU.
-        graphs: pad inputs to bucket sizes and run sizes that come back as CUDA graphs. Without,
-            each size runs as it is, and arrays on the device are read where they lie.
+        graphs: pad inputs to rows that many sizes share, and run those that come back as CUDA
+            graphs. Without, each size runs as it is, and arrays on the device are read where they
+            lie.
         max_graphs: most graphs kept at a time, each with an execution context of its own; the one
             unused for longest gives way. 0 captures none.
 
     Attributes:
         sidecar: how the engine was built.
+        max_graphs: most graphs kept at a time.
         device: the GPU (:class:`dela.plugins.cuda.driver.Device`).
         stream: that the network and its copies run on, one thread at a time; work of your own goes
             on a stream of its own.
@@ -125,6 +128,8 @@ class EngineBackend:
                 max_graphs=max_graphs if graphs else 0,
                 reason=lambda: messages.first_error(trt),
             )
+        self.max_graphs = max_graphs
+        self._ladder = Ladder(sidecar.profiles, self._per_cloud, most=max(max_graphs, 1))
         self._log = messages.logger(trt)
         self._lock = threading.Lock()
 
@@ -132,6 +137,49 @@ class EngineBackend:
     def graphs(self) -> int:
         """CUDA graphs captured so far."""
         return self._executions.captured
+
+    @property
+    def latest_run(self) -> RunKind:
+        """Whether the latest run met its size for the first time, captured a graph or replayed."""
+        return self._executions.latest
+
+    def warm_up(
+        self, sizes: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Runs sizes to come and captures their graphs, so that no scan of them waits for it.
+
+        Args:
+            sizes: points of stage 0, or clouds of a batch (classification).
+            progress: called as ``progress(graphs captured, graphs in all)``.
+
+        Returns:
+            Graphs at hand; 0 where none can be captured.
+
+        Raises:
+            InputError: this engine captures no graphs, or the sizes need more than are kept.
+            EngineError: more points than the engine takes.
+            DelaError: the GPU has too little memory, or the engine fails.
+        """
+        if not self._executions.graphs:
+            raise InputError(f"{self.path} runs without CUDA graphs; there is nothing to warm up")
+        sets = self._ladder.likely(sizes, self.sidecar.metadata(), str(self.path))
+        nothing = {
+            spec.name: np.zeros((0, *spec.columns), np.dtype(spec.dtype)) for spec in self._specs
+        }
+        with self._lock, explain_cuda_errors(), self.device.current():
+            self._log.clear()
+            # The largest comes first: memory that grows later would void what is captured.
+            for done, (profile, rows) in enumerate(sets, start=1):
+                self._ladder.keep(profile, rows)
+                shapes = self._shapes(rows)
+                for _ in range(2):
+                    inputs = self._block.upload(nothing, shapes, self._dtypes)
+                    logits = self._output.reserve((self._answers(rows), self.config.num_classes))
+                    self._executions.run(profile, inputs, {OUTPUT: logits})
+                self._output.download(logits)
+                if progress is not None:
+                    progress(done, len(sets))
+        return self.graphs
 
     def run(self, pyramid: Inputs, output: Where | Any = "host") -> Any:
         """Logits of a pyramid: [N_0, classes] float32, or [B, classes] (classification).
@@ -164,9 +212,10 @@ class EngineBackend:
             per_cloud = self._per_cloud
             profiles = self.sidecar.profiles
             profile = choose_profile(profiles, counts, per_cloud, str(self.path))
-            rows = padded_counts(
-                counts, profiles[profile], per_cloud, buckets=self._executions.graphs
-            )
+            if self._executions.graphs:
+                rows = self._ladder.rows(profile, counts)
+            else:
+                rows = padded_counts(counts, profiles[profile], per_cloud)
             inputs = self._on_device(arrays, rows, direct=rows == counts)
             logits = self._output.reserve((self._answers(rows), self.config.num_classes))
             self._executions.run(profile, inputs, {OUTPUT: logits})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from dela.plugins.cuda.driver import Graph, Stream
 
 # Kept at a time unless another number is asked for.
-MAX_GRAPHS = 16
+MAX_GRAPHS = 24
+# How a run went: at rows met for the first time, with its graph captured, from its graph, or in an
+# engine that captures none.
+RunKind = Literal["first", "captured", "replayed", "plain"]
 # Sets of shapes that are recognized when they come back.
 _REMEMBERED = 1000
 
@@ -148,6 +151,7 @@ class Executions:
 
     Attributes:
         graphs: whether graphs are captured; off once one could not be.
+        latest: how the latest run went.
     """
 
     def __init__(
@@ -169,6 +173,7 @@ class Executions:
         self._met: OrderedDict[Hashable, None] = OrderedDict()
         self._max_graphs = max_graphs
         self.graphs = max_graphs > 0
+        self.latest: RunKind = "plain"
 
     def run(
         self,
@@ -186,6 +191,10 @@ class Executions:
         own = self.graphs and self._comes_back(key)
         execution = self._own_of(key) if own else self._common_one()
         execution.prepare(profile, inputs, outputs, self._scratch)
+        if own:
+            self.latest = "captured" if execution.graph is None else "replayed"
+        else:
+            self.latest = "first" if self.graphs else "plain"
         try:
             execution.run(capture=own)
         except CaptureError as error:

@@ -21,6 +21,8 @@ from dela.runtime.cli.options import (
     MaxPoints,
     NoGraphs,
     Threads,
+    WarmUp,
+    warm_up,
 )
 from dela.runtime.predict.predictor import MAX_POINTS
 
@@ -69,6 +71,7 @@ def bench(
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
+    warm: WarmUp = None,
     gpu_pyramid: GpuPyramid = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:
@@ -97,6 +100,7 @@ def bench(
     results = []
     for name, model in jobs:
         loaded = load_backend(model, name, kernels=not no_kernels, **loading)
+        warm_up(loaded, warm)
         label = _label(name, device, no_kernels)
         for title, clouds in _inputs(loaded, points, read).items():
             asked = MeasureOptions(title, label, max_points, gpu_pyramid)

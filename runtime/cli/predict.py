@@ -29,6 +29,8 @@ from dela.runtime.cli.options import (
     NoGraphs,
     Threads,
     Truth,
+    WarmUp,
+    warm_up,
 )
 from dela.runtime.predict.labelled import classes_of_codes, column_of, score, with_prediction
 from dela.runtime.predict.predictor import MAX_POINTS, Prediction, Predictor
@@ -78,6 +80,7 @@ def predict(
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
+    warm: WarmUp = None,
     gpu_pyramid: GpuPyramid = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -103,6 +106,7 @@ def predict(
         graphs=not no_cuda_graphs,
         max_graphs=graphs,
     )
+    warm_up(loaded, warm)
     predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)
     if output is not None and output not in (target for _, target in jobs):
         _make_folder(output)
