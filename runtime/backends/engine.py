@@ -32,6 +32,7 @@ from dela.runtime.backends.gpu_buffers import (
 )
 from dela.runtime.backends.graphs import MAX_GRAPHS, Executions, RunKind
 from dela.runtime.backends.ladder import Ladder
+from dela.runtime.backends.layers import LayerTime, layers_of_engine, recorder
 from dela.runtime.backends.profiles import choose_profile, padded_counts
 
 Where = Literal["host", "pinned", "device"]
@@ -129,6 +130,7 @@ class EngineBackend:
                 reason=lambda: messages.first_error(trt),
             )
         self.max_graphs = max_graphs
+        self._trt, self._engine = trt, engine
         self._ladder = Ladder(sidecar.profiles, self._per_cloud, most=max(max_graphs, 1))
         self._log = messages.logger(trt)
         self._lock = threading.Lock()
@@ -180,6 +182,33 @@ class EngineBackend:
                 if progress is not None:
                     progress(done, len(sets))
         return self.graphs
+
+    def time_layers(self, pyramid: Inputs, repeats: int) -> list[LayerTime]:
+        """Time of every layer, the longest first, run without padding and CUDA graphs.
+
+        Args:
+            pyramid: as :meth:`run` takes it.
+            repeats: runs that are averaged, after one that is not counted.
+
+        Raises:
+            InputError, EngineError: as :meth:`run`.
+            DelaError: the GPU has too little memory, or the engine fails.
+        """
+        arrays = self._arrays(pyramid)
+        with self._lock, explain_cuda_errors(), self.device.current():
+            self._log.clear()
+            counts = self._counts(arrays)
+            profiles = self.sidecar.profiles
+            profile = choose_profile(profiles, counts, self._per_cloud, str(self.path))
+            rows = padded_counts(counts, profiles[profile], self._per_cloud)
+            inputs = self._on_device(arrays, rows, direct=False)
+            logits = self._output.reserve((self._answers(rows), self.config.num_classes))
+            execution = self._executions.apart(profile, inputs, {OUTPUT: logits})
+            recorded = recorder(self._trt)
+            execution.time_layers(recorded, repeats)
+            form = self._trt.LayerInformationFormat.JSON
+            inspected = execution.inspected(self._engine.create_engine_inspector(), form)
+        return layers_of_engine(recorded.milliseconds, inspected, repeats)
 
     def run(self, pyramid: Inputs, output: Where | Any = "host") -> Any:
         """Logits of a pyramid: [N_0, classes] float32, or [B, classes] (classification).

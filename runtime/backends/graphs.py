@@ -113,6 +113,24 @@ class Execution:
         if capture:
             self.graph = self._captured()
 
+    def time_layers(self, recorder: Any, repeats: int) -> None:
+        """Runs the network without a graph; every layer of each run reports to an ``IProfiler``.
+
+        Raises:
+            DelaError: TensorRT could not run the network.
+        """
+        self._enqueue()
+        self._stream.synchronize()
+        self._context.profiler = recorder
+        for _ in range(repeats):
+            self._enqueue()
+            self._stream.synchronize()
+
+    def inspected(self, inspector: Any, form: Any) -> str:
+        """What an engine's inspector says of it at the context's shapes."""
+        inspector.execution_context = self._context
+        return str(inspector.get_engine_information(form))
+
     def _captured(self) -> Graph:
         from dela.plugins.cuda.driver import CudaError, Graph
 
@@ -203,6 +221,21 @@ class Executions:
             self._stream.synchronize()
             self._own.clear()
             print(f"warning: running without CUDA graphs: {error}", file=sys.stderr)
+
+    def apart(
+        self,
+        profile: int,
+        inputs: Mapping[str, DeviceArray],
+        outputs: Mapping[str, DeviceArray],
+    ) -> Execution:
+        """An execution that is ready to run and not kept, for measurements.
+
+        Raises:
+            DelaError: TensorRT refuses the shapes.
+        """
+        execution = Execution(self._create(False), self._stream, self._reason)
+        execution.prepare(profile, inputs, outputs, self._scratch)
+        return execution
 
     @property
     def captured(self) -> int:

@@ -559,8 +559,9 @@ def test_commands_run_an_engine(tensorrt, engine, network, tmp_path, capsys):
     with pytest.raises(InputError, match="--warm-up is for engines; onnxruntime captures no CUDA"):
         run_command("predict", scan, "-m", network.onnx, "--warm-up", "100:900", "--overwrite")
     capsys.readouterr()
+    tensorrt.layers = {"spse": ("PluginV3", 0.5)}
     words = ("bench", engine, "--backend", "tensorrt", "--points", 300, "--repeat", 3, "--json")
-    for extra in ((), ("--gpu-pyramid",), ("--graphs", 3), ("--warm-up", "100:900")):
+    for extra in ((), ("--gpu-pyramid",), ("--graphs", 3), ("--warm-up", "100:900"), ("--layers",)):
         (result,) = run_command(*words, *extra)
         assert result["backend"] == "tensorrt"
         assert min(phase["median"] for phase in result["seconds"].values()) > 0
@@ -714,6 +715,42 @@ def test_latency_with_everything_on_the_gpu(emulated_cuda, engine, network):
     assert min(latency.seconds["preprocess"]) > 0 and latency.runs == 1
 
 
+def test_first_captured_and_replayed_runs_are_timed_apart(tensorrt, engine):
+    backend = load_backend(engine)
+    result = measure(backend, [make_cloud(3000)], MeasureOptions(crops=3), repeats=11, warmups=1)
+    kinds = {kind: len(seconds) for kind, seconds in result.kinds.items()}
+    sets = len({(run["points"], run["neighbors_1"]) for run in tensorrt.runs})
+    assert kinds == {"first": sets, "captured": sets, "replayed": 12 - 2 * sets} and sets > 1
+    plain = measure(load_backend(engine, graphs=False), [make_cloud(600)], repeats=2, warmups=0)
+    assert {kind: len(seconds) for kind, seconds in plain.kinds.items()} == {"first": 1, "again": 1}
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["at once", "deferred"])
+def test_layers_of_an_engine_come_from_its_profile_and_inspector(
+    emulated_cuda, tensorrt, engine, network, defer
+):
+    emulated_cuda.defer = defer
+    backend, reference = load_backend(engine), load_backend(network.onnx)
+    pyramid = scene_pyramid(network.config)
+    for _ in range(2):
+        backend.run(pyramid)
+    tensorrt.layers = {"spse": ("PluginV3", 0.5), "mlp + gelu": ("gemm", 1.25), "new": ("", 0.25)}
+    layers = backend.time_layers(pyramid, 4)
+    found = [(layer.name, layer.operator, layer.seconds, layer.share) for layer in layers]
+    assert found == [
+        ("mlp + gelu", "gemm", pytest.approx(1.25e-3), pytest.approx(0.625)),
+        ("spse", "PluginV3", pytest.approx(0.5e-3), pytest.approx(0.25)),
+        ("new", "", pytest.approx(0.25e-3), pytest.approx(0.125)),
+    ]
+    assert tensorrt.runs[-1]["points"] == len(pyramid.points)  # not padded
+    # Graphs captured before are still good.
+    assert_same(backend.run(pyramid), reference.run(pyramid))
+    assert backend.latest_run == "replayed"
+    tensorrt.layers = {}
+    with pytest.raises(DelaError, match="no layer reported its time"):
+        backend.time_layers(pyramid, 2)
+
+
 def test_pyramids_on_the_gpu_are_for_engines_of_segmentation(
     tensorrt, classifier, network, tmp_path
 ):
@@ -749,6 +786,7 @@ def test_the_stand_in_has_no_name_that_tensorrt_lacks():
         (standin_tensorrt.Context, trt.IExecutionContext),
         (standin_tensorrt.RuntimeConfig, trt.IRuntimeConfig),
         (standin_tensorrt.Runtime, trt.Runtime),
+        (standin_tensorrt.EngineInspector, trt.EngineInspector),
         (StandInTensorRT, trt),
     ):
         names = {name for name in vars(ours) if not name.startswith("_")} - {"error"}
