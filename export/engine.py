@@ -56,6 +56,7 @@ class BuildRequest:
         workspace: most scratch memory of a layer, MiB; None leaves it to TensorRT.
         level: builder optimization level 0 to 5, quick to thorough; None leaves it to TensorRT.
         timing_cache: ``tensorrt``: file of measured timings, read when it exists, written after.
+        device: ``tensorrt``: number of the GPU that builds; None: the first.
     """
 
     backend: str = "tensorrt"
@@ -69,6 +70,7 @@ class BuildRequest:
     workspace: int | None = None
     level: int | None = None
     timing_cache: Path | None = None
+    device: int | None = None
 
 
 class Progress(Protocol):
@@ -113,14 +115,16 @@ def build_engine(
     profiles = tuple(parse_profile(text, metadata, request.headroom) for text in texts)
 
     trt = _bindings(request.backend)
-    capabilities = _capabilities(trt, request)
+    device = _device(request)
+    capabilities = _capabilities(trt, request, device)
     kernels_sha256 = _register(trt, request.plugins)
-    builder = _builder(trt)
     properties = {entry.key: entry.value for entry in proto.metadata_props}
-    parsed = parse_network(trt, builder, proto, metadata, request.plugins, str(model))
-    config = _configure(trt, builder, request, capabilities)
-    _add_profiles(trt, builder, config, metadata, profiles)
-    serialized = _build(trt, builder, parsed, config, progress)
+    with contextlib.nullcontext() if device is None else device.current():
+        builder = _builder(trt)
+        parsed = parse_network(trt, builder, proto, metadata, request.plugins, str(model))
+        config = _configure(trt, builder, request, capabilities)
+        _add_profiles(trt, builder, config, metadata, profiles)
+        serialized = _build(trt, builder, parsed, config, progress)
     sidecar = Sidecar(
         flavour=request.backend,
         tensorrt_version=trt.__version__,
@@ -175,6 +179,11 @@ def _check_request(request: BuildRequest) -> None:
     if request.workspace is not None and request.workspace < 1:
         raise InputError(f"workspace is {request.workspace} MiB; it must be above 0")
     if request.backend == "tensorrt-rtx":
+        if request.device is not None:
+            raise InputError(
+                "TensorRT for RTX builds on the CPU; leave out --device, and name the GPUs that "
+                "will run the engine by --compute-capability"
+            )
         if request.plugins == "ahead-of-time":
             raise InputError(
                 "TensorRT for RTX has no plugins ahead of time; build with --plugins python, or "
@@ -203,15 +212,22 @@ def _bindings(flavour: str) -> ModuleType:
         raise MissingDependencyError(str(error)) from error
 
 
-def _capabilities(trt: Any, request: BuildRequest) -> tuple[str, ...]:
+def _device(request: BuildRequest) -> Device | None:
+    """The GPU that builds; None where the CPU does."""
+    if request.backend != "tensorrt":
+        return None
+    try:
+        return Device(request.device or 0)
+    except CudaUnavailable as error:
+        raise EngineError(
+            f"tensorrt builds on a GPU: {error}; `--backend tensorrt-rtx` builds without one"
+        ) from error
+
+
+def _capabilities(trt: Any, request: BuildRequest, device: Device | None) -> tuple[str, ...]:
     """Compute capabilities to build for, such as ``("8.9",)``."""
-    if request.backend == "tensorrt":
-        try:
-            major, minor = Device().compute_capability
-        except CudaUnavailable as error:
-            raise EngineError(
-                f"tensorrt builds on a GPU: {error}; `--backend tensorrt-rtx` builds without one"
-            ) from error
+    if device is not None:
+        major, minor = device.compute_capability
         if (major, minor) < LOWEST_CAPABILITY and request.plugins != "none":
             raise EngineError(
                 f"dela's kernels need compute capability {'.'.join(map(str, LOWEST_CAPABILITY))} "
@@ -287,7 +303,13 @@ def _configure(trt: Any, builder: Any, request: BuildRequest, capabilities: tupl
         config.hardware_compatibility_level = getattr(
             trt.HardwareCompatibilityLevel, request.compatibility.upper().replace("-", "_")
         )
+    # Lets activation memory shrink with the sizes that run, where the bindings know it.
+    resize = getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
+    if resize is not None:
+        config.set_preview_feature(resize, True)
     if request.backend == "tensorrt-rtx":
+        # Without it the engine may allocate while it runs, which no CUDA graph can hold.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         config.num_compute_capabilities = len(capabilities)
         for index, name in enumerate(capabilities):
             kind = getattr(trt.ComputeCapability, "SM" + name.replace(".", ""))

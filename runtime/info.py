@@ -14,6 +14,7 @@ from dela.errors import InputError
 from dela.families import family_of
 from dela.model.contract import Contract
 from dela.runtime.backends.base import BACKENDS
+from dela.runtime.backends.kernel_cache import cache_files
 from dela.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
 
@@ -115,6 +116,9 @@ def _engine(path: Path) -> dict[str, Any]:
         "plugin_layers": sidecar.plugin_layers,
         "profiles": [str(profile) for profile in sidecar.profiles],
         "dela_version": sidecar.dela_version,
+        "kernel_caches": [
+            {"name": file.name, "bytes": file.stat().st_size} for file in cache_files(path)
+        ],
         "checkpoint_sha256": metadata.checkpoint_sha256,
         **_network(metadata.config),
     }

@@ -192,11 +192,11 @@ def verify(
 def tolerance_of(backend: Backend) -> Tolerance:
     """The tolerance of a file's dtype; fp32's for a checkpoint.
 
-    An engine with TF32 rounds factors to float16's 10 bits.
+    TF32, in an engine or in ONNX Runtime on a GPU, rounds factors to float16's 10 bits.
     """
     dtype = backend.metadata.dtype if backend.metadata is not None else "fp32"
     sidecar: Sidecar | None = getattr(backend, "sidecar", None)
-    if dtype == "fp32" and sidecar is not None and sidecar.tf32:
+    if dtype == "fp32" and getattr(sidecar or backend, "tf32", False):
         dtype = "fp16"
     return family_of(backend.config).parity(dtype)
 

@@ -258,6 +258,7 @@ def test_the_documented_gpu_pyramids_and_outputs_run(emulated_cuda, folder, netw
     names: dict[str, Any] = {
         "pyramid": inputs,
         "mine": DeviceArray.empty(expected.shape, np.float32),
+        "stream": stream,
         "points": DeviceArray.from_host(inputs.points, stream),
         "attributes": DeviceArray.from_host(inputs.attributes, stream),
     }

@@ -13,6 +13,7 @@ import typer
 from dela.artifacts.sidecar import SUFFIX, Sidecar, sidecar_path
 from dela.cli.console import ProgressBar, note, print_json
 from dela.cli.options import Json, Overwrite
+from dela.errors import InputError
 from dela.export.cli.export import DtypeName
 
 
@@ -90,6 +91,12 @@ TimingCache = Annotated[
     Path | None,
     typer.Option(help="File of measured timings: read when it exists, written after."),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        metavar="cuda:N", help="tensorrt: GPU that builds, such as cuda:1; the first when left out."
+    ),
+]
 
 
 def build(
@@ -106,6 +113,7 @@ def build(
     workspace: Workspace = None,
     level: Level = None,
     timing_cache: TimingCache = None,
+    device: Device = None,
     overwrite: Overwrite = False,
     json: Json = False,
 ) -> dict[str, Any]:
@@ -133,6 +141,7 @@ def build(
         workspace=workspace,
         level=level,
         timing_cache=timing_cache,
+        device=_gpu_number(device),
     )
     output = model.with_suffix(SUFFIX) if output is None else output
     start = time.perf_counter()
@@ -144,6 +153,20 @@ def build(
     else:
         _print_summary(summary, sidecar)
     return summary
+
+
+def _gpu_number(device: str | None) -> int | None:
+    """``cuda:1`` or ``1`` -> 1, ``cuda`` -> 0.
+
+    Raises:
+        InputError: anything else.
+    """
+    if device is None:
+        return None
+    number = "0" if device == "cuda" else device.removeprefix("cuda:")
+    if not number.isdecimal():
+        raise InputError(f"device {device!r} is no GPU; give cuda or cuda:N, such as cuda:1")
+    return int(number)
 
 
 def _summary(output: Path, sidecar: Sidecar, seconds: float) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Plugins that launch the kernels from Python: ``IPluginV3`` for every operator of the table.
 
 TensorRT calls them while an engine is built and again, from whatever process has registered them,
-while it runs. ``enqueue`` queues one kernel on TensorRT's stream and does nothing else, so that it
-can be captured into a CUDA graph.
+while it runs. All is worked out when shapes change; ``enqueue`` queues one kernel on TensorRT's
+stream and does nothing else, so that it is quick and can be captured into a CUDA graph.
 """
 
 from __future__ import annotations
@@ -96,6 +96,7 @@ def _plugin_class(trt: Any) -> type[Any]:
             self.timing_cache_id = ""
             self.operator, self.fields = operator, fields
             self.kernels: Any = None
+            self.plan: Any = None
 
         def get_capability_interface(self, kind: Any) -> Any:
             return self
@@ -142,19 +143,21 @@ class _Runtime:
     operator: Operator
     fields: dict[str, Any]
     kernels: Any
-
-    def kernel_name(self, tensors: list[Any]) -> str:
-        """Of the kernel for tensors of these shapes and types."""
-        return self.operator.kernel_name(
-            [tuple(desc.dims) for desc in tensors], self._feature_type(tensors), self.fields
-        )
-
-    def _feature_type(self, tensors: list[Any]) -> str:
-        return self.features[tensors[0].type]
+    plan: Any
 
     def on_shape_change(self, inputs: Any, outputs: Any) -> None:
-        if self.kernels is not None:
-            self.kernels.function(self.kernel_name(inputs))
+        # While an engine is built there may be no GPU, and nothing is launched without one.
+        self.plan = None if self.kernels is None else self._planned(inputs)
+
+    def _planned(self, tensors: list[Any]) -> Any:
+        """The launches for tensors of these shapes and types."""
+        from dela.plugins.tensorrt.launch_plan import LaunchPlan
+
+        if self.kernels is None:
+            self.kernels = _kernels_of_current_device()
+        shapes = [tuple(desc.dims) for desc in tensors]
+        features = self.features[tensors[0].type]
+        return LaunchPlan(self.kernels, self.operator, shapes, features, self.fields)
 
     def set_tactic(self, tactic: int) -> None:
         pass
@@ -169,8 +172,8 @@ class _Runtime:
         return self.bindings.PluginFieldCollection(self._serialized)
 
     def attach_to_context(self, context: Any) -> Any:
-        # Kernels are loaded here and looked up in on_shape_change: enqueue may run while a CUDA
-        # graph is captured.
+        # Kernels are loaded here and looked up in on_shape_change, which TensorRT calls before it
+        # runs other shapes: enqueue may run while a CUDA graph is captured.
         plugin: Any = self.clone()  # type: ignore[attr-defined]
         plugin.kernels = _kernels_of_current_device()
         return plugin
@@ -184,10 +187,9 @@ class _Runtime:
         workspace: int,
         stream: int,
     ) -> None:
-        shapes = [tuple(desc.dims) for desc in input_desc]
-        features = self._feature_type(input_desc)
-        addresses = [*inputs, *outputs]
-        self.operator.launch(self.kernels, shapes, features, self.fields, addresses, stream)
+        if self.plan is None:
+            self.plan = self._planned(input_desc)
+        self.plan.queue((*inputs, *outputs), stream)
 
 
 def _kernels_of_current_device() -> Any:

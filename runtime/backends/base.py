@@ -138,7 +138,7 @@ def load_backend(
     Raises:
         CheckpointError: not a file this package wrote, or of another version.
         EngineError: an engine that does not fit what is installed.
-        InputError: a missing file, an unknown backend or device.
+        InputError: a missing file, an unknown backend or device, TF32 where there is none.
         MissingDependencyError: the backend's package, or a GPU with its driver, is missing.
     """
     path = Path(path)
@@ -152,6 +152,11 @@ def load_backend(
     kind = BACKENDS[backend]
     if kind.gpu_only and device is not None and gpu is None:
         raise InputError(f"{backend} runs on a GPU; give --device cuda, or leave it out")
+    if options.get("tf32") and (backend != "onnxruntime" or gpu is None):
+        raise InputError(
+            "TF32 is a choice for ONNX Runtime on a GPU (--device cuda); leave out --tf32 for "
+            f"{backend}, or build an engine with `dela build --tf32`"
+        )
     module, _, function = kind.loader.partition(":")
     load = getattr(importlib.import_module(module), function)
     return load(path, LoadOptions(backend, gpu=gpu, **options))

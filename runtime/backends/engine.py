@@ -6,11 +6,13 @@ as a CUDA graph where its sizes come back; logits come down in one copy, or stay
 
 from __future__ import annotations
 
+import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -25,15 +27,21 @@ from dela.runtime.backends.gpu_buffers import (
     ALIGNMENT,
     InputBlock,
     OutputBuffer,
+    callers_stream,
     device_inputs,
     device_output,
     explain_cuda_errors,
     on_device,
+    run_stream,
 )
 from dela.runtime.backends.graphs import MAX_GRAPHS, Executions, RunKind
+from dela.runtime.backends.kernel_cache import KernelCache
 from dela.runtime.backends.ladder import Ladder
 from dela.runtime.backends.layers import LayerTime, layers_of_engine, recorder
 from dela.runtime.backends.profiles import choose_profile, padded_counts
+
+if TYPE_CHECKING:
+    from dela.plugins.cuda.arrays import DeviceArray
 
 Where = Literal["host", "pinned", "device"]
 
@@ -96,7 +104,7 @@ class EngineBackend:
             )
         name, trt = flavour, _bindings(flavour)
         with explain_cuda_errors():
-            from dela.plugins.cuda.driver import Device, Stream
+            from dela.plugins.cuda.driver import Device, Event, Stream
 
             self.device = Device(device)
         sidecar = read_sidecar(path)
@@ -121,19 +129,43 @@ class EngineBackend:
         self._per_cloud = tuple(size.per_cloud for size in self._sizes if size.per_cloud)
         self._dtypes = {spec.name: spec.dtype for spec in self._specs}
         with explain_cuda_errors(), self.device.current():
+            self._arriving = run_stream(self.stream)
+            self._finished = Event(self.device)
             self._block = InputBlock(self.stream, self._specs)
             self._output = OutputBuffer(self.stream)
+            create, captured = self._contexts(trt, engine)
             self._executions = Executions(
-                _context_maker(trt, engine, name),
+                create,
                 self.stream,
                 max_graphs=max_graphs if graphs else 0,
                 reason=lambda: messages.first_error(trt),
+                captured=captured,
             )
         self.max_graphs = max_graphs
         self._trt, self._engine = trt, engine
         self._ladder = Ladder(sidecar.profiles, self._per_cloud, most=max(max_graphs, 1))
         self._log = messages.logger(trt)
         self._lock = threading.Lock()
+
+    def _contexts(
+        self, trt: ModuleType, engine: Any
+    ) -> tuple[Callable[[bool], Any], Callable[[], None]]:
+        """What makes execution contexts, and what to do once a graph is captured."""
+        if self.name != "tensorrt-rtx":
+            return _context_maker(trt, engine), lambda: None
+        create, runtime_cache = _rtx_context_maker(trt, engine)
+        major, minor = self.device.compute_capability
+        key = {
+            "gpu": self.device.name,
+            "compute_capability": f"{major}.{minor}",
+            "tensorrt_version": trt.__version__,
+            "engine": self.sidecar.engine_sha256,
+        }
+        cache = KernelCache(runtime_cache, self.path, key)
+        cache.load()
+        # Kernels compiled in the background are there in the end only.
+        weakref.finalize(self, _save_kernels, cache, self.device)
+        return create, cache.save
 
     @property
     def graphs(self) -> int:
@@ -170,15 +202,18 @@ class EngineBackend:
         }
         with self._lock, explain_cuda_errors(), self.device.current():
             self._log.clear()
+            self._arriving.begin()
             # The largest comes first: memory that grows later would void what is captured.
             for done, (profile, rows) in enumerate(sets, start=1):
                 self._ladder.keep(profile, rows)
                 shapes = self._shapes(rows)
                 for _ in range(2):
-                    inputs = self._block.upload(nothing, shapes, self._dtypes)
+                    inputs = self._block.upload(nothing, shapes)
                     logits = self._output.reserve((self._answers(rows), self.config.num_classes))
                     self._executions.run(profile, inputs, {OUTPUT: logits})
                 self._output.download(logits)
+                self.stream.synchronize()
+                self._executions.waited()
                 if progress is not None:
                     progress(done, len(sets))
         return self.graphs
@@ -197,6 +232,7 @@ class EngineBackend:
         arrays = self._arrays(pyramid)
         with self._lock, explain_cuda_errors(), self.device.current():
             self._log.clear()
+            self._arriving.begin()
             counts = self._counts(arrays)
             profiles = self.sidecar.profiles
             profile = choose_profile(profiles, counts, self._per_cloud, str(self.path))
@@ -210,7 +246,7 @@ class EngineBackend:
             inspected = execution.inspected(self._engine.create_engine_inspector(), form)
         return layers_of_engine(recorded.milliseconds, inspected, repeats)
 
-    def run(self, pyramid: Inputs, output: Where | Any = "host") -> Any:
+    def run(self, pyramid: Inputs, output: Where | Any = "host", *, stream: Any = None) -> Any:
         """Logits of a pyramid: [N_0, classes] float32, or [B, classes] (classification).
 
         Args:
@@ -221,41 +257,60 @@ class EngineBackend:
                 ``device``: a :class:`dela.plugins.cuda.arrays.DeviceArray`; both are the
                 backend's, complete, and overwritten by the next run. Or an array of yours, of any
                 library, on the same GPU: they are copied there, complete on return.
+            stream: a stream of yours, of any library or as the driver's handle, instead of
+                waiting. The run begins after what it was given so far; the logits, anywhere but
+                ``host``, are there for what it is given later. Arrays of the input must stay until
+                then. Sizes that are captured now, or that memory must grow for, wait all the same.
 
         Raises:
-            InputError: a shape, dtype or index that does not fit, or an output that is no place
-                for logits.
+            InputError: a shape, dtype or index that does not fit, an output that is no place for
+                logits, or no stream.
             EngineError: more points than the engine takes.
             DelaError: the GPU has too little memory, or the engine fails.
         """
-        if isinstance(output, str) and output not in get_args(Where):
-            raise InputError(
-                f"output is {output!r}; give {', '.join(get_args(Where))} or an array on the GPU"
-            )
+        _check_output(output, stream)
         arrays = self._arrays(pyramid)
         with self._lock, explain_cuda_errors(), self.device.current():
             self._log.clear()
+            self._arriving.begin()
+            caller = None if stream is None else callers_stream(stream, self.device)
+            if caller is not None:
+                self._arriving.wait_for(caller)
             counts = self._counts(arrays)
-            answers = (self._answers(counts), self.config.num_classes)
-            given = None if isinstance(output, str) else device_output(output, answers, self.stream)
-            per_cloud = self._per_cloud
-            profiles = self.sidecar.profiles
-            profile = choose_profile(profiles, counts, per_cloud, str(self.path))
-            if self._executions.graphs:
-                rows = self._ladder.rows(profile, counts)
-            else:
-                rows = padded_counts(counts, profiles[profile], per_cloud)
-            inputs = self._on_device(arrays, rows, direct=rows == counts)
-            logits = self._output.reserve((self._answers(rows), self.config.num_classes))
-            self._executions.run(profile, inputs, {OUTPUT: logits})
-            asked = logits.view(answers)
+            shape = (self._answers(counts), self.config.num_classes)
+            where, given = output if isinstance(output, str) else "", None
+            if not where:
+                given = device_output(output, shape, self._arriving)
+            asked: Any = self._queue(arrays, counts).view(shape)
             if given is not None:
                 given.copy_from(asked, self.stream)
-            if given is not None or output == "device":
+            elif where != "device":
+                asked = self._output.download(asked)
+            elif caller is not None:
+                # Who takes the array to yet another stream waits for the caller's.
+                asked.stream = caller
+            if caller is None:
                 self.stream.synchronize()
-                return asked if given is None else output
-            host = self._output.download(asked)
-            return host if output == "pinned" else host.copy()
+                self._executions.waited()
+            else:
+                self._finished.record(self.stream)
+                caller.wait(self._finished)
+            if given is not None:
+                return output
+            return asked.copy() if where == "host" else asked
+
+    def _queue(self, arrays: Mapping[str, Any], counts: tuple[int, ...]) -> DeviceArray:
+        """Queues a run; returns its logits, padding included."""
+        profiles, per_cloud = self.sidecar.profiles, self._per_cloud
+        profile = choose_profile(profiles, counts, per_cloud, str(self.path))
+        if self._executions.graphs:
+            rows = self._ladder.rows(profile, counts)
+        else:
+            rows = padded_counts(counts, profiles[profile], per_cloud)
+        inputs = self._on_device(arrays, rows, direct=rows == counts)
+        logits = self._output.reserve((self._answers(rows), self.config.num_classes))
+        self._executions.run(profile, inputs, {OUTPUT: logits})
+        return logits
 
     def _arrays(self, pyramid: Inputs) -> dict[str, Any]:
         """The inputs this network takes; host arrays are checked to their last value."""
@@ -300,14 +355,26 @@ class EngineBackend:
         """The inputs as device arrays of ``rows`` rows per stage."""
         shapes = self._shapes(rows)
         if not any(map(on_device, arrays.values())):
-            return self._block.upload(arrays, shapes, self._dtypes)
-        found = device_inputs(arrays, self._dtypes, self.stream)
+            return self._block.upload(arrays, shapes)
+        found = device_inputs(arrays, self._dtypes, self._arriving)
         # A graph keeps the addresses it was captured with, so it reads from memory of its own; and
         # TensorRT takes no address in the middle of an allocation.
         aligned = all(array.pointer % ALIGNMENT == 0 for array in found.values())
         if direct and aligned and not self._executions.graphs:
             return found
         return self._block.gather(found, shapes)
+
+
+def _check_output(output: Any, stream: Any) -> None:
+    if isinstance(output, str) and output not in get_args(Where):
+        raise InputError(
+            f"output is {output!r}; give {', '.join(get_args(Where))} or an array on the GPU"
+        )
+    if stream is not None and isinstance(output, str) and output == "host":
+        raise InputError(
+            "a run on your stream does not wait, so its logits cannot go to the host; give "
+            "output='device' or 'pinned', or an array on the GPU"
+        )
 
 
 def _bindings(name: str) -> ModuleType:
@@ -373,28 +440,43 @@ def _check_engine(
         )
 
 
-def _context_maker(trt: ModuleType, engine: Any, name: str) -> Callable[[bool], Any]:
+def _context_maker(trt: ModuleType, engine: Any) -> Callable[[bool], Any]:
     """A function that makes execution contexts whose activations the caller provides; its argument
     tells whether graphs will be captured from it."""
-    user_managed: Any = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-    settings = {False: user_managed, True: user_managed}
-    if name == "tensorrt-rtx":
-        # It compiles kernels for each shape it meets, behind stand-ins that are ready at once. A
-        # graph would keep the stand-ins, so there it waits. What is compiled serves all contexts.
-        cache = None
-        kinds = trt.DynamicShapesKernelSpecializationStrategy
-        for for_graphs, kind in ((False, kinds.LAZY), (True, kinds.EAGER)):
-            config = engine.create_runtime_config()
-            cache = cache or config.create_runtime_cache()
-            config.set_execution_context_allocation_strategy(user_managed)
-            config.set_runtime_cache(cache)
-            config.dynamic_shapes_kernel_specialization_strategy = kind
-            settings[for_graphs] = config
+    strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    return lambda for_graphs: _context(trt, engine, strategy)
 
-    def create(for_graphs: bool) -> Any:
-        context = engine.create_execution_context(settings[for_graphs])
-        if context is None:
-            raise DelaError(f"TensorRT makes no execution context: {messages.first_error(trt)}")
-        return context
 
-    return create
+def _rtx_context_maker(trt: ModuleType, engine: Any) -> tuple[Callable[[bool], Any], Any]:
+    """The same for TensorRT for RTX, and the runtime cache that all its contexts use.
+
+    It compiles kernels for each shape it meets, behind stand-ins that are ready at once. A graph
+    would keep the stand-ins, so there it waits. What is compiled serves all contexts.
+    """
+    settings, cache = {}, None
+    kinds = trt.DynamicShapesKernelSpecializationStrategy
+    for for_graphs, kind in ((False, kinds.LAZY), (True, kinds.EAGER)):
+        config = engine.create_runtime_config()
+        cache = cache or config.create_runtime_cache()
+        config.set_execution_context_allocation_strategy(
+            trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        )
+        config.set_runtime_cache(cache)
+        config.dynamic_shapes_kernel_specialization_strategy = kind
+        settings[for_graphs] = config
+    return lambda for_graphs: _context(trt, engine, settings[for_graphs]), cache
+
+
+def _context(trt: ModuleType, engine: Any, setting: Any) -> Any:
+    context = engine.create_execution_context(setting)
+    if context is None:
+        raise DelaError(f"TensorRT makes no execution context: {messages.first_error(trt)}")
+    return context
+
+
+def _save_kernels(cache: KernelCache, device: Any) -> None:
+    from dela.plugins.cuda.driver import CudaError
+
+    # At the end of a process whose GPU failed there is nobody left to tell.
+    with contextlib.suppress(CudaError), device.current():
+        cache.save()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,11 +17,14 @@ from dela.model.inputs import InputSpec
 
 if TYPE_CHECKING:
     from dela.plugins.cuda.arrays import DeviceArray
-    from dela.plugins.cuda.driver import Stream
+    from dela.plugins.cuda.driver import Device, Stream
+    from dela.plugins.cuda.gather import Gather
 
 # TensorRT asks for this boundary, and cuMemAlloc keeps it.
 ALIGNMENT = 256
 _CUDA_KINDS = (2, 13)  # DLPack's kDLCUDA and kDLCUDAManaged
+# Layouts that are recognized when they come back.
+_REMEMBERED = 100
 
 
 @contextmanager
@@ -47,6 +51,57 @@ def on_device(value: Any) -> bool:
     if kind is not None:
         return int(kind()[0]) in _CUDA_KINDS
     return hasattr(value, "__cuda_array_interface__")
+
+
+def callers_stream(value: Any, device: Device) -> Stream:
+    """A stream of any library as ours: an object, or the driver's handle (0: the default stream).
+
+    Raises:
+        InputError: no stream.
+    """
+    from dela.plugins.cuda.driver import Stream
+
+    if isinstance(value, Stream):
+        return value
+    protocol = getattr(value, "__cuda_stream__", None)
+    if protocol is not None:
+        value = protocol()[1]
+    else:
+        for name in ("cuda_stream", "ptr", "handle"):  # torch, CuPy, PyCUDA
+            value = getattr(value, name, value)
+    try:
+        return Stream.borrowed(int(value), device)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"stream is {value!r}; give a stream of torch, CuPy, PyCUDA or dela, or its handle"
+        ) from None
+
+
+def run_stream(stream: Stream) -> Any:
+    """``stream`` for one run after the other: within a run it waits once for each other stream.
+
+    Arrays of one run mostly come from one stream, and waiting for it once is enough. Call
+    ``begin()`` before each run.
+    """
+    from dela.plugins.cuda.driver import Event, Stream, call
+
+    class RunStream(Stream):
+        def __init__(self) -> None:
+            self.device, self.handle = stream.device, stream.handle
+            self._event = Event(stream.device)
+            self._waited_for = {stream.handle}
+
+        def begin(self) -> None:
+            self._waited_for = {stream.handle}
+
+        def wait_for(self, other: Stream) -> None:
+            if other.handle not in self._waited_for:
+                # Waits look at the event when they are queued: one serves all.
+                call("cuEventRecord", self._event.handle, other.handle)
+                call("cuStreamWaitEvent", self.handle, self._event.handle, 0)
+                self._waited_for.add(other.handle)
+
+    return RunStream()
 
 
 def device_inputs(
@@ -98,7 +153,8 @@ def _adopted(value: Any, name: str, dtype: str, stream: Stream) -> DeviceArray:
         array = as_device_array(value, stream)
     except TypeError as error:
         raise InputError(f"{name}: {error}") from error
-    if str(array.dtype) != dtype:
+    # Numpy keeps one object per dtype; a name is built slowly.
+    if array.dtype is not np.dtype(dtype) and str(array.dtype) != dtype:
         raise InputError(f"{name} is {array.dtype} on the device; expected {dtype}")
     if array.device.ordinal != stream.device.ordinal:
         raise InputError(
@@ -106,6 +162,16 @@ def _adopted(value: Any, name: str, dtype: str, stream: Stream) -> DeviceArray:
             f"{stream.device.ordinal}; copy it there"
         )
     return array
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How inputs of some shapes lie in the block: offsets and size in bytes."""
+
+    offsets: dict[str, int]
+    size: int
+    arrays: dict[str, DeviceArray]
+    gather: Gather | None
 
 
 class InputBlock:
@@ -125,59 +191,89 @@ class InputBlock:
         from dela.plugins.cuda.driver import Event
 
         self._repeated = {spec.name for spec in specs if spec.padding == "repeat"}
+        self._dtypes = {spec.name: spec.dtype for spec in specs}
         self._stream = stream
         self._device = GrowingBuffer(stream.device)
         self._pinned = GrowingBuffer(stream.device, pinned=True)
         self._copied = Event(stream.device)
         self._copying = False
+        self._layouts: dict[tuple[Sequence[int], ...], _Layout] = {}
 
     def upload(
-        self,
-        arrays: Mapping[str, np.ndarray],
-        shapes: Mapping[str, Sequence[int]],
-        dtypes: Mapping[str, str],
+        self, arrays: Mapping[str, np.ndarray], shapes: Mapping[str, Sequence[int]]
     ) -> dict[str, DeviceArray]:
         """Queues the copy of host arrays, padded to ``shapes``; they may change on return.
 
         Args:
             arrays: name -> host array; values are cast to the dtype.
             shapes: name -> shape on the device, of as many rows or more.
-            dtypes: name -> dtype on the device.
         """
-        offsets, size = _layout(shapes, dtypes)
+        layout = self._layout(shapes)
         if self._copying:
             # The last copy may still be reading what is overwritten here.
             self._copied.synchronize()
-        staging = self._pinned.array((size,), np.uint8)
+        staging = self._pinned.array((layout.size,), np.uint8)
         for name, array in arrays.items():
-            shape, dtype = tuple(shapes[name]), np.dtype(dtypes[name])
-            part = staging[offsets[name] :][: dtype.itemsize * int(np.prod(shape))]
+            shape, dtype = tuple(shapes[name]), np.dtype(self._dtypes[name])
+            part = staging[layout.offsets[name] :][: dtype.itemsize * int(np.prod(shape))]
             rows = part.view(dtype).reshape(shape)
             rows[: len(array)] = array
             repeat = name in self._repeated and len(array)
             rows[len(array) :] = array[0] if repeat else 0
-        block = self._device.array((size,), np.uint8)
+        block = self._device.array((layout.size,), np.uint8)
         block.copy_from_host(staging, self._stream)
         self._copied.record(self._stream)
         self._copying = True
-        return {
-            name: block.view(shapes[name], dtypes[name], offset) for name, offset in offsets.items()
-        }
+        return layout.arrays
 
     def gather(
         self, arrays: Mapping[str, DeviceArray], shapes: Mapping[str, Sequence[int]]
     ) -> dict[str, DeviceArray]:
-        """The same from device arrays, by copies within the device."""
-        dtypes = {name: str(array.dtype) for name, array in arrays.items()}
-        offsets, size = _layout(shapes, dtypes)
-        block = self._device.array((size,), np.uint8)
-        result = {}
-        for name, array in arrays.items():
-            padded = block.view(shapes[name], array.dtype, offsets[name])
+        """The same from device arrays, within the device, by one kernel where it runs."""
+        from dela.plugins.cuda.gather import Gather
+
+        layout = self._layout(shapes)
+        sources = [arrays[name] for name in layout.arrays]
+        if layout.gather is not None and Gather.takes(sources):
+            layout.gather.queue(sources, self._stream.handle)
+            return layout.arrays
+        for name, padded in layout.arrays.items():
+            array = arrays[name]
             padded.view(array.shape).copy_from(array, self._stream)
             self._pad(padded, len(array), name in self._repeated)
-            result[name] = padded
-        return result
+        return layout.arrays
+
+    def _layout(self, shapes: Mapping[str, Sequence[int]]) -> _Layout:
+        """Where each array lies; the block is as large as they need."""
+        key = tuple(shapes.values())
+        found = self._layouts.get(key)
+        if found is not None:
+            return found
+        offsets, size = _offsets(shapes, self._dtypes)
+        if size > self._device.capacity:
+            # They hold the memory that goes, and work under way may use it.
+            self._layouts.clear()
+            self._stream.synchronize()
+        elif len(self._layouts) >= _REMEMBERED:
+            del self._layouts[next(iter(self._layouts))]
+        block = self._device.array((size,), np.uint8)
+        arrays = {
+            name: block.view(shapes[name], self._dtypes[name], offset)
+            for name, offset in offsets.items()
+        }
+        self._layouts[key] = _Layout(offsets, size, arrays, self._gather(arrays))
+        return self._layouts[key]
+
+    def _gather(self, arrays: Mapping[str, DeviceArray]) -> Gather | None:
+        """The kernel that fills the arrays; None on a GPU too old for our kernels."""
+        from dela.plugins.cuda.driver import CudaUnavailable
+        from dela.plugins.cuda.gather import Gather
+
+        repeated = [name in self._repeated for name in arrays]
+        try:
+            return Gather(self._stream.device, list(arrays.values()), repeated)
+        except CudaUnavailable:
+            return None
 
     def _pad(self, array: DeviceArray, rows: int, repeat: bool) -> None:
         """Fills the rows from ``rows`` on with row 0, or with zeros."""
@@ -212,17 +308,21 @@ class OutputBuffer:
 
     def reserve(self, shape: Sequence[int]) -> DeviceArray:
         """[rows, classes] float32 on the device, padding included."""
+        if 4 * int(np.prod(shape)) > self._device.capacity:
+            # Work under way may write to the memory that goes.
+            self._stream.synchronize()
         return self._device.array(shape, np.float32)
 
     def download(self, logits: DeviceArray) -> np.ndarray:
-        """The values in page-locked memory, which the next call overwrites."""
+        """Queues the copy into page-locked memory, which the next call overwrites."""
+        if logits.nbytes > self._pinned.capacity:
+            self._stream.synchronize()
         host = self._pinned.array(logits.shape, np.float32)
         logits.copy_to_host(host, self._stream)
-        self._stream.synchronize()
         return host
 
 
-def _layout(
+def _offsets(
     shapes: Mapping[str, Sequence[int]], dtypes: Mapping[str, str]
 ) -> tuple[dict[str, int], int]:
     """Offset of each array in the block, and the size of the block, in bytes."""

@@ -12,8 +12,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from dela.errors import DelaError
 
 if TYPE_CHECKING:
@@ -42,11 +40,33 @@ class Execution:
         self._context = context
         self._stream = stream
         self._reason = reason
+        self._profile: int | None = None
         self._shapes: dict[str, tuple[int, ...]] = {}
         self._addresses: dict[str, int] = {}
-        self._scratch_size = 0
+        # Bytes of scratch memory for the shapes; None where they have changed since.
+        self._scratch_size: int | None = None
         self._scratch_pointer = 0
         self.graph: Graph | None = None
+
+    def ready(
+        self,
+        profile: int,
+        inputs: Mapping[str, DeviceArray],
+        outputs: Mapping[str, DeviceArray],
+        scratch: GrowingBuffer,
+    ) -> bool:
+        """Whether :meth:`prepare` would change nothing."""
+        return (
+            self._profile == profile
+            and self._scratch_size is not None
+            and scratch.pointer == self._scratch_pointer
+            and all(self._shapes.get(name) == array.shape for name, array in inputs.items())
+            and all(
+                self._addresses.get(name) == array.pointer
+                for arrays in (inputs, outputs)
+                for name, array in arrays.items()
+            )
+        )
 
     def prepare(
         self,
@@ -62,37 +82,33 @@ class Execution:
             CudaError: no memory left for the activations.
         """
         context = self._context
-        if context.active_optimization_profile != profile:
-            self.graph = None
+        if self._profile is None:
+            self._profile = context.active_optimization_profile
+        if self._profile != profile:
+            self.graph = self._profile = self._scratch_size = None
             self._shapes.clear()
-            self._accept(
-                context.set_optimization_profile_async(profile, self._stream.handle),
-                f"profile {profile}",
-            )
-        reshaped = False
+            ask = context.set_optimization_profile_async
+            self._ask(f"profile {profile}", ask, profile, self._stream.handle)
+            self._profile = profile
         for name, array in inputs.items():
             if self._shapes.get(name) != array.shape:
-                self.graph = None
-                self._accept(
-                    context.set_input_shape(name, array.shape),
-                    f"input {name} of shape {list(array.shape)}",
-                )
+                self.graph = self._scratch_size = None
+                what = f"input {name} of shape {list(array.shape)}"
+                self._ask(what, context.set_input_shape, name, array.shape)
                 self._shapes[name] = array.shape
-                reshaped = True
-        if reshaped:
+        if self._scratch_size is None:
             self._scratch_size = int(context.update_device_memory_size_for_shapes())
             self._scratch_pointer = 0
-        memory = scratch.array((max(self._scratch_size, 1),), np.uint8)
-        if memory.pointer != self._scratch_pointer:
+        scratch.reserve(max(self._scratch_size, 1))
+        if scratch.pointer != self._scratch_pointer:
             self.graph = None
-            context.set_device_memory(memory.pointer, self._scratch_size)
-            self._scratch_pointer = memory.pointer
+            context.set_device_memory(scratch.pointer, self._scratch_size)
+            self._scratch_pointer = scratch.pointer
         for name, array in (*inputs.items(), *outputs.items()):
             if self._addresses.get(name) != array.pointer:
                 self.graph = None
-                self._accept(
-                    context.set_tensor_address(name, array.pointer), f"the address of {name}"
-                )
+                ask = context.set_tensor_address
+                self._ask(f"the address of {name}", ask, name, array.pointer)
                 self._addresses[name] = array.pointer
 
     def run(self, capture: bool = False) -> None:
@@ -131,9 +147,30 @@ class Execution:
         inspector.execution_context = self._context
         return str(inspector.get_engine_information(form))
 
+    def run_after_failed_capture(self) -> None:
+        """Queues the network kernel by kernel, once more where TensorRT stumbles at first.
+
+        What failed in a capture is still noted in the CUDA runtime that TensorRT has linked into
+        itself, and may be taken for a failure of its next run. Asking for it is what clears it, and
+        nobody but TensorRT can.
+
+        Raises:
+            DelaError: TensorRT could not queue the network.
+        """
+        try:
+            self._enqueue()
+        except DelaError:
+            self._enqueue()
+
     def _captured(self) -> Graph:
         from dela.plugins.cuda.driver import CudaError, Graph
 
+        # TensorRT for RTX knows what it cannot capture, such as loops.
+        capturable = getattr(self._context, "is_stream_capturable", None)
+        if capturable is not None and not capturable(self._stream.handle):
+            raise CaptureError("TensorRT says that this engine cannot be captured")
+        # What the first run still prepares must be over.
+        self._stream.synchronize()
         try:
             with Graph.capture(self._stream) as graph:
                 self._enqueue()
@@ -145,7 +182,12 @@ class Execution:
         if not self._context.execute_async_v3(self._stream.handle):
             raise DelaError(f"TensorRT could not run the engine: {self._reason()}")
 
-    def _accept(self, accepted: bool, what: str) -> None:
+    def _ask(self, what: str, ask: Callable[..., Any], *values: Any) -> None:
+        """Tells the context something; by its answer or by an exception it may refuse."""
+        try:
+            accepted = ask(*values)
+        except RuntimeError as error:
+            raise DelaError(f"TensorRT refuses {what}: {self._reason()}") from error
         if not accepted:
             raise DelaError(f"TensorRT refuses {what}: {self._reason()}")
 
@@ -166,6 +208,7 @@ class Executions:
         stream: that everything runs on.
         reason: TensorRT's own words for its latest failure.
         max_graphs: most sets of shapes that graphs are kept of; 0 captures none.
+        captured: called after each new graph: what was compiled for it may be kept.
 
     Attributes:
         graphs: whether graphs are captured; off once one could not be.
@@ -179,6 +222,7 @@ class Executions:
         *,
         reason: Callable[[], str],
         max_graphs: int = MAX_GRAPHS,
+        captured: Callable[[], None] = lambda: None,
     ) -> None:
         from dela.plugins.cuda.arrays import GrowingBuffer
 
@@ -189,7 +233,10 @@ class Executions:
         self._common: Execution | None = None
         self._own: OrderedDict[Hashable, Execution] = OrderedDict()
         self._met: OrderedDict[Hashable, None] = OrderedDict()
+        self._capture_failed = False
         self._max_graphs = max_graphs
+        self._when_captured = captured
+        self._under_way = False
         self.graphs = max_graphs > 0
         self.latest: RunKind = "plain"
 
@@ -208,15 +255,25 @@ class Executions:
         key = (profile, *(array.shape for array in inputs.values()))
         own = self.graphs and self._comes_back(key)
         execution = self._own_of(key) if own else self._common_one()
-        execution.prepare(profile, inputs, outputs, self._scratch)
+        if not execution.ready(profile, inputs, outputs, self._scratch):
+            self._settle()
+            execution.prepare(profile, inputs, outputs, self._scratch)
+        new = own and execution.graph is None
         if own:
-            self.latest = "captured" if execution.graph is None else "replayed"
+            self.latest = "captured" if new else "replayed"
         else:
             self.latest = "first" if self.graphs else "plain"
+        self._under_way = True
+        if self._capture_failed:
+            execution.run_after_failed_capture()
+            self._capture_failed = False
+            return
         try:
             execution.run(capture=own)
+            if new:
+                self._when_captured()
         except CaptureError as error:
-            self.graphs = False
+            self.graphs, self._capture_failed = False, True
             # A context must not go while its work is under way.
             self._stream.synchronize()
             self._own.clear()
@@ -234,8 +291,18 @@ class Executions:
             DelaError: TensorRT refuses the shapes.
         """
         execution = Execution(self._create(False), self._stream, self._reason)
+        self._settle()
         execution.prepare(profile, inputs, outputs, self._scratch)
         return execution
+
+    def waited(self) -> None:
+        """To be called once the stream was waited for: until then no context is changed."""
+        self._under_way = False
+
+    def _settle(self) -> None:
+        if self._under_way:
+            self._stream.synchronize()
+            self._under_way = False
 
     @property
     def captured(self) -> int:

@@ -23,12 +23,20 @@ if TYPE_CHECKING:
 def load(path: Path, options: LoadOptions) -> OnnxRuntimeBackend:
     """The entry of :data:`dela.runtime.backends.base.BACKENDS`."""
     return OnnxRuntimeBackend(
-        path, kernels=options.kernels, threads=options.threads, gpu=options.gpu
+        path,
+        kernels=options.kernels,
+        threads=options.threads,
+        gpu=options.gpu,
+        tf32=options.tf32,
     )
 
 
 class OnnxRuntimeBackend:
-    """An exported file in ONNX Runtime, on the CPU or on the GPU numbered ``gpu``."""
+    """An exported file in ONNX Runtime, on the CPU or on the GPU numbered ``gpu``.
+
+    Attributes:
+        tf32: whether the GPU may round factors of float32 products to TF32.
+    """
 
     name = "onnxruntime"
     max_points: int | None = None
@@ -40,6 +48,7 @@ class OnnxRuntimeBackend:
         kernels: bool = True,
         threads: int | None = None,
         gpu: int | None = None,
+        tf32: bool = False,
     ) -> None:
         import onnxruntime
 
@@ -60,13 +69,14 @@ class OnnxRuntimeBackend:
                     str(path), options, providers=["CPUExecutionProvider"]
                 )
             else:
-                session = cuda_session(path, options, gpu)
+                session = cuda_session(path, options, gpu, tf32)
         except MissingDependencyError:
             raise
         except Exception as error:
             raise _load_failure(path, error) from error
         self.path = path
         self.kernels = kernels
+        self.tf32 = tf32
         metadata = ModelMetadata.from_properties(
             session.get_modelmeta().custom_metadata_map, str(path)
         )
@@ -129,7 +139,7 @@ class OnnxRuntimeBackend:
         )
 
 
-def cuda_session(path: Path, options: Any, gpu: int) -> Any:
+def cuda_session(path: Path, options: Any, gpu: int, tf32: bool = False) -> Any:
     """A session of ONNX Runtime whose network runs on a GPU.
 
     Asked for a GPU it cannot use, ONNX Runtime takes the CPU and says nothing; this does not.
@@ -150,8 +160,8 @@ def cuda_session(path: Path, options: Any, gpu: int) -> Any:
         # CUDA and cuDNN from NVIDIA's wheels, which are on no library path.
         onnxruntime.preload_dlls()
     # Its default rounds factors to TF32: simulated, that gives errors of 1e-3 of the largest logit.
-    exact = {"device_id": gpu, "use_tf32": 0}
-    providers = [(provider, exact), "CPUExecutionProvider"]
+    settings = {"device_id": gpu, "use_tf32": int(tf32)}
+    providers = [(provider, settings), "CPUExecutionProvider"]
     session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     if provider not in session.get_providers():
         raise MissingDependencyError(

@@ -21,6 +21,7 @@ from dela.runtime.cli.options import (
     MaxGraphs,
     MaxPoints,
     NoGraphs,
+    Tf32,
     Threads,
     WarmUp,
     warm_up,
@@ -98,6 +99,7 @@ def bench(
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
     warm: WarmUp = None,
+    tf32: Tf32 = False,
     gpu_pyramid: GpuPyramid = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:
@@ -125,6 +127,7 @@ def bench(
         "device": device,
         "graphs": not no_cuda_graphs,
         "max_graphs": graphs,
+        "tf32": tf32,
     }
     times = _Times(repeats, warmups, layers)
     for name, model in jobs:

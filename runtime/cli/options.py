@@ -53,6 +53,12 @@ WarmUp = Annotated[
         "(clouds, for classification).",
     ),
 ]
+Tf32 = Annotated[
+    bool,
+    typer.Option(
+        "--tf32", help="ONNX Runtime on a GPU: round factors of float32 products to 10 bits."
+    ),
+]
 GpuPyramid = Annotated[
     bool,
     typer.Option(

@@ -27,6 +27,7 @@ from dela.runtime.cli.options import (
     MaxPoints,
     Model,
     NoGraphs,
+    Tf32,
     Threads,
     Truth,
     WarmUp,
@@ -81,6 +82,7 @@ def predict(
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
     warm: WarmUp = None,
+    tf32: Tf32 = False,
     gpu_pyramid: GpuPyramid = False,
     overwrite: Overwrite = False,
     json: Json = False,
@@ -105,6 +107,7 @@ def predict(
         device=device,
         graphs=not no_cuda_graphs,
         max_graphs=graphs,
+        tf32=tf32,
     )
     warm_up(loaded, warm)
     predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)

@@ -13,7 +13,14 @@ from dela.cli.options import Device, Json
 from dela.cloud.formats import read_cloud
 from dela.errors import ParityError, name_file_in_errors
 from dela.runtime.backends.base import Backend, backend_of, gpu_number, load_backend
-from dela.runtime.cli.options import BackendChoice, DropInvalid, MaxPoints, NoGraphs, Threads
+from dela.runtime.cli.options import (
+    BackendChoice,
+    DropInvalid,
+    MaxPoints,
+    NoGraphs,
+    Tf32,
+    Threads,
+)
 from dela.runtime.predict.predictor import MAX_POINTS
 
 if TYPE_CHECKING:
@@ -41,13 +48,14 @@ def verify(
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
+    tf32: Tf32 = False,
     json: Json = False,
 ) -> list[dict[str, Any]]:
     """Run PyTorch on the CPU and a model on the same input and compare their logits.
 
     ONNX Runtime on the CPU runs twice: with this package's kernels, and with the function bodies
     that the file carries. fp32 passes with errors up to 1e-4 of the largest logit and 99.99 % equal
-    labels; fp16 and engines with TF32 with 2e-2 and 99 %, bf16 with 1e-1 and 95 %. A miss ends
+    labels; fp16 and TF32 with 2e-2 and 99 %, bf16 with 1e-1 and 95 %. A miss ends
     with exit code 1.
 
     Examples:
@@ -59,7 +67,7 @@ def verify(
     from dela.scan.voxels import valid_points
 
     cloud = read_cloud(scan)
-    loading: dict[str, Any] = {"threads": threads, "graphs": not no_cuda_graphs}
+    loading: dict[str, Any] = {"threads": threads, "graphs": not no_cuda_graphs, "tf32": tf32}
     name = backend.value if backend else backend_of(model)
     candidates = _candidates(model, name, device, kernels=not no_kernels, **loading)
     reference = load_backend(checkpoint, "torch", threads=threads)

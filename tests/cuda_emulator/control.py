@@ -126,7 +126,8 @@ class EmulatedCuda:
             name: ``allocations``, ``frees``, ``device_bytes`` (allocated now),
                 ``host_allocations``, ``host_frees``, ``launches``, ``graph_launches``,
                 ``captures``, ``copies``, ``pageable_copies``, ``bytes_up`` (copied to the device),
-                ``bytes_down`` (to the host) or ``synchronizations``.
+                ``bytes_down`` (to the host), ``synchronisations`` or ``calls`` (of any function
+                of the driver).
         """
         value = self._get(name)
         if value < 0:

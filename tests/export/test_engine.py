@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -12,6 +13,7 @@ import sys
 import time
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -181,6 +183,29 @@ def test_products_stay_float32_unless_tf32_is_asked_for(trt, small):
         assert config.get_flag(trt.BuilderFlag.TF32) is asked
 
 
+def settings(trt, request, config):
+    """``config`` as a build of ``request`` sets it up."""
+    builder = types.SimpleNamespace(create_builder_config=lambda: config)
+    return engine_module._configure(trt, builder, request, ("8.9",))
+
+
+def test_an_engine_for_rtx_allocates_nothing_while_it_runs(trt):
+    """TensorRT for RTX asks for this flag where a CUDA graph is to be captured."""
+    flag, builder = trt.BuilderFlag.REQUIRE_USER_ALLOCATION, trt.Builder(messages.logger(trt))
+    for request in (RTX, rtx(plugins="none")):
+        assert settings(trt, request, builder.create_builder_config()).get_flag(flag)
+    plain = settings(trt, BuildRequest(), builder.create_builder_config())
+    assert not plain.get_flag(flag)
+
+
+def test_activation_memory_shrinks_with_the_sizes_that_run(trt):
+    feature = trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10
+    for request in (RTX, BuildRequest()):
+        config = trt.Builder(messages.logger(trt)).create_builder_config()
+        config.set_preview_feature(feature, False)
+        assert settings(trt, request, config).get_preview_feature(feature)
+
+
 class Recorder:
     def __init__(self):
         self.open, self.events = [], []
@@ -257,6 +282,7 @@ def test_the_model_is_never_overwritten(small):
         (rtx(compute_capabilities=["9.0"]), "9.0 is not one of 8.0, 8.6, 8.9, 12.0, 12.1"),
         (rtx(compute_capabilities=["7.5"]), "7.5 is not one of 8.0, 8.6, 8.9, 12.0, 12.1"),
         (rtx(timing_cache=Path("timings")), "leave out --timing-cache"),
+        (rtx(device=0), "TensorRT for RTX builds on the CPU; leave out --device"),
         (rtx(dtype="fp16"), "is fp32, fp16 is asked for"),
         (rtx(profiles=["1:2"]), "is not MIN:OPT:MAX"),
         (
@@ -373,7 +399,7 @@ def test_an_unsupported_version_is_named(version, small, tmp_path, fake_tensorrt
 
 
 def test_without_a_driver_tensorrt_names_the_other_way(small, tmp_path, fake_tensorrt, monkeypatch):
-    def no_gpu():
+    def no_gpu(ordinal):
         raise CudaUnavailable("no NVIDIA driver found (libcuda.so.1)")
 
     fake_tensorrt("10.13.3.9")
@@ -383,12 +409,26 @@ def test_without_a_driver_tensorrt_names_the_other_way(small, tmp_path, fake_ten
     assert list(tmp_path.iterdir()) == []
 
 
+class FakeDevice:
+    """A GPU that nothing runs on; notes which one is current during a block."""
+
+    current_now: ClassVar[list[int]] = []
+
+    def __init__(self, ordinal: int = 0, capability: tuple[int, int] = (8, 9)) -> None:
+        self.ordinal, self.compute_capability = ordinal, capability
+
+    @contextlib.contextmanager
+    def current(self):
+        self.current_now.append(self.ordinal)
+        yield
+        self.current_now.pop()
+
+
 @pytest.fixture
 def gpu_of_8_9(trt, monkeypatch):
     """Lets the way of ``tensorrt`` be walked with the bindings at hand, as if on a GPU."""
     monkeypatch.setattr(engine_module, "_bindings", lambda flavour: trt)
-    device = types.SimpleNamespace(compute_capability=(8, 9))
-    monkeypatch.setattr(engine_module, "Device", lambda: device)
+    monkeypatch.setattr(engine_module, "Device", FakeDevice)
 
 
 def test_tensorrt_builds_for_the_gpu_at_hand(small, tmp_path, gpu_of_8_9):
@@ -400,9 +440,35 @@ def test_tensorrt_builds_for_the_gpu_at_hand(small, tmp_path, gpu_of_8_9):
     assert not sidecar.runs_on((7, 5))
 
 
+@pytest.mark.parametrize(("words", "number"), [((), 0), (("--device", "cuda:2"), 2)])
+def test_the_gpu_that_is_named_builds(small, tmp_path, trt, gpu_of_8_9, monkeypatch, words, number):
+    """All that TensorRT measures, it measures on the thread's current GPU."""
+    used = []
+    for name in ("_builder", "_build"):
+        before = getattr(engine_module, name)
+
+        def noted(*arguments, before=before):
+            used.append(list(FakeDevice.current_now))
+            return before(*arguments)
+
+        monkeypatch.setattr(engine_module, name, noted)
+    run_command(["build", str(small("one_stage")), "-o", str(tmp_path / "m.engine"), *words])
+    assert used == [[number], [number]] and FakeDevice.current_now == []
+
+
+def test_a_gpu_that_is_none_is_refused(small, tmp_path, capsys, emulated_cuda, trt, monkeypatch):
+    monkeypatch.setattr(engine_module, "_bindings", lambda flavour: trt)
+    words = ["build", str(small("one_stage")), "-o", str(tmp_path / "m.engine"), "--device"]
+    with pytest.raises(EngineError, match="there is no GPU 3; this machine has 1"):
+        run_command([*words, "3"])
+    for name in ("cpu", "gpu1", "cuda:", "cuda:x"):
+        with pytest.raises(InputError, match=f"device '{name}' is no GPU; give cuda or cuda:N"):
+            run_command([*words, name])
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_gpu_older_than_the_kernels_gets_no_plugins(small, tmp_path, gpu_of_8_9, monkeypatch):
-    device = types.SimpleNamespace(compute_capability=(7, 5))
-    monkeypatch.setattr(engine_module, "Device", lambda: device)
+    monkeypatch.setattr(engine_module, "Device", lambda number: FakeDevice(number, (7, 5)))
     with pytest.raises(EngineError, match=r"8\.0 or newer, this GPU has 7\.5; .*--plugins none"):
         build_engine(small("one_stage"), tmp_path / "m.engine")
     build_engine(small("one_stage"), tmp_path / "m.engine", BuildRequest(plugins="none"))

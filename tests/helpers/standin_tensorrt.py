@@ -94,7 +94,7 @@ class Engine:
         if self.trt.refuse_contexts:
             self.trt.error("out of contexts")
             return None
-        self.contexts.append(Context(self, config))
+        self.contexts.append(Context(self, None) if config is None else RtxContext(self, config))
         return self.contexts[-1]
 
 
@@ -124,12 +124,27 @@ class RuntimeConfig:
     def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
         self.strategy = strategy
 
-    def create_runtime_cache(self) -> object:
-        return object()
+    def create_runtime_cache(self) -> RuntimeCache:
+        return RuntimeCache()
 
     def set_runtime_cache(self, cache: Any) -> bool:
         self.cache = cache
         return True
+
+
+class RuntimeCache:
+    """The kernels that TensorRT for RTX has compiled, by the shapes they are for."""
+
+    def __init__(self) -> None:
+        self.kernels: set[Any] = set()
+
+    def serialize(self) -> memoryview:
+        return memoryview(pickle.dumps(("kernels", sorted(self.kernels))))
+
+    def deserialize(self, blob: bytes) -> bool:
+        what, kernels = pickle.loads(blob)
+        self.kernels |= set(kernels)
+        return what == "kernels"
 
 
 class Context:
@@ -145,6 +160,7 @@ class Context:
         self.memory = (0, 0)
         self.state = 0  # counts changes, after which nothing captured before may run
         self.warm = False  # has run since the last change
+        self.under_way = 0  # runs queued outside of graphs that are not over
         self.calls = {"shape": 0, "address": 0, "execute": 0}
 
     def _changed(self) -> None:
@@ -153,7 +169,8 @@ class Context:
 
     def set_optimization_profile_async(self, index: int, stream: int) -> bool:
         if not 0 <= index < len(self.engine.profiles):
-            return self.engine.trt.error(f"there is no profile {index}")
+            self.engine.trt.error(f"there is no profile {index}")
+            raise RuntimeError("Error in set optimization profile async.")
         self.active_optimization_profile = index
         self.shapes.clear()
         self._changed()
@@ -203,12 +220,28 @@ class Context:
         if self.memory[1] < self._scratch_size():
             return trt.error("too little scratch memory")
         status, capturing = driver().cuStreamIsCapturing(stream)[:2]
-        if int(status) == 0 and int(capturing) == 1 and (trt.refuse_capture or not self.warm):
+        captured = int(status) == 0 and int(capturing) == 1
+        if captured and self.under_way:
+            trt.problems.append("captured while the first run prepares the new shapes")
+        if captured and (trt.refuse_capture or not self.warm):
+            trt.noted_error = True
             return trt.error("not while the stream is captured")
+        if trt.noted_error and not captured:
+            # As a CUDA runtime does, which answers the next question with what failed before.
+            trt.noted_error = False
+            return trt.error("an operation failed while a stream was captured")
+        self.under_way += not captured
+        if self.config is not None:
+            needed = tuple(sorted(self.shapes.items()))
+            trt.compilations += needed not in self.config.cache.kernels
+            self.config.cache.kernels.add(needed)
         number = next(_numbers)
-        _jobs[number] = self._job()
+        _jobs[number] = self._job(captured)
         function = ctypes.cast(_run_job, ctypes.c_void_p).value
         (status,) = driver().cuLaunchHostFunc(stream, driver().CUhostFn(function), number)
+        if captured and trt.wait_in_capture:
+            driver().cuStreamSynchronize(stream)
+            trt.noted_error = True
         self.warm = True
         if self.profiler is not None:
             # TensorRT waits for the run and reports its layers.
@@ -217,11 +250,12 @@ class Context:
                 self.profiler.report_layer_time(name, milliseconds)
         return int(status) == 0
 
-    def _job(self) -> Any:
+    def _job(self, captured: bool) -> Any:
         shapes, addresses = dict(self.shapes), dict(self.addresses)
         memory, state, trt = self.memory, self.state, self.engine.trt
 
         def run() -> None:
+            self.under_way -= not captured
             try:
                 if self.state != state:
                     trt.problems.append("a graph ran after its context had changed")
@@ -238,6 +272,13 @@ class Context:
                 trt.problems.append(f"{type(error).__name__}: {error}")
 
         return run
+
+
+class RtxContext(Context):
+    """What TensorRT for RTX has besides."""
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return not self.engine.trt.has_loops
 
 
 def _device_view(address: int, shape: Sequence[int], dtype: Any) -> np.ndarray:
@@ -301,6 +342,10 @@ class StandInTensorRT(types.ModuleType):
         self.runs: list[dict[str, int]] = []  # rows of every input, per run
         self.layers: dict[str, tuple[str, float]] = {}  # name -> kind, milliseconds of every run
         self.refuse_capture = self.refuse_to_run = self.refuse_contexts = False
+        self.wait_in_capture = False  # which no capture survives
+        self.has_loops = False  # and so cannot be captured, which TensorRT for RTX tells
+        self.compilations = 0  # of TensorRT for RTX, at sizes whose kernels it did not have
+        self.noted_error = False  # of the CUDA runtime within TensorRT, until somebody asks
         self._log: Any = None
 
     def Runtime(self, log: Any) -> Runtime:

@@ -105,7 +105,7 @@ def copied(tmp_path, monkeypatch):
     [
         ("cuda/spse.cu", ["operators"]),
         ("math/portable.h", ["operators"]),
-        ("cuda/device.cuh", ["operators", "geometry"]),
+        ("cuda/device.cuh", ["operators", "geometry", "inputs"]),
         ("cuda/images/operators.sm_90.cubin", ["operators"]),
         ("cuda/images/geometry.compute_80.ptx", ["geometry"]),
     ],

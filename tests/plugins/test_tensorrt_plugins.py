@@ -194,12 +194,56 @@ def test_enqueue_queues_one_kernel_and_does_nothing_else(emulated_cuda, trt):
     arrays, expected = spamp_case("float32", 16)
     call = Call(trt, "SPAMP", arrays, expected)
     names = ("allocations", "host_allocations", "copies", "pageable_copies", "synchronisations")
-    before = {name: emulated_cuda.count(name) for name in (*names, "launches")}
+    before = {name: emulated_cuda.count(name) for name in (*names, "launches", "calls")}
     call.enqueue()
+    assert emulated_cuda.count("calls") == before["calls"] + 1
     assert {name: emulated_cuda.count(name) for name in names} == {n: before[n] for n in names}
     call.stream.synchronize()
     assert emulated_cuda.count("launches") == before["launches"] + 1
     call.check()
+
+
+@pytest.mark.parametrize("told_shapes", [False, True])
+def test_a_plugin_without_a_context_loads_its_kernels_when_it_runs(emulated_cuda, trt, told_shapes):
+    arrays, expected = spamp_case("float32", 16)
+    call = Call(trt, "SPAMP", arrays, expected)
+    call.plugin = created(trt, "SPAMP")
+    if told_shapes:
+        call.plugin.on_shape_change(call.input_desc, call.output_desc)
+    call.enqueue()
+    call.check()
+
+
+def test_a_launch_follows_the_shapes_and_the_addresses(emulated_cuda, trt):
+    """What is packed for one size and place must not be launched for another."""
+    large = Call(trt, "SPAMP", *spamp_case("float32", 16, n=90, m=70))
+    small = Call(trt, "SPAMP", *spamp_case("float32", 16, n=20, m=9, k=3))
+    small.plugin = large.plugin
+    for call in (large, small, large, small):
+        call.out.fill_zero(call.stream)
+        call.plugin.on_shape_change(call.input_desc, call.output_desc)
+        for _ in range(2):
+            call.enqueue()
+        call.check()
+
+
+def test_no_rows_queue_nothing(emulated_cuda, trt):
+    arrays, _ = spamp_case("float32", 16)
+    features, points, neighbors, centers, weight = arrays
+    none = [features, points, neighbors[:0], centers[:0], weight]
+    call = Call(trt, "SPAMP", none, np.zeros((0, 16)))
+    before = emulated_cuda.count("calls")
+    call.enqueue()
+    assert emulated_cuda.count("calls") == before
+
+
+def test_a_launch_that_fails_names_the_kernel(emulated_cuda, trt):
+    from dela.plugins.cuda.driver import CudaError
+
+    arrays, expected = spamp_case("float32", 16)
+    call = Call(trt, "SPAMP", arrays, expected)
+    with pytest.raises(CudaError, match=r"dela_spamp_f32 with .* blocks of 128 threads failed: "):
+        call.plugin.plan.queue([0x10] * 6, 0xBAD)
 
 
 def test_enqueue_is_captured_into_a_graph(emulated_cuda, trt):

@@ -39,6 +39,7 @@ INSTALL = f"pip install {_NVRTC_WHEEL}=={NVRTC_VERSION} {_RUNTIME_WHEEL}=={RUNTI
 SUBJECTS = {
     "operators": ("spse.cu", "spamp.cu", "spse_backward.cu", "spamp_backward.cu", "reverse.cu"),
     "geometry": ("sort.cu", "voxel.cu", "knn.cu", "votes.cu"),
+    "inputs": ("gather.cu",),
 }
 PTX_ARCHITECTURE = 80
 BINARY_ARCHITECTURES = (80, 86, 89, 90, 100, 120)

@@ -13,6 +13,7 @@ namespace emulated {
 std::recursive_mutex mutex;
 Settings settings;
 Counters counters;
+thread_local int Call::depth = 0;
 
 namespace {
 
@@ -66,6 +67,7 @@ const std::vector<Named>& names() {
       counter("bytes_up", &Counters::bytes_up),
       counter("bytes_down", &Counters::bytes_down),
       counter("synchronisations", &Counters::synchronisations),
+      counter("calls", &Counters::calls),
   };
   return all;
 }

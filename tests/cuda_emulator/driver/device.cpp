@@ -73,13 +73,13 @@ using namespace emulated;
 // ---- start and device ----
 
 CUDA_ENTRY cuInit(unsigned flags) {
-  Lock lock(mutex);
+  Call counted;
   if (flags != 0) return CUDA_ERROR_INVALID_VALUE;
   initialise();
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuDriverGetVersion(int* version) {
-  Lock lock(mutex);
+  Call counted;
   *version = settings.driver_version;
   return CUDA_SUCCESS;
 }
@@ -137,7 +137,7 @@ CUDA_ENTRY cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuDevicePrimaryCtxRelease_v2(CUdevice) {
-  Lock lock(mutex);
+  Call counted;
   if (primary_references == 0) return CUDA_ERROR_INVALID_CONTEXT;
   --primary_references;
   return CUDA_SUCCESS;
@@ -159,7 +159,7 @@ CUDA_ENTRY cuCtxCreate_v2(CUcontext* context, unsigned flags, CUdevice device) {
   return cuCtxCreate_v4(context, nullptr, flags, device);
 }
 CUDA_ENTRY cuCtxDestroy_v2(CUcontext handle) {
-  Lock lock(mutex);
+  Call counted;
   Context* context = contexts.find(handle);
   if (!context) return CUDA_ERROR_INVALID_CONTEXT;
   finish_all();
@@ -173,31 +173,31 @@ CUDA_ENTRY cuCtxAttach(CUcontext* context, unsigned) {
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuCtxDetach(CUcontext context) {
-  Lock lock(mutex);
+  Call counted;
   return is_context(context) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_CONTEXT;
 }
 CUDA_ENTRY cuCtxPushCurrent_v2(CUcontext context) {
-  Lock lock(mutex);
+  Call counted;
   if (!is_context(context)) return CUDA_ERROR_INVALID_CONTEXT;
   stack.push_back(context);
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuCtxPopCurrent_v2(CUcontext* context) {
-  Lock lock(mutex);
+  Call counted;
   if (stack.empty()) return CUDA_ERROR_INVALID_CONTEXT;
   if (context) *context = stack.back();
   stack.pop_back();
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuCtxSetCurrent(CUcontext context) {
-  Lock lock(mutex);
+  Call counted;
   if (context && !is_context(context)) return CUDA_ERROR_INVALID_CONTEXT;
   if (!stack.empty()) stack.pop_back();
   if (context) stack.push_back(context);
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuCtxGetCurrent(CUcontext* context) {
-  Lock lock(mutex);
+  Call counted;
   *context = current_context();
   return CUDA_SUCCESS;
 }

@@ -21,8 +21,8 @@
 #define CUDA_ENTRY extern "C" __attribute__((visibility("default"))) CUresult CUDAAPI
 // What most entry points begin with: one call at a time, an initialised driver, and no earlier fault
 // (after which a real context answers every call with the same error).
-#define ENTER                                        \
-  emulated::Lock lock(emulated::mutex);              \
+#define ENTER             \
+  emulated::Call counted; \
   if (const CUresult blocked = emulated::blocked()) return blocked
 // The same, for calls that need a current context.
 #define ENTER_CONTEXT \
@@ -56,9 +56,22 @@ struct Counters {
   int64_t copies = 0, pageable_copies = 0;
   int64_t bytes_up = 0, bytes_down = 0;  // copied to the device, and to the host
   int64_t synchronisations = 0;
+  int64_t calls = 0;  // of the driver by the program
   std::map<std::string, int64_t> launches_of;  // by kernel
 };
 extern Counters counters;
+
+// A call of the driver: one at a time, and counted unless another entry point makes it.
+class Call {
+ public:
+  Call() { counters.calls += depth++ == 0; }
+  ~Call() { --depth; }
+  Call(const Call&) = delete;
+
+ private:
+  Lock lock_{mutex};
+  static thread_local int depth;
+};
 
 // ---- faults (control.cpp) ----
 // Reports a fault of the program: told on stderr and to the test. `sticky` other than CUDA_SUCCESS is

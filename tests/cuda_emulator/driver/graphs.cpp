@@ -246,7 +246,7 @@ CUDA_ENTRY cuGraphCreate(CUgraph* handle, unsigned) {
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuGraphDestroy(CUgraph handle) {
-  Lock lock(mutex);
+  Call counted;
   Graph* graph = graphs.find(handle);
   return graph && graphs.erase(graph) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
@@ -335,7 +335,7 @@ CUDA_ENTRY cuGraphInstantiateWithParams(CUgraphExec* handle, CUgraph graph,
   return result;
 }
 CUDA_ENTRY cuGraphExecDestroy(CUgraphExec handle) {
-  Lock lock(mutex);
+  Call counted;
   Executable* executable = executables.find(handle);
   return executable && executables.erase(executable) ? CUDA_SUCCESS : CUDA_ERROR_INVALID_VALUE;
 }
@@ -458,7 +458,7 @@ CUDA_ENTRY cuUserObjectRetain(CUuserObject handle, unsigned count) {
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuUserObjectRelease(CUuserObject handle, unsigned count) {
-  Lock lock(mutex);
+  Call counted;
   UserHandle* user = user_handles.find(handle);
   std::vector<std::shared_ptr<UserObject>> taken;
   const auto object = user ? user->object.lock() : nullptr;

@@ -443,7 +443,7 @@ CUDA_ENTRY cuModuleLoad(CUmodule* module, const char* path) {
   return load_file(path, reinterpret_cast<Module**>(module));
 }
 CUDA_ENTRY cuModuleUnload(CUmodule handle) {
-  Lock lock(mutex);
+  Call counted;
   Module* module = modules.find(handle);
   return module ? unload(module) : CUDA_ERROR_INVALID_HANDLE;
 }

@@ -174,7 +174,7 @@ CUDA_ENTRY cuStreamCreate(CUstream* handle, unsigned flags) {
 }
 
 CUDA_ENTRY cuStreamDestroy_v2(CUstream handle) {
-  Lock lock(mutex);
+  Call counted;
   Stream* stream = streams.find(handle);
   if (!stream) return CUDA_ERROR_INVALID_HANDLE;
   if (stream->capture) invalidate(stream, CUDA_SUCCESS, "the end of a capturing stream");
@@ -282,7 +282,7 @@ CUDA_ENTRY cuEventCreate(CUevent* handle, unsigned flags) {
   return CUDA_SUCCESS;
 }
 CUDA_ENTRY cuEventDestroy_v2(CUevent handle) {
-  Lock lock(mutex);
+  Call counted;
   Event* event = find_event(handle);
   if (!event) return CUDA_ERROR_INVALID_HANDLE;
   if (pending(*event)) event->stream->run_until(event->position);

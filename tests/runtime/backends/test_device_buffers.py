@@ -55,18 +55,71 @@ def assert_holds(found: dict[str, DeviceArray], inputs, rows: int, kept: int, st
         assert values.dtype == DTYPES[name] and np.array_equal(values, expected), name
 
 
+@pytest.mark.parametrize("capability", [(9, 0), (7, 5)], ids=["kernel", "copies"])
 @pytest.mark.parametrize(
     ("rows", "kept", "more", "more_kept"),
-    [(40, 10, 0, 0), (40, 10, 1, 3), (1, 1, 31, 31), (33, 7, 100, 64), (0, 0, 32, 32)],
+    [
+        (40, 10, 0, 0),
+        (40, 10, 1, 3),
+        (1, 1, 31, 31),
+        (33, 7, 100, 64),
+        (0, 0, 32, 32),
+        (0, 0, 0, 0),
+    ],
 )
-def test_host_and_device_arrays_are_padded_alike(stream, rows, kept, more, more_kept):
+def test_host_and_device_arrays_are_padded_alike(
+    emulated_cuda, rows, kept, more, more_kept, capability
+):
+    """By a kernel, and by copies on a GPU that is too old for our kernels."""
+    emulated_cuda.capability, emulated_cuda.check_initialised = capability, True
+    stream = Stream(Device())
     inputs = make_inputs(rows, kept)
     sizes = rows + more, kept + more_kept
     block = InputBlock(stream, SPECS)
-    uploaded = block.upload(inputs, shapes_of(*sizes), DTYPES)
+    uploaded = block.upload(inputs, shapes_of(*sizes))
     assert_holds(uploaded, inputs, *sizes, stream)
     there = {name: DeviceArray.from_host(array, stream) for name, array in inputs.items()}
     assert_holds(block.gather(there, shapes_of(*sizes)), inputs, *sizes, stream)
+
+
+@pytest.mark.parametrize("offset", [0, 4, 12])
+def test_arrays_anywhere_are_gathered_by_one_launch(emulated_cuda, stream, offset):
+    inputs, there = make_inputs(700, 90), {}
+    for name, array in inputs.items():
+        memory = DeviceArray.empty((array.nbytes + offset,), np.uint8, stream=stream)
+        there[name] = memory.view(array.shape, array.dtype, offset)
+        there[name].copy_from_host(np.ascontiguousarray(array), stream)
+    block = InputBlock(stream, SPECS)
+    block.gather(there, shapes_of(832, 96))
+    stream.synchronize()
+    before = {name: emulated_cuda.count(name) for name in ("calls", "launches", "copies")}
+    found = block.gather(there, shapes_of(832, 96))
+    assert emulated_cuda.count("calls") == before["calls"] + 1
+    assert_holds(found, inputs, 832, 96, stream)
+    assert emulated_cuda.count("launches") == before["launches"] + 1
+
+
+def test_arrays_amid_a_word_are_copied(stream):
+    inputs, there = make_inputs(30, 9), {}
+    for name, array in inputs.items():
+        memory = DeviceArray.empty((array.nbytes + 1,), np.uint8, stream=stream)
+        there[name] = memory.view(array.shape, array.dtype, 1)
+        there[name].copy_from_host(np.ascontiguousarray(array), stream)
+    assert_holds(InputBlock(stream, SPECS).gather(there, shapes_of(33, 9)), inputs, 33, 9, stream)
+
+
+def test_more_inputs_than_a_launch_takes(emulated_cuda, stream):
+    specs = [InputSpec(f"input_{index}", "int32", "n0", (index,)) for index in range(1, 40)]
+    values = {
+        spec.name: np.full((5, *spec.columns), index, np.int32) for index, spec in enumerate(specs)
+    }
+    there = {name: DeviceArray.from_host(array, stream) for name, array in values.items()}
+    shapes = {spec.name: (9, *spec.columns) for spec in specs}
+    launches = emulated_cuda.count("launches")
+    found = InputBlock(stream, specs).gather(there, shapes)
+    for name, array in values.items():
+        assert np.array_equal(found[name].to_host(stream), padded(array, 9, False)), name
+    assert emulated_cuda.count("launches") == launches + 3
 
 
 def test_wide_values_become_the_networks_own(stream):
@@ -75,15 +128,13 @@ def test_wide_values_become_the_networks_own(stream):
         name: array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
         for name, array in inputs.items()
     }
-    assert_holds(
-        InputBlock(stream, SPECS).upload(wide, shapes_of(8, 4), DTYPES), inputs, 8, 4, stream
-    )
+    assert_holds(InputBlock(stream, SPECS).upload(wide, shapes_of(8, 4)), inputs, 8, 4, stream)
 
 
 def test_host_arrays_may_change_as_soon_as_they_are_queued(stream):
     inputs = make_inputs(50, 20)
     kept = {name: array.copy() for name, array in inputs.items()}
-    found = InputBlock(stream, SPECS).upload(inputs, shapes_of(64, 32), DTYPES)
+    found = InputBlock(stream, SPECS).upload(inputs, shapes_of(64, 32))
     for array in inputs.values():
         array[:] = 77
     assert_holds(found, kept, 64, 32, stream)
@@ -94,8 +145,8 @@ def second_upload_overtakes(stream: Stream) -> bool:
     block = InputBlock(stream, SPECS)
     first, second = make_inputs(50, 20, seed=1), make_inputs(50, 20, seed=2)
     result = PinnedArray((50, 3), np.float32).array
-    block.upload(first, shapes_of(50, 20), DTYPES)["points"].copy_to_host(result, stream)
-    block.upload(second, shapes_of(50, 20), DTYPES)
+    block.upload(first, shapes_of(50, 20))["points"].copy_to_host(result, stream)
+    block.upload(second, shapes_of(50, 20))
     stream.synchronize()
     return not np.array_equal(result, first["points"])
 
@@ -113,21 +164,22 @@ def test_without_that_wait_the_first_would_be_spoilt(emulated_cuda, monkeypatch)
 def test_memory_is_reused_and_grows(emulated_cuda, stream):
     block, output = InputBlock(stream, SPECS), OutputBuffer(stream)
     for rows in (1000, 10, 999, 1000):
-        block.upload(make_inputs(rows, 5), shapes_of(rows, 5), DTYPES)
+        block.upload(make_inputs(rows, 5), shapes_of(rows, 5))
         output.download(output.reserve((rows, 4)))
+        stream.synchronize()
         if rows == 1000:
             allocated = emulated_cuda.count("allocations")
             pinned = emulated_cuda.count("host_allocations")
         assert emulated_cuda.count("allocations") == allocated
         assert emulated_cuda.count("host_allocations") == pinned
-    block.upload(make_inputs(1100, 5), shapes_of(1100, 5), DTYPES)
+    block.upload(make_inputs(1100, 5), shapes_of(1100, 5))
     assert emulated_cuda.count("allocations") == allocated + 1
 
 
 def test_one_copy_takes_all_inputs_up_and_none_is_pageable(emulated_cuda, stream):
     block = InputBlock(stream, SPECS)
     copies, pageable = emulated_cuda.count("copies"), emulated_cuda.count("pageable_copies")
-    block.upload(make_inputs(100, 30), shapes_of(128, 32), DTYPES)
+    block.upload(make_inputs(100, 30), shapes_of(128, 32))
     stream.synchronize()
     assert emulated_cuda.count("copies") == copies + 1
     assert emulated_cuda.count("pageable_copies") == pageable
@@ -140,20 +192,28 @@ def test_logits_are_there_when_they_are_read(stream):
     source = PinnedArray((30, 4), np.float32).array
     source[:] = expected
     logits.copy_from_host(source, stream)
-    assert np.array_equal(output.download(logits.view((20, 4))), expected[:20])
+    found = output.download(logits.view((20, 4)))
+    stream.synchronize()
+    assert np.array_equal(found, expected[:20])
 
 
-def test_without_waiting_the_logits_would_not_be_there(emulated_cuda, monkeypatch):
+def test_memory_grows_only_once_the_work_that_uses_it_is_over(emulated_cuda):
+    """The driver would free memory that queued copies still write to."""
     emulated_cuda.defer = True
     stream = Stream(Device())
-    output = OutputBuffer(stream)
-    logits = output.reserve((30, 4))
-    source = PinnedArray((30, 4), np.float32).array
-    source[:] = 1
-    logits.copy_from_host(source, stream)
-    with monkeypatch.context() as patch:
-        patch.setattr(Stream, "synchronize", lambda stream: None)
-        assert not np.array_equal(output.download(logits), source)
+    block, output = InputBlock(stream, SPECS), OutputBuffer(stream)
+    for rows in (10, 500, 4000):
+        there = {
+            name: DeviceArray.from_host(array, stream)
+            for name, array in make_inputs(rows, 5).items()
+        }
+        block.gather(there, shapes_of(rows, 5))
+        logits = output.reserve((rows, 4))
+        logits.fill_zero(stream)
+        host = output.download(logits)
+        del logits
+    stream.synchronize()
+    assert not host.any()
 
 
 class OnlyInterface:

@@ -7,6 +7,7 @@ Runtime, so wrong addresses, shapes, padding, order or a missing wait show in th
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable
 
@@ -231,19 +232,97 @@ def test_several_profiles_share_one_engine(tensorrt, network, tmp_path):
     assert load_backend(path).max_points == 6000
 
 
-def test_a_network_that_cannot_be_captured_runs_without_graphs(tensorrt, engine, network, capsys):
-    tensorrt.refuse_capture = True
+def warnings_of(capsys) -> list[str]:
+    lines = capsys.readouterr().err.splitlines()
+    return [line for line in lines if line.startswith("warning")]
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["at once", "deferred"])
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        ("refuse_capture", "TensorRT could not run the engine: not while the stream is captured"),
+        ("wait_in_capture", ".*CUDA_ERROR_STREAM_CAPTURE_INVALIDATED.*"),
+    ],
+)
+def test_a_network_that_cannot_be_captured_runs_without_graphs(
+    emulated_cuda, tensorrt, engine, network, capsys, defer, fault, reason
+):
+    """And what TensorRT's CUDA runtime remembers of the attempt spoils no later run."""
+    emulated_cuda.defer = defer
+    setattr(tensorrt, fault, True)
     backend, reference = load_backend(engine), load_backend(network.onnx)
     pyramid = scene_pyramid(network.config)
     for _ in range(4):
         assert_same(backend.run(pyramid), reference.run(pyramid))
+        with backend.device.current():
+            assert int(call("cuStreamIsCapturing", backend.stream.handle)) == 0
     assert backend.graphs == 0
-    lines = capsys.readouterr().err.splitlines()
-    warnings = [line for line in lines if line.startswith("warning")]
-    assert warnings == [
-        "warning: running without CUDA graphs: TensorRT could not run the engine: "
-        "not while the stream is captured"
+    (warning,) = warnings_of(capsys)
+    assert re.fullmatch(f"warning: running without CUDA graphs: {reason}", warning)
+
+
+def test_an_engine_that_fails_for_good_after_a_failed_capture_says_so(tensorrt, engine, network):
+    tensorrt.refuse_capture = True
+    backend, pyramid = load_backend(engine), scene_pyramid(network.config)
+    for _ in range(2):
+        backend.run(pyramid)
+    tensorrt.refuse_to_run = True
+    with pytest.raises(DelaError, match="could not run the engine"):
+        backend.run(pyramid)
+    tensorrt.refuse_to_run = False
+    assert_same(backend.run(pyramid), load_backend(network.onnx).run(pyramid))
+
+
+def test_tensorrt_for_rtx_is_asked_before_a_capture(tensorrt, network, tmp_path, capsys):
+    tensorrt.has_loops = tensorrt.refuse_capture = True
+    path = write_engine(tmp_path, network.onnx, SIZES, flavour="tensorrt-rtx")
+    backend, reference = load_backend(path), load_backend(network.onnx)
+    pyramid = scene_pyramid(network.config)
+    for _ in range(3):
+        assert_same(backend.run(pyramid), reference.run(pyramid))
+    assert warnings_of(capsys) == [
+        "warning: running without CUDA graphs: TensorRT says that this engine cannot be captured"
     ]
+    assert not tensorrt.noted_error  # nothing was tried
+
+
+def test_the_first_run_is_over_before_a_graph_is_captured(emulated_cuda, engine, network):
+    """It prepares the shapes; the stand-in notices one that is under way."""
+    emulated_cuda.defer = True
+    backend, pyramid = load_backend(engine), scene_pyramid(network.config)
+    for _ in range(3):
+        backend.run(pyramid, "device")
+    assert backend.graphs == 1
+
+
+def test_a_profile_that_tensorrt_refuses_is_told(tensorrt, network, tmp_path):
+    """The bindings raise where every other call answers False."""
+    path = write_engine(tmp_path, network.onnx, "1:200:400", "400:2000:6000")
+    backend, reference = load_backend(path), load_backend(network.onnx)
+    small, large = (scene_pyramid(network.config, count) for count in (200, 2500))
+    backend.run(small)
+    profiles = tensorrt.engines[0].profiles
+    last = profiles.pop()
+    with pytest.raises(DelaError, match="TensorRT refuses profile 1: there is no profile 1"):
+        backend.run(large)
+    profiles.append(last)
+    for pyramid in (large, small, large):
+        assert_same(backend.run(pyramid), reference.run(pyramid))
+
+
+def test_a_shape_that_tensorrt_refuses_leaves_no_other_behind(tensorrt, engine, network):
+    backend, reference = load_backend(engine, graphs=False), load_backend(network.onnx)
+    small, large = (scene_pyramid(network.config, count) for count in (300, 2500))
+    backend.run(small)
+    limits = tensorrt.engines[0].profiles[0]
+    allowed = limits["nearest_1"]
+    limits["nearest_1"] = (allowed[0], allowed[1], (400,))
+    with pytest.raises(DelaError, match="TensorRT refuses input nearest_1 of shape"):
+        backend.run(large)
+    limits["nearest_1"] = allowed
+    for pyramid in (large, small):
+        assert_same(backend.run(pyramid), reference.run(pyramid))
 
 
 class OnlyInterface:
@@ -784,7 +863,9 @@ def test_the_stand_in_has_no_name_that_tensorrt_lacks():
     for ours, theirs in (
         (standin_tensorrt.Engine, trt.ICudaEngine),
         (standin_tensorrt.Context, trt.IExecutionContext),
+        (standin_tensorrt.RtxContext, trt.IExecutionContext),
         (standin_tensorrt.RuntimeConfig, trt.IRuntimeConfig),
+        (standin_tensorrt.RuntimeCache, trt.IRuntimeCache),
         (standin_tensorrt.Runtime, trt.Runtime),
         (standin_tensorrt.EngineInspector, trt.EngineInspector),
         (StandInTensorRT, trt),

@@ -18,6 +18,7 @@ from dela.plugins.tensorrt import bindings
 from dela.runtime import load_backend
 from dela.runtime.backends import onnx_runtime as backends
 from dela.runtime.info import describe
+from dela.runtime.verify import tolerance_of
 from small_networks import Trained, make_cloud
 from standin_tensorrt import write_engine
 
@@ -104,7 +105,7 @@ def test_onnxruntime_on_a_gpu_runs_the_function_bodies(network, monkeypatch):
     """Kernels of the CPU would pull every feature off the GPU and back."""
     loaded = []
 
-    def session(path, options, gpu):
+    def session(path, options, gpu, tf32):
         loaded.append(gpu)
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
@@ -118,24 +119,56 @@ def test_onnxruntime_on_a_gpu_runs_the_function_bodies(network, monkeypatch):
     assert loaded == [1]
 
 
-def test_a_cuda_session_computes_in_float32_not_in_tf32(network, monkeypatch):
-    asked = []
+@pytest.fixture
+def cuda_settings(network, monkeypatch):
+    """The settings of ONNX Runtime's sessions on a GPU; they run on the CPU."""
+    asked, real = [], onnxruntime.InferenceSession
 
-    class Session:
+    class Session(real):
         def get_providers(self):
             return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
     def make(path, options, providers):
-        asked.extend(providers)
-        return Session()
+        asked.extend(provider for provider in providers if isinstance(provider, tuple))
+        return Session(path, options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
     monkeypatch.setattr(onnxruntime, "InferenceSession", make)
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None, raising=False)
-    backends.cuda_session(network.onnx, onnxruntime.SessionOptions(), 1)
-    name, settings = asked[0]
-    assert name == "CUDAExecutionProvider"
-    assert settings["device_id"] == 1 and int(settings["use_tf32"]) == 0
+    return asked
+
+
+def test_a_cuda_session_computes_in_tf32_only_if_asked(network, cuda_settings):
+    for tf32 in (False, True):
+        backend = load_backend(network.onnx, device="cuda:1", tf32=tf32)
+        name, settings = cuda_settings.pop()
+        assert name == "CUDAExecutionProvider" and settings["device_id"] == 1
+        assert int(settings["use_tf32"]) == tf32
+        assert tolerance_of(backend).error == (2e-2 if tf32 else 1e-4)
+
+
+def test_commands_pass_tf32_on(network, cuda_settings, tmp_path):
+    scan = write_cloud(tmp_path / "scan.ply", make_cloud(300))
+    words = {
+        "predict": (scan, "-m", network.onnx, "-o", tmp_path / "out.ply"),
+        "verify": (network.onnx, "--checkpoint", network.checkpoint, "-i", scan),
+        "bench": (network.onnx, "-i", scan, "--repeat", 1, "--warmup", 0),
+    }
+    for command, rest in words.items():
+        for asked in (True, False):
+            extra = ["--tf32"] if asked else []
+            line = [command, *rest, "--device", "cuda", *extra]
+            cli.run_command([*map(str, line), *(["--overwrite"] if command == "predict" else [])])
+            assert int(cuda_settings.pop()[1]["use_tf32"]) == asked
+
+
+@pytest.mark.parametrize(
+    ("name", "device"), [("onnxruntime", None), ("torch", None), ("torch", "cuda")]
+)
+def test_tf32_is_refused_where_it_is_no_choice(network, name, device):
+    model = network.onnx if name == "onnxruntime" else network.checkpoint
+    with pytest.raises(InputError, match=f"leave out --tf32 for {name}, or build an engine"):
+        load_backend(model, device=device, tf32=True)
 
 
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:x", "cpu:0", "cuda:-1"])
@@ -167,6 +200,7 @@ import sys
 from dela.runtime import Predictor, load_backend
 from dela.cloud.formats import read_cloud
 from dela.runtime.info import describe
+from dela.runtime.verify import tolerance_of
 Predictor(load_backend({str(network.onnx)!r})).predict(read_cloud({str(scan)!r}))
 describe({str(engines["tensorrt"])!r})
 unasked = {{"torch", "cuda", "tensorrt", "tensorrt_rtx", "tensorrt_rtx_bindings"}}
