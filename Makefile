@@ -37,10 +37,11 @@ kernels: $(VENV)/.installed
 	PYTHONPATH=tools $(VENV)/bin/python -m cuda_images.compile
 	PYTHONPATH=tools $(VENV)/bin/python -m cuda_images.report --write
 
-# On a machine with a GPU: every test that needs one, then the README's table.
+# On a machine with a GPU: every test that needs one, then the tables of README.md and docs/runtime.md.
 gpu: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -m gpu -rs
 	$(VENV)/bin/python benchmarks/gpu.py
+	$(VENV)/bin/python benchmarks/end_to_end.py
 
 clean:
 	rm -rf $(VENV) build dist demo

@@ -34,8 +34,10 @@ from dela.runtime.backends.gpu_buffers import (
     on_device,
     run_stream,
 )
-from dela.runtime.backends.graphs import MAX_GRAPHS, Executions
+from dela.runtime.backends.graphs import MAX_GRAPHS, Executions, RunKind
 from dela.runtime.backends.kernel_cache import KernelCache
+from dela.runtime.backends.ladder import Ladder
+from dela.runtime.backends.layers import LayerTime, layers_of_engine, recorder
 from dela.runtime.backends.profiles import choose_profile, padded_counts
 
 if TYPE_CHECKING:
@@ -59,13 +61,15 @@ class EngineBackend:
         path: the engine; ``<path>.json`` stands beside it.
         name: ``tensorrt`` or ``tensorrt-rtx``; None for the one that built it.
         device: number of the GPU.
-        graphs: pad inputs to bucket sizes and run sizes that come back as CUDA graphs. Without,
-            each size runs as it is, and arrays on the device are read where they lie.
+        graphs: pad inputs to rows that many sizes share, and run those that come back as CUDA
+            graphs. Without, each size runs as it is, and arrays on the device are read where they
+            lie.
         max_graphs: most graphs kept at a time, each with an execution context of its own; the one
             unused for longest gives way. 0 captures none.
 
     Attributes:
         sidecar: how the engine was built.
+        max_graphs: most graphs kept at a time.
         device: the GPU (:class:`dela.plugins.cuda.driver.Device`).
         stream: that the network and its copies run on, one thread at a time; work of your own goes
             on a stream of its own.
@@ -137,6 +141,9 @@ class EngineBackend:
                 reason=lambda: messages.first_error(trt),
                 captured=captured,
             )
+        self.max_graphs = max_graphs
+        self._trt, self._engine = trt, engine
+        self._ladder = Ladder(sidecar.profiles, self._per_cloud, most=max(max_graphs, 1))
         self._log = messages.logger(trt)
         self._lock = threading.Lock()
 
@@ -164,6 +171,80 @@ class EngineBackend:
     def graphs(self) -> int:
         """CUDA graphs captured so far."""
         return self._executions.captured
+
+    @property
+    def latest_run(self) -> RunKind:
+        """Whether the latest run met its size for the first time, captured a graph or replayed."""
+        return self._executions.latest
+
+    def warm_up(
+        self, sizes: Sequence[int], progress: Callable[[int, int], None] | None = None
+    ) -> int:
+        """Runs sizes to come and captures their graphs, so that no scan of them waits for it.
+
+        Args:
+            sizes: points of stage 0, or clouds of a batch (classification).
+            progress: called as ``progress(graphs captured, graphs in all)``.
+
+        Returns:
+            Graphs at hand; 0 where none can be captured.
+
+        Raises:
+            InputError: this engine captures no graphs, or the sizes need more than are kept.
+            EngineError: more points than the engine takes.
+            DelaError: the GPU has too little memory, or the engine fails.
+        """
+        if not self._executions.graphs:
+            raise InputError(f"{self.path} runs without CUDA graphs; there is nothing to warm up")
+        sets = self._ladder.likely(sizes, self.sidecar.metadata(), str(self.path))
+        nothing = {
+            spec.name: np.zeros((0, *spec.columns), np.dtype(spec.dtype)) for spec in self._specs
+        }
+        with self._lock, explain_cuda_errors(), self.device.current():
+            self._log.clear()
+            self._arriving.begin()
+            # The largest comes first: memory that grows later would void what is captured.
+            for done, (profile, rows) in enumerate(sets, start=1):
+                self._ladder.keep(profile, rows)
+                shapes = self._shapes(rows)
+                for _ in range(2):
+                    inputs = self._block.upload(nothing, shapes)
+                    logits = self._output.reserve((self._answers(rows), self.config.num_classes))
+                    self._executions.run(profile, inputs, {OUTPUT: logits})
+                self._output.download(logits)
+                self.stream.synchronize()
+                self._executions.waited()
+                if progress is not None:
+                    progress(done, len(sets))
+        return self.graphs
+
+    def time_layers(self, pyramid: Inputs, repeats: int) -> list[LayerTime]:
+        """Time of every layer, the longest first, run without padding and CUDA graphs.
+
+        Args:
+            pyramid: as :meth:`run` takes it.
+            repeats: runs that are averaged, after one that is not counted.
+
+        Raises:
+            InputError, EngineError: as :meth:`run`.
+            DelaError: the GPU has too little memory, or the engine fails.
+        """
+        arrays = self._arrays(pyramid)
+        with self._lock, explain_cuda_errors(), self.device.current():
+            self._log.clear()
+            self._arriving.begin()
+            counts = self._counts(arrays)
+            profiles = self.sidecar.profiles
+            profile = choose_profile(profiles, counts, self._per_cloud, str(self.path))
+            rows = padded_counts(counts, profiles[profile], self._per_cloud)
+            inputs = self._on_device(arrays, rows, direct=False)
+            logits = self._output.reserve((self._answers(rows), self.config.num_classes))
+            execution = self._executions.apart(profile, inputs, {OUTPUT: logits})
+            recorded = recorder(self._trt)
+            execution.time_layers(recorded, repeats)
+            form = self._trt.LayerInformationFormat.JSON
+            inspected = execution.inspected(self._engine.create_engine_inspector(), form)
+        return layers_of_engine(recorded.milliseconds, inspected, repeats)
 
     def run(self, pyramid: Inputs, output: Where | Any = "host", *, stream: Any = None) -> Any:
         """Logits of a pyramid: [N_0, classes] float32, or [B, classes] (classification).
@@ -222,7 +303,10 @@ class EngineBackend:
         """Queues a run; returns its logits, padding included."""
         profiles, per_cloud = self.sidecar.profiles, self._per_cloud
         profile = choose_profile(profiles, counts, per_cloud, str(self.path))
-        rows = padded_counts(counts, profiles[profile], per_cloud, buckets=self._executions.graphs)
+        if self._executions.graphs:
+            rows = self._ladder.rows(profile, counts)
+        else:
+            rows = padded_counts(counts, profiles[profile], per_cloud)
         inputs = self._on_device(arrays, rows, direct=rows == counts)
         logits = self._output.reserve((self._answers(rows), self.config.num_classes))
         self._executions.run(profile, inputs, {OUTPUT: logits})

@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from dela.errors import DelaError
 
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from dela.plugins.cuda.driver import Graph, Stream
 
 # Kept at a time unless another number is asked for.
-MAX_GRAPHS = 16
+MAX_GRAPHS = 24
+# How a run went: at rows met for the first time, with its graph captured, from its graph, or in an
+# engine that captures none.
+RunKind = Literal["first", "captured", "replayed", "plain"]
 # Sets of shapes that are recognized when they come back.
 _REMEMBERED = 1000
 
@@ -126,6 +129,24 @@ class Execution:
         if capture:
             self.graph = self._captured()
 
+    def time_layers(self, recorder: Any, repeats: int) -> None:
+        """Runs the network without a graph; every layer of each run reports to an ``IProfiler``.
+
+        Raises:
+            DelaError: TensorRT could not run the network.
+        """
+        self._enqueue()
+        self._stream.synchronize()
+        self._context.profiler = recorder
+        for _ in range(repeats):
+            self._enqueue()
+            self._stream.synchronize()
+
+    def inspected(self, inspector: Any, form: Any) -> str:
+        """What an engine's inspector says of it at the context's shapes."""
+        inspector.execution_context = self._context
+        return str(inspector.get_engine_information(form))
+
     def run_after_failed_capture(self) -> None:
         """Queues the network kernel by kernel, once more where TensorRT stumbles at first.
 
@@ -191,6 +212,7 @@ class Executions:
 
     Attributes:
         graphs: whether graphs are captured; off once one could not be.
+        latest: how the latest run went.
     """
 
     def __init__(
@@ -216,6 +238,7 @@ class Executions:
         self._when_captured = captured
         self._under_way = False
         self.graphs = max_graphs > 0
+        self.latest: RunKind = "plain"
 
     def run(
         self,
@@ -235,12 +258,16 @@ class Executions:
         if not execution.ready(profile, inputs, outputs, self._scratch):
             self._settle()
             execution.prepare(profile, inputs, outputs, self._scratch)
+        new = own and execution.graph is None
+        if own:
+            self.latest = "captured" if new else "replayed"
+        else:
+            self.latest = "first" if self.graphs else "plain"
         self._under_way = True
         if self._capture_failed:
             execution.run_after_failed_capture()
             self._capture_failed = False
             return
-        new = own and execution.graph is None
         try:
             execution.run(capture=own)
             if new:
@@ -251,6 +278,22 @@ class Executions:
             self._stream.synchronize()
             self._own.clear()
             print(f"warning: running without CUDA graphs: {error}", file=sys.stderr)
+
+    def apart(
+        self,
+        profile: int,
+        inputs: Mapping[str, DeviceArray],
+        outputs: Mapping[str, DeviceArray],
+    ) -> Execution:
+        """An execution that is ready to run and not kept, for measurements.
+
+        Raises:
+            DelaError: TensorRT refuses the shapes.
+        """
+        execution = Execution(self._create(False), self._stream, self._reason)
+        self._settle()
+        execution.prepare(profile, inputs, outputs, self._scratch)
+        return execution
 
     def waited(self) -> None:
         """To be called once the stream was waited for: until then no context is changed."""

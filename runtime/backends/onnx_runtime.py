@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +13,7 @@ import numpy as np
 from dela.errors import CheckpointError, InputError, MissingDependencyError
 from dela.model.inputs import Inputs
 from dela.runtime.backends.base import LoadOptions, taken_inputs
+from dela.runtime.backends.layers import LayerTime, layers_of_events
 from dela.threads import tune_session
 
 if TYPE_CHECKING:
@@ -104,6 +107,45 @@ class OnnxRuntimeBackend:
 
         feeds = taken_inputs(pyramid, self.inputs, self.path)
         return first_non_finite(self.path, feeds, self._options)
+
+    def time_layers(self, inputs: Inputs, repeats: int) -> list[LayerTime]:
+        """Time of every node, the longest first, in a session like this one that measures them.
+
+        On a GPU it is the time to queue a node, not to run it.
+
+        Args:
+            inputs: that the network runs on.
+            repeats: runs that are averaged, after one that is not counted.
+
+        Raises:
+            InputError: inputs that do not fit.
+        """
+        inputs.validate()
+        feeds = taken_inputs(inputs, self.inputs, self.path)
+        with tempfile.TemporaryDirectory() as folder:
+            session = self._measuring(Path(folder))
+            for _ in range(repeats + 1):
+                session.run(["logits"], feeds)
+            profile = Path(session.end_profiling()).read_text(encoding="utf-8")
+        return layers_of_events(json.loads(profile))
+
+    def _measuring(self, folder: Path) -> Any:
+        """A session like this backend's that keeps a profile in ``folder``."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 4
+        tune_session(options, self._session.get_session_options().intra_op_num_threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(folder / "profile")
+        if self.kernels:
+            from dela.plugins import native
+
+            options.register_custom_ops_library(str(native.library_path()))
+        used = self._session.get_provider_options()
+        return onnxruntime.InferenceSession(
+            str(self.path), options, providers=list(used), provider_options=list(used.values())
+        )
 
 
 def cuda_session(path: Path, options: Any, gpu: int, tf32: bool = False) -> Any:

@@ -1,4 +1,4 @@
-"""Which of an engine's profiles takes a pyramid, and the sizes that inputs are padded to.
+"""Which of an engine's profiles takes a pyramid, and the least rows it takes there.
 
 Plain integers; nothing of TensorRT or CUDA is imported here.
 """
@@ -63,25 +63,20 @@ def choose_profile(
 
 
 def padded_counts(
-    counts: Sequence[int], profile: Profile, per_cloud: Sequence[int] = (), *, buckets: bool
+    counts: Sequence[int], profile: Profile, per_cloud: Sequence[int] = ()
 ) -> tuple[int, ...]:
-    """Rows per stage that the engine is given: no fewer than the counts, within the profile.
+    """Rows per stage that the engine is given at least: the counts, or the profile's least.
 
     Args:
         counts: points per stage, none above the profile's most.
         per_cloud: points of one cloud per stage (classification), where only whole clouds can be
             added; empty for segmentation.
-        buckets: round up to :func:`bucket` sizes, so that few shapes serve many clouds; otherwise
-            only up to the profile's least.
     """
     units = tuple(per_cloud) or (1,) * len(counts)
-    rows = []
-    for count, unit, limits in zip(counts, units, profile.stages, strict=True):
-        wanted = count // unit
-        if buckets:
-            wanted = bucket(wanted, 1 if per_cloud else _SMALLEST_STEP)
-        rows.append(min(max(wanted, limits.min // unit), limits.max // unit) * unit)
-    return tuple(rows)
+    return tuple(
+        max(count, -(-limits.min // unit) * unit)
+        for count, unit, limits in zip(counts, units, profile.stages, strict=True)
+    )
 
 
 def bucket(count: int, smallest: int = _SMALLEST_STEP) -> int:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -22,10 +23,17 @@ from dela.runtime.cli.options import (
     NoGraphs,
     Tf32,
     Threads,
+    WarmUp,
+    warm_up,
 )
 from dela.runtime.predict.predictor import MAX_POINTS
 
+if TYPE_CHECKING:
+    from dela.runtime.bench import MeasureOptions
+
 _POINTS, _CLOUDS = 30_000, 8
+# Layers shown.
+_LAYERS = 20
 
 
 Models = Annotated[
@@ -52,6 +60,23 @@ Scans = Annotated[
 ]
 Repeats = Annotated[int, typer.Option("--repeat", min=1, help="Timed repetitions.")]
 Warmups = Annotated[int, typer.Option("--warmup", min=0, help="Repetitions before them.")]
+Crops = Annotated[
+    int,
+    typer.Option(
+        min=0,
+        metavar="N",
+        help="Time N parts of each scan in turn, of a quarter of its area up to all of it, rather "
+        "than the whole scan again and again.",
+    ),
+]
+Percentiles = Annotated[
+    bool,
+    typer.Option("--percentiles", help="Show p50, p90, p99 and the longest of every phase, too."),
+]
+Layers = Annotated[
+    bool,
+    typer.Option("--layers", help="Show the time of each layer, too (ONNX Runtime and engines)."),
+]
 NoKernels = Annotated[
     bool, typer.Option("--no-kernels", help="ONNX Runtime: the file's own function bodies.")
 ]
@@ -64,12 +89,16 @@ def bench(
     scans: Scans = None,
     repeats: Repeats = 20,
     warmups: Warmups = 3,
+    crops: Crops = 0,
+    percentiles: Percentiles = False,
+    layers: Layers = False,
     max_points: MaxPoints = MAX_POINTS,
     no_kernels: NoKernels = False,
     threads: Threads = None,
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
+    warm: WarmUp = None,
     tf32: Tf32 = False,
     gpu_pyramid: GpuPyramid = None,
     json: Json = False,
@@ -78,17 +107,20 @@ def bench(
 
     Times are those of a whole scan, from its points to their labels: voxels and neighbors
     (preprocess), the network with all transfers (median, 90th percentile and points a second
-    are its own), and the labels of all points (postprocess).
+    are its own), and the labels of all points (postprocess). Sizes met for the first time and
+    those that come back are told apart.
 
     Examples:
 
     $ dela bench model.onnx --input scan.laz
-    $ dela bench model.onnx --backend torch --backend onnxruntime --points 30000
+    $ dela bench model.engine --input scan.laz --crops 50 --repeat 200 --percentiles
     """
     from dela.cloud.formats import read_cloud
-    from dela.runtime.bench import MeasureOptions, measure
+    from dela.runtime.bench import MeasureOptions
 
     jobs = _jobs(models, [choice.value for choice in backends or ()])
+    if layers and any(name == "torch" for name, _ in jobs):
+        raise InputError("--layers is for ONNX Runtime and engines; for PyTorch use torch.profiler")
     read = {str(scan): [read_cloud(scan)] for scan in scans or ()}
     loading: dict[str, Any] = {
         "threads": threads,
@@ -97,20 +129,47 @@ def bench(
         "max_graphs": graphs,
         "tf32": tf32,
     }
-    results = []
+    times = _Times(repeats, warmups, layers)
     for name, model in jobs:
         loaded = load_backend(model, name, kernels=not no_kernels, **loading)
+        warm_up(loaded, warm)
         label = _label(name, device, no_kernels)
         for title, clouds in _inputs(loaded, points, read).items():
-            asked = MeasureOptions(title, label, max_points, gpu_pyramid)
-            with ProgressBar(f"{loaded.name} {title}", percent=True) as bar:
-                timed = measure(
-                    loaded, clouds, asked, repeats=repeats, warmups=warmups, progress=bar.update
-                )
-            results.append(timed)
-    values = [result.to_dict() for result in results]
-    _show(values, json)
-    return values
+            asked = MeasureOptions(title, label, max_points, gpu_pyramid, crops)
+            times.take(loaded, clouds, asked)
+    if json:
+        print_json(times.values)
+    else:
+        _show(times.values, percentiles)
+    return times.values
+
+
+@dataclass
+class _Times:
+    """What was measured so far, as ``--json`` prints it."""
+
+    repeats: int
+    warmups: int
+    layers: bool
+    values: list[dict[str, Any]] = field(default_factory=list)
+
+    def take(self, backend: Backend, clouds: Sequence[PointCloud], options: MeasureOptions) -> None:
+        """Time a backend on one input."""
+        from dela.runtime.bench import measure, time_layers
+
+        with ProgressBar(f"{backend.name} {options.name}", percent=True) as bar:
+            timed = measure(
+                backend,
+                clouds,
+                options,
+                repeats=self.repeats,
+                warmups=self.warmups,
+                progress=bar.update,
+            ).to_dict()
+        if self.layers:
+            found = time_layers(backend, clouds, options, repeats=self.repeats)
+            timed["layers"] = [layer.to_dict() for layer in found]
+        self.values.append(timed)
 
 
 def _label(name: str, device: str | None, no_kernels: bool) -> str:
@@ -119,13 +178,17 @@ def _label(name: str, device: str | None, no_kernels: bool) -> str:
     return f"{where}, bodies" if name == "onnxruntime" and no_kernels else where
 
 
-def _show(values: Sequence[dict[str, Any]], as_json: bool) -> None:
-    from dela.runtime.cli.tables import latency_table
+def _show(values: Sequence[dict[str, Any]], percentiles: bool) -> None:
+    from dela.runtime.cli import tables
 
-    if as_json:
-        print_json(values)
-    else:
-        console().print(latency_table(values))
+    drawn = [tables.latency_table(values), tables.kinds_table(values)]
+    if percentiles:
+        drawn.append(tables.percentiles_table(values))
+    drawn += [tables.layers_table(value, _LAYERS) for value in values if "layers" in value]
+    for number, table in enumerate(drawn):
+        if number:
+            console().print()
+        console().print(table)
 
 
 def _jobs(models: Sequence[Path], backends: Sequence[str]) -> list[tuple[str, Path]]:

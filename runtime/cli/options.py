@@ -8,7 +8,11 @@ from typing import Annotated
 
 import typer
 
-from dela.runtime.backends.base import BACKENDS
+from dela.cli.console import ProgressBar
+from dela.errors import InputError
+from dela.runtime.backends.base import BACKENDS, Backend
+from dela.runtime.backends.graphs import MAX_GRAPHS
+from dela.runtime.backends.ladder import spread
 
 # Choices of ``--backend``: the table's names.
 _NAMES = {name.replace("-", "_"): name for name in BACKENDS}
@@ -34,7 +38,19 @@ NoGraphs = Annotated[
 MaxGraphs = Annotated[
     int | None,
     typer.Option(
-        "--graphs", min=1, metavar="N", help="Engines: most sizes kept as CUDA graphs; 16 else."
+        "--graphs",
+        min=1,
+        metavar="N",
+        help=f"Engines: most sizes kept as CUDA graphs; {MAX_GRAPHS} else.",
+    ),
+]
+WarmUp = Annotated[
+    str | None,
+    typer.Option(
+        "--warm-up",
+        metavar="MIN:MAX",
+        help="Engines: before the first scan, capture CUDA graphs for runs of this many voxels "
+        "(clouds, for classification).",
     ),
 ]
 Tf32 = Annotated[
@@ -56,3 +72,27 @@ Truth = Annotated[
 Model = Annotated[
     Path, typer.Option("-m", "--model", help="Checkpoint, exported network or engine.")
 ]
+
+
+def warm_up(backend: Backend, sizes: str | None) -> None:
+    """Captures the graphs that ``--warm-up MIN:MAX`` asks an engine for; nothing where it is None.
+
+    Raises:
+        InputError: no engine, not two sizes that ascend from 1 on, or no graphs to capture.
+        EngineError: more points than the engine takes.
+    """
+    if sizes is None:
+        return
+    from dela.runtime.backends.engine import EngineBackend
+
+    if not isinstance(backend, EngineBackend):
+        raise InputError(f"--warm-up is for engines; {backend.name} captures no CUDA graphs")
+    try:
+        smallest, largest = map(int, sizes.split(":"))
+    except ValueError:
+        raise InputError(f"--warm-up {sizes} is not MIN:MAX, such as 5000:60000") from None
+    # Segmentation gets two graphs of each size.
+    share = 1 if backend.config.task == "classification" else 2
+    chosen = spread(smallest, largest, backend.max_graphs // share)
+    with ProgressBar("capturing CUDA graphs", percent=True) as bar:
+        backend.warm_up(chosen, progress=bar.update)

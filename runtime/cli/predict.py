@@ -30,6 +30,8 @@ from dela.runtime.cli.options import (
     Tf32,
     Threads,
     Truth,
+    WarmUp,
+    warm_up,
 )
 from dela.runtime.predict.labelled import classes_of_codes, column_of, score, with_prediction
 from dela.runtime.predict.predictor import MAX_POINTS, Prediction, Predictor
@@ -80,6 +82,7 @@ def predict(
     device: Device = None,
     no_cuda_graphs: NoGraphs = False,
     graphs: MaxGraphs = None,
+    warm: WarmUp = None,
     tf32: Tf32 = False,
     gpu_pyramid: GpuPyramid = None,
     overwrite: Overwrite = False,
@@ -107,6 +110,7 @@ def predict(
         max_graphs=graphs,
         tf32=tf32,
     )
+    warm_up(loaded, warm)
     predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)
     if output is not None and output not in (target for _, target in jobs):
         _make_folder(output)

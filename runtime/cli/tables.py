@@ -101,6 +101,45 @@ def latency_table(results: Sequence[dict[str, Any]]) -> Table:
     return drawn
 
 
+def percentiles_table(results: Sequence[dict[str, Any]]) -> Table:
+    """Half, nine in ten and 99 in a hundred of the repetitions, and the longest, of each phase."""
+    drawn = table("backend", "input", "phase", "p50", "p90", "p99", "max", left=3)
+    for result in results:
+        for phase, values in result["seconds"].items():
+            drawn.add_row(
+                result["backend"], escape(Path(result["input"]).name), phase, *_spread_of(values)
+            )
+    return drawn
+
+
+def kinds_table(results: Sequence[dict[str, Any]]) -> Table:
+    """Times of the network at sizes met first and again, warm-up repetitions among them."""
+    drawn = table("backend", "input", "network", "runs", "p50", "p90", "p99", "max", left=3)
+    for result in results:
+        for kind, values in result["kinds"].items():
+            name = escape(Path(result["input"]).name)
+            drawn.add_row(result["backend"], name, kind, f"{values['runs']:,}", *_spread_of(values))
+    return drawn
+
+
+def layers_table(result: dict[str, Any], rows: int) -> Table:
+    """The layers of a network that took longest, up to ``rows`` of them, and all others."""
+    layers = result["layers"]
+    drawn = table("layer", "operator", "time", "share", left=2)
+    drawn.title = f"{result['backend']}, {escape(Path(result['input']).name)}"
+    for layer in layers[:rows]:
+        drawn.add_row(
+            escape(layer["name"]),
+            escape(layer["operator"]),
+            _milliseconds(layer["seconds"]),
+            f"{100 * layer['share']:.1f} %",
+        )
+    if others := layers[rows:]:
+        seconds, share = (sum(layer[key] for layer in others) for key in ("seconds", "share"))
+        drawn.add_row(f"{len(others)} others", "", _milliseconds(seconds), f"{100 * share:.1f} %")
+    return drawn
+
+
 def findings_table(findings: Sequence[Finding]) -> Table:
     """What ``dela doctor`` found, the mend under each finding that needs one."""
     from dela.runtime.doctor import BROKEN, NOTE, OK, WARNING
@@ -133,6 +172,10 @@ def info_table(values: dict[str, Any]) -> Table:
             lines = [_flat(value)]
         drawn.add_row(label, "\n".join(lines) or "none")
     return drawn
+
+
+def _spread_of(values: dict[str, float]) -> list[str]:
+    return [_milliseconds(values[key]) for key in ("median", "p90", "p99", "max")]
 
 
 def _milliseconds(seconds: float) -> str:

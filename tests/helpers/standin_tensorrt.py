@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import itertools
+import json
 import pickle
 import types
 from collections.abc import Sequence
@@ -77,6 +78,9 @@ class Engine:
         (tensor,) = (tensor for tensor in self.tensors if tensor.name == name)
         return {"tensor(float)": np.float32, "tensor(int32)": np.int32}[tensor.type]
 
+    def create_engine_inspector(self) -> EngineInspector:
+        return EngineInspector(self)
+
     def create_runtime_config(self) -> RuntimeConfig:
         self.configs.append(RuntimeConfig())
         return self.configs[-1]
@@ -92,6 +96,22 @@ class Engine:
             return None
         self.contexts.append(Context(self, None) if config is None else RtxContext(self, config))
         return self.contexts[-1]
+
+
+class EngineInspector:
+    """Tells layers' names and kinds, at a context's shapes."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.execution_context: Context | None = None
+
+    def get_engine_information(self, form: Any) -> str:
+        assert form == self._engine.trt.LayerInformationFormat.JSON
+        assert self.execution_context is not None and self.execution_context.shapes
+        layers = self._engine.trt.layers
+        return json.dumps(
+            {"Layers": [{"Name": name, "LayerType": kind} for name, (kind, _) in layers.items()]}
+        )
 
 
 class RuntimeConfig:
@@ -134,6 +154,7 @@ class Context:
         self.engine = engine
         self.config = config
         self.active_optimization_profile = 0
+        self.profiler: Any = None
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.addresses: dict[str, int] = {}
         self.memory = (0, 0)
@@ -222,6 +243,11 @@ class Context:
             driver().cuStreamSynchronize(stream)
             trt.noted_error = True
         self.warm = True
+        if self.profiler is not None:
+            # TensorRT waits for the run and reports its layers.
+            driver().cuStreamSynchronize(stream)
+            for name, (_, milliseconds) in trt.layers.items():
+                self.profiler.report_layer_time(name, milliseconds)
         return int(status) == 0
 
     def _job(self, captured: bool) -> Any:
@@ -292,6 +318,14 @@ class StandInTensorRT(types.ModuleType):
         LAZY = 0
         EAGER = 1
 
+    class LayerInformationFormat(enum.Enum):
+        ONELINE = 0
+        JSON = 1
+
+    class IProfiler:
+        def __init__(self) -> None:
+            pass
+
     class ILogger:
         class Severity(enum.Enum):
             INTERNAL_ERROR = 0
@@ -306,6 +340,7 @@ class StandInTensorRT(types.ModuleType):
         self.problems: list[str] = []  # what TensorRT leaves undefined, and crashes
         self.engines: list[Engine] = []
         self.runs: list[dict[str, int]] = []  # rows of every input, per run
+        self.layers: dict[str, tuple[str, float]] = {}  # name -> kind, milliseconds of every run
         self.refuse_capture = self.refuse_to_run = self.refuse_contexts = False
         self.wait_in_capture = False  # which no capture survives
         self.has_loops = False  # and so cannot be captured, which TensorRT for RTX tells

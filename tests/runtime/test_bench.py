@@ -10,14 +10,24 @@ import time
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from dela.cli import main as cli
 from dela.cloud.formats import write_cloud
+from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError, InputError
 from dela.model.contract import AttributeInfo, CategoryInfo
 from dela.runtime import load_backend
-from dela.runtime.bench import PHASES, Latency, made_up_clouds, measure
+from dela.runtime.bench import (
+    PHASES,
+    Latency,
+    MeasureOptions,
+    crops_of,
+    made_up_clouds,
+    measure,
+    time_layers,
+)
 from dela.scan.attributes import compute_attributes
 from dela.scan.voxels import Voxels
 from small_networks import CLASSIFICATION, CONFIG, make_cloud
@@ -49,14 +59,61 @@ def test_the_networks_time_is_the_networks_alone():
     assert sum(result.total) == pytest.approx(sum(map(sum, result.seconds.values())))
 
 
-def test_median_and_90th_percentile_of_known_times():
+def test_percentiles_of_known_times():
     times = tuple(float(value) for value in range(1, 12))
-    result = Latency("b", "m", "i", 60, 1, dict.fromkeys(PHASES, times))
+    result = Latency("b", "m", "i", 60, 1, dict.fromkeys(PHASES, times), {"again": (2.0, 4.0)})
     assert result.median("network") == 6 and result.p90("network") == 10
     assert result.points_per_second == 10
     values = result.to_dict()
-    assert values["seconds"]["total"] == {"median": 18, "p90": 30}
+    total = {"median": 18, "p90": 30, "p99": pytest.approx(32.7), "max": 33}
+    assert values["seconds"]["total"] == total
+    kind = {"runs": 2, "median": 3, "p90": pytest.approx(3.8), "p99": pytest.approx(3.98), "max": 4}
+    assert values["kinds"] == {"again": kind}
     assert json.loads(json.dumps(values)) == values
+
+
+def test_sizes_met_for_the_first_time_are_told_apart():
+    class Forgetful(Slow):
+        """Slow at each size's first run."""
+
+        def run(self, pyramid):
+            self.seconds = 0.0 if len(pyramid.points) in self.sizes else 0.02
+            return super().run(pyramid)
+
+    backend = Forgetful(CONFIG)
+    options = MeasureOptions(crops=4)
+    result = measure(backend, [make_cloud(3000)], options, repeats=10, warmups=2)
+    first, again = result.kinds["first"], result.kinds["again"]
+    assert len(set(backend.sizes)) == len(first) == 4 and len(again) == 8
+    assert min(first) >= 0.02 > max(again)
+    assert result.points == round(sum(backend.sizes[2:]) / 10) and result.runs == 1
+    assert backend.sizes[:4] * 3 == backend.sizes
+
+
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_crops_range_from_a_quarter_of_a_scan_to_all_of_it(count):
+    cloud = make_cloud(4000)
+    parts = crops_of(cloud, count)
+    sizes = sorted(len(part) for part in parts)
+    assert len(parts) == count and sizes[-1] == len(cloud)
+    assert count == 1 or 0.2 * len(cloud) <= sizes[0] <= 0.3 * len(cloud)
+    there = {tuple(point) for point in cloud.points}
+    for part in parts:
+        assert {tuple(point) for point in part.points} <= there
+        assert set(part.columns) == set(cloud.columns)
+    again = crops_of(cloud, count)
+    assert all(np.array_equal(a.points, b.points) for a, b in zip(parts, again, strict=True))
+
+
+def test_crops_of_points_in_one_place_or_on_a_line_are_not_empty():
+    for points in (np.zeros((5, 3)), np.outer(np.arange(30.0), [0, 1, 0]), np.zeros((1, 3))):
+        assert all(len(part) for part in crops_of(PointCloud(points), 6))
+
+
+def test_clouds_are_not_cropped():
+    clouds = made_up_clouds(CLASSIFICATION, 2)
+    with pytest.raises(InputError, match="crops are parts of a scan"):
+        measure(Slow(CLASSIFICATION), clouds, MeasureOptions(crops=3))
 
 
 def test_a_large_scan_is_timed_in_tiles_that_the_backend_takes():
@@ -128,9 +185,54 @@ def test_command_runs_every_model_on_its_own_backend(classifier, capsys):
     assert values[0]["points"] == 8 * load_backend(classifier.onnx).config.points[0]
 
 
+@pytest.mark.parametrize("kernels", [True, False])
+def test_layers_of_onnx_runtime_are_its_operators(network, kernels):
+    backend = load_backend(network.onnx, kernels=kernels)
+    layers = time_layers(backend, [make_cloud(800)], repeats=3)
+    assert sum(layer.share for layer in layers) == pytest.approx(1)
+    assert [layer.seconds for layer in layers] == sorted(
+        (layer.seconds for layer in layers), reverse=True
+    )
+    operators = [layer.operator for layer in layers]
+    # As many as the file has; without kernels they are the loops of their bodies.
+    graph = onnx.load(network.onnx).graph
+    for name in ("SPSE", "SPAMP"):
+        assert operators.count(name) == kernels * sum(node.op_type == name for node in graph.node)
+    assert ("Scan" in operators) == (not kernels)
+
+
+def test_layers_of_a_batch_of_clouds(classifier):
+    backend = load_backend(classifier.onnx)
+    layers = time_layers(backend, made_up_clouds(backend.config, 2), repeats=1)
+    assert {"SPSE", "SPAMP", "Gemm"} <= {layer.operator for layer in layers}
+
+
+def test_pytorch_does_not_tell_its_layers(network):
+    with pytest.raises(InputError, match=r"torch does not tell the time of its layers; .*exported"):
+        time_layers(load_backend(network.checkpoint), [make_cloud(500)])
+
+
+def test_command_shows_crops_percentiles_and_layers(network, tmp_path, capsys):
+    scan = write_cloud(tmp_path / "scan.ply", make_cloud(1200))
+    words = ["bench", str(network.onnx), "-i", str(scan), "--crops", "3", "--layers"]
+    words += ["--repeat", "6", "--warmup", "0", "--percentiles"]
+    (value,) = cli.run_command([*words, "--json"])
+    assert json.loads(capsys.readouterr().out) == [value]
+    assert {kind: found["runs"] for kind, found in value["kinds"].items()} == {
+        "first": 3,
+        "again": 3,
+    }
+    assert value["points"] < 1200 and value["layers"][0]["share"] > 0
+    cli.run_command(words)
+    shown = capsys.readouterr().out
+    for word in ("p99", "max", "first", "again", "postprocess", "SPSE", "others"):
+        assert word in shown
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (["--backend", "torch", "--layers"], "--layers is for ONNX Runtime and engines"),
         (["--backend", "tensorrt"], r"no file for --backend tensorrt.*model\.engine; `dela build"),
         (["-i", "missing.ply"], r"missing\.ply"),
         (["--device", "gpu"], "device 'gpu' is unknown"),

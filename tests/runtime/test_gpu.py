@@ -255,3 +255,15 @@ def test_predict_and_verify_commands(build, network, tmp_path, capsys, flavour):
     found = Predictor(load_backend(path)).predict(cloud)
     expected = Predictor(load_backend(network.checkpoint)).predict(cloud)
     assert np.mean(found.classes == expected.classes) >= 0.9995
+
+
+@pytest.mark.parametrize("flavour", bindings.MODULES)
+def test_graphs_are_captured_ahead_and_layers_tell_their_time(build, network, flavour):
+    backend = load_backend(build(flavour, "python", "fp32"))
+    sizes = [4000, 20_000]
+    assert backend.warm_up(sizes) >= len(sizes)
+    pyramid = scene_pyramid(network.config, 3000, side=5.0)
+    layers = backend.time_layers(pyramid, 5)
+    assert len(layers) > 10 and min(layer.seconds for layer in layers) >= 0
+    assert sum(layer.share for layer in layers) == pytest.approx(1)
+    assert_parity(backend, network, [pyramid], "fp32")

@@ -29,8 +29,7 @@ from dela.pyramid.cpu import Pyramid, build_pyramid
 from dela.pyramid.gpu import PyramidBuilder
 from dela.runtime import Predictor, doctor, load_backend
 from dela.runtime.backends import graphs
-from dela.runtime.backends.profiles import bucket
-from dela.runtime.bench import MeasureOptions, measure
+from dela.runtime.bench import MeasureOptions, made_up_clouds, measure
 from dela.runtime.verify import tolerance_of, verify
 from dela.scan.attributes import compute_attributes
 from dela.scan.gpu_votes import GpuScan
@@ -59,6 +58,14 @@ def on_gpu(pyramid: Pyramid, stream: Stream, wrap=lambda array: array) -> Pyrami
         return wrap(DeviceArray.from_host(np.asarray(array), stream))
 
     return pyramid.each(up)
+
+
+def surface_pyramid(config, size: int) -> Pyramid:
+    """The input for a surface of about so many voxels, whose stages keep the usual shares."""
+    (cloud,) = made_up_clouds(config, size, seed=size)
+    voxels = Voxels.of(cloud, compute_attributes(cloud, config.input_columns), config)
+    (part,) = voxels.tiles(config, 100_000)
+    return part.inputs
 
 
 def assert_same(found, expected) -> None:
@@ -92,21 +99,65 @@ def test_whole_clouds_are_added_to_a_batch(tensorrt, classifier, tmp_path, graph
     assert backend.max_points is None
 
 
-def test_scans_of_one_bucket_share_a_graph(emulated_cuda, tensorrt, engine, network):
+def test_scans_of_like_sizes_share_a_graph(emulated_cuda, tensorrt, engine, network):
     backend, reference = load_backend(engine), load_backend(network.onnx)
     plain = scene_pyramid(network.config, 1500)
-    seen = set()
-    for seed in range(6):
-        # The same scan with its first points' attributes changed, and a few points fewer.
-        count = len(plain.points) - seed
+    kinds, sizes = [], set()
+    for fewer in (0, 7, 20, 3, 40, 11):
+        count = len(plain.points) - fewer
         part = build_pyramid(plain.points[:count], plain.attributes[:count], network.config)
         assert_same(backend.run(part), reference.run(part))
-        seen.add(tuple(bucket(len(table)) for table in part.neighbors))
-    # One context for sizes met once, one for each that came back.
-    assert len(seen) < 6 and len(tensorrt.engines[0].contexts) == 1 + backend.graphs
-    assert 1 <= backend.graphs <= len(seen)
-    for run in tensorrt.runs:
-        assert (run["points"], run["neighbors_1"]) in seen
+        kinds.append(backend.latest_run)
+        sizes.add(tuple(map(len, part.neighbors)))
+    assert kinds == ["first", "captured", *["replayed"] * 4] and len(sizes) == 6
+    # One context for sizes met once, one for the rows that all of them share.
+    assert backend.graphs == 1 and len(tensorrt.engines[0].contexts) == 2
+    assert len({(run["points"], run["neighbors_1"]) for run in tensorrt.runs}) == 1
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["at once", "deferred"])
+def test_after_a_warm_up_no_scan_waits_for_a_capture(
+    emulated_cuda, tensorrt, engine, network, defer
+):
+    emulated_cuda.defer = defer
+    backend, reference = load_backend(engine), load_backend(network.onnx)
+    pyramids = [surface_pyramid(network.config, size) for size in (400, 900, 1700, 3000)]
+    steps = []
+    sizes = [len(pyramid.points) + 10 for pyramid in pyramids]
+    captured = backend.warm_up(sizes, lambda done, total: steps.append((done, total)))
+    assert captured == backend.graphs >= len(pyramids)
+    assert steps == [(done, captured) for done in range(1, captured + 1)]
+    contexts = len(tensorrt.engines[0].contexts)
+    launches = emulated_cuda.count("graph_launches")
+    for pyramid in pyramids:
+        assert_same(backend.run(pyramid), reference.run(pyramid))
+        assert backend.latest_run == "replayed"
+    assert emulated_cuda.count("graph_launches") == launches + len(pyramids)
+    assert len(tensorrt.engines[0].contexts) == contexts
+    assert backend.warm_up([140]) == captured + 2  # the others stay
+
+
+def test_batches_are_warmed_up_by_clouds(tensorrt, classifier, tmp_path):
+    backend = load_backend(write_engine(tmp_path, classifier.onnx, "2:4:16"))
+    reference = load_backend(classifier.onnx)
+    assert backend.warm_up([4, 16]) == 2
+    for clouds in (4, 16, 3):
+        pyramid = cloud_pyramid(classifier.config, clouds)
+        assert_same(backend.run(pyramid), reference.run(pyramid))
+        assert backend.latest_run == "replayed" or clouds == 3
+
+
+def test_what_cannot_be_warmed_up_is_told(tensorrt, engine, capsys):
+    with pytest.raises(InputError, match=r"model\.engine runs without CUDA graphs"):
+        load_backend(engine, graphs=False).warm_up([500])
+    with pytest.raises(EngineError, match="9000 points at stage 0 are more than its range"):
+        load_backend(engine).warm_up([9000])
+    with pytest.raises(InputError, match="4 CUDA graphs would be captured, 3 are kept"):
+        load_backend(engine, max_graphs=3).warm_up([500, 1000])
+    tensorrt.refuse_capture = True
+    backend = load_backend(engine)
+    assert backend.warm_up([500]) == 0
+    assert "running without CUDA graphs" in capsys.readouterr().err
 
 
 def test_a_graph_is_captured_when_a_size_comes_back_and_replayed_from_then_on(
@@ -576,9 +627,26 @@ def test_commands_run_an_engine(tensorrt, engine, network, tmp_path, capsys):
     words = ("verify", engine, "--checkpoint", network.checkpoint, "-i", scan, "--no-cuda-graphs")
     (report,) = run_command(*words, "--device", "cuda:0")
     assert report["backend"] == "tensorrt on cuda:0" and report["passed"]
+    warm = ("--warm-up", "400:900", "--graphs", 4, "--overwrite")
+    run_command("predict", scan, "-m", engine, "-o", tmp_path / "a.ply", *warm)
+    assert len(tensorrt.engines[-1].contexts) == 1 + 4
+    again = read_cloud(tmp_path / "a.ply")
+    assert np.array_equal(again.columns["label"], clouds[0].columns["label"])
+    for wrong, message in (("900", "900 is not MIN:MAX"), ("9:5", "9:5 must ascend")):
+        with pytest.raises(InputError, match=message):
+            run_command("bench", engine, "--warm-up", wrong)
+    with pytest.raises(InputError, match="--warm-up is for engines; onnxruntime captures no CUDA"):
+        run_command("predict", scan, "-m", network.onnx, "--warm-up", "100:900", "--overwrite")
     capsys.readouterr()
+    tensorrt.layers = {"spse": ("PluginV3", 0.5)}
     words = ("bench", engine, "--backend", "tensorrt", "--points", 300, "--repeat", 3, "--json")
-    for extra in ((), ("--no-gpu-pyramid",), ("--graphs", 3)):
+    for extra in (
+        (),
+        ("--no-gpu-pyramid",),
+        ("--graphs", 3),
+        ("--warm-up", "100:900"),
+        ("--layers",),
+    ):
         (result,) = run_command(*words, *extra)
         assert result["backend"] == "tensorrt"
         assert min(phase["median"] for phase in result["seconds"].values()) > 0
@@ -732,6 +800,42 @@ def test_latency_with_everything_on_the_gpu(emulated_cuda, engine, network):
     assert min(latency.seconds["preprocess"]) > 0 and latency.runs == 1
 
 
+def test_first_captured_and_replayed_runs_are_timed_apart(tensorrt, engine):
+    backend = load_backend(engine)
+    result = measure(backend, [make_cloud(3000)], MeasureOptions(crops=3), repeats=11, warmups=1)
+    kinds = {kind: len(seconds) for kind, seconds in result.kinds.items()}
+    sets = len({(run["points"], run["neighbors_1"]) for run in tensorrt.runs})
+    assert kinds == {"first": sets, "captured": sets, "replayed": 12 - 2 * sets} and sets > 1
+    plain = measure(load_backend(engine, graphs=False), [make_cloud(600)], repeats=2, warmups=0)
+    assert {kind: len(seconds) for kind, seconds in plain.kinds.items()} == {"first": 1, "again": 1}
+
+
+@pytest.mark.parametrize("defer", [False, True], ids=["at once", "deferred"])
+def test_layers_of_an_engine_come_from_its_profile_and_inspector(
+    emulated_cuda, tensorrt, engine, network, defer
+):
+    emulated_cuda.defer = defer
+    backend, reference = load_backend(engine), load_backend(network.onnx)
+    pyramid = scene_pyramid(network.config)
+    for _ in range(2):
+        backend.run(pyramid)
+    tensorrt.layers = {"spse": ("PluginV3", 0.5), "mlp + gelu": ("gemm", 1.25), "new": ("", 0.25)}
+    layers = backend.time_layers(pyramid, 4)
+    found = [(layer.name, layer.operator, layer.seconds, layer.share) for layer in layers]
+    assert found == [
+        ("mlp + gelu", "gemm", pytest.approx(1.25e-3), pytest.approx(0.625)),
+        ("spse", "PluginV3", pytest.approx(0.5e-3), pytest.approx(0.25)),
+        ("new", "", pytest.approx(0.25e-3), pytest.approx(0.125)),
+    ]
+    assert tensorrt.runs[-1]["points"] == len(pyramid.points)  # not padded
+    # Graphs captured before are still good.
+    assert_same(backend.run(pyramid), reference.run(pyramid))
+    assert backend.latest_run == "replayed"
+    tensorrt.layers = {}
+    with pytest.raises(DelaError, match="no layer reported its time"):
+        backend.time_layers(pyramid, 2)
+
+
 def test_pyramids_on_the_gpu_are_for_engines_of_segmentation(
     tensorrt, classifier, network, tmp_path
 ):
@@ -774,6 +878,7 @@ def test_the_stand_in_has_no_name_that_tensorrt_lacks():
         (standin_tensorrt.RuntimeConfig, trt.IRuntimeConfig),
         (standin_tensorrt.RuntimeCache, trt.IRuntimeCache),
         (standin_tensorrt.Runtime, trt.Runtime),
+        (standin_tensorrt.EngineInspector, trt.EngineInspector),
         (StandInTensorRT, trt),
     ):
         names = {name for name in vars(ours) if not name.startswith("_")} - {"error"}
