@@ -82,14 +82,14 @@ DELA_DEVICE void spamp(const Stored* __restrict__ features, const float* __restr
     dela::spamp<Stored, width, false>(features, points, neighbors, centers, weight, n, m, k, c,    \
                                       out, nullptr);                                               \
   }                                                                                                \
-  DELA_KERNEL(winner_blocks)                                                                       \
+  DELA_TRAINING(DELA_KERNEL(winner_blocks)                                                         \
   dela_spamp_winner_##vector(const Stored* features, const float* points,                          \
                              const int32_t* neighbors, const int32_t* centers,                     \
                              const float* weight, int32_t n, int32_t m, int32_t k, int32_t c,      \
                              Stored* out, void* winner) {                                          \
     dela::spamp<Stored, width, true>(features, points, neighbors, centers, weight, n, m, k, c,     \
                                      out, winner);                                                 \
-  }
+  })
 
 DELA_SPAMP(f32, float, 4, 8, 8)
 DELA_SPAMP(f16, dela::Float16, 4, 8, 8)

@@ -1,4 +1,5 @@
-"""SPSE and SPAMP as TensorRT plugins: launched from Python, or compiled into the engine.
+"""SPSE and SPAMP as TensorRT plugins: in a native library, launched from Python, or compiled into
+the engine.
 
 Works with ``tensorrt`` and ``tensorrt_rtx`` alike; nothing of either is imported before it is asked
 for.

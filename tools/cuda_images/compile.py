@@ -39,11 +39,19 @@ INSTALL = f"pip install {_NVRTC_WHEEL}=={NVRTC_VERSION} {_RUNTIME_WHEEL}=={RUNTI
 SUBJECTS = {
     "operators": ("spse.cu", "spamp.cu", "spse_backward.cu", "spamp_backward.cu", "reverse.cu"),
     "geometry": ("sort.cu", "voxel.cu", "knn.cu", "votes.cu"),
+    # What libdela_trt.so embeds: the operators without what only training needs.
+    "inference": ("spse.cu", "spamp.cu"),
 }
+_MACROS = {"inference": ("--define-macro=DELA_INFERENCE",)}
 PTX_ARCHITECTURE = 80
-BINARY_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+# PTX is marked as that of CUDA 11.8 rather than the compiler's own, which asks for driver 570.
+PTX_VERSION = "7.8"
+BINARY_ARCHITECTURES = (80, 86, 87, 89, 90, 100, 120)
 OPTIONS = ("--std=c++17",)
 
+# A hint of newer PTX: which bytes of a vector load are used.
+_HINT = re.compile(rb'^\s*\.pragma "used_bytes_mask \d+";\n', re.MULTILINE)
+_VERSION = re.compile(rb"^\.version \d+\.\d+$", re.MULTILINE)
 _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
@@ -72,8 +80,9 @@ def source_files(subject: str) -> list[Path]:
 
 def source_hash(subject: str) -> str:
     """SHA-256 of a subject's sources, the compiler's version and its options."""
+    options = [*OPTIONS, *_MACROS.get(subject, ()), PTX_VERSION]
     digest = hashlib.sha256(
-        json.dumps([NVRTC_VERSION, RUNTIME_VERSION, OPTIONS, PTX_ARCHITECTURE]).encode()
+        json.dumps([NVRTC_VERSION, RUNTIME_VERSION, options, PTX_ARCHITECTURE]).encode()
     )
     for path in source_files(subject):
         digest.update(f"\0{path.name}\0".encode())
@@ -87,6 +96,20 @@ def image_names(subject: str) -> dict[str, str]:
     for number in BINARY_ARCHITECTURES:
         names[f"{subject}.sm_{number}.cubin"] = f"sm_{number}"
     return names
+
+
+def lowered(ptx: bytes) -> bytes:
+    """PTX marked as :data:`PTX_VERSION`, without the hint that is newer.
+
+    Whether it is valid as such, the assembler says: a test runs it.
+
+    Raises:
+        CompileError: the text does not say its version.
+    """
+    text, marked = _VERSION.subn(f".version {PTX_VERSION}".encode(), _HINT.sub(b"", ptx))
+    if marked != 1:
+        raise CompileError(f"PTX with {marked} version lines; the compiler has changed its format")
+    return text
 
 
 class Compiler:
@@ -120,6 +143,7 @@ class Compiler:
             f"--include-path={FOLDER.parent}",
             f"--include-path={self._include}",
             *OPTIONS,
+            *_MACROS.get(subject, ()),
         ]
         program = ctypes.c_void_p()
         self._call(
@@ -134,7 +158,7 @@ class Compiler:
                 raise CompileError(f"{subject} for {architecture} does not compile:\n{log}")
             if architecture.startswith("sm_"):
                 return self._result("CUBIN", program)
-            return self._result("PTX", program).rstrip(b"\0")
+            return lowered(self._result("PTX", program).rstrip(b"\0"))
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))
 
