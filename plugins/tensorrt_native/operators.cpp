@@ -59,9 +59,6 @@ bool plan_spse(const Attributes& attributes, const TensorDesc* in, Plan& plan, P
 bool plan_spamp(const Attributes&, const TensorDesc* in, Plan& plan, Problem& problem) {
   const int64_t n = in[0].dims.size[0], c = in[0].dims.size[1];
   const int64_t m = in[2].dims.size[0], k = in[2].dims.size[1];
-  if (c % kGroup != 0) {
-    return problem.say("%lld channels are no multiple of 4", static_cast<long long>(c));
-  }
   if (!expect(in[1].dims.size[0], n, "number of points", problem) ||
       !expect(in[1].dims.size[1], kPosition, "number of columns of points", problem) ||
       !expect(in[3].dims.size[0], m, "number of centers", problem) ||
@@ -82,9 +79,9 @@ bool plan_spamp(const Attributes&, const TensorDesc* in, Plan& plan, Problem& pr
 
 const Operator kOperators[] = {
     {"SPSE", 3, {Kind::kFloat, Kind::kInt32, Kind::kFloat}, {2, 2, 2}, Kind::kFloat,
-     {0, 0}, {2, 1}, 2, plan_spse},
+     {0, 0}, {2, 1}, 2, 1, plan_spse},
     {"SPAMP", 5, {Kind::kFeatures, Kind::kFloat, Kind::kInt32, Kind::kInt32, Kind::kFloat},
-     {2, 2, 2, 1, 2}, Kind::kFeatures, {2, 0}, {0, 1}, 0, plan_spamp},
+     {2, 2, 2, 1, 2}, Kind::kFeatures, {2, 0}, {0, 1}, 0, kGroup, plan_spamp},
 };
 const int kOperatorCount = sizeof(kOperators) / sizeof(kOperators[0]);
 
@@ -98,6 +95,12 @@ bool allows(const Operator& one, int position, DataType type, DataType features)
 
 DataType output_type(const Operator& one, DataType features) noexcept {
   return one.output == Kind::kFeatures ? features : DataType::kFloat;
+}
+
+bool fits_group(const Operator& one, int64_t channels, Problem& problem) noexcept {
+  return channels % one.channel_group == 0 ||
+         problem.say("%lld channels are no multiple of %d", static_cast<long long>(channels),
+                     one.channel_group);
 }
 
 bool make_plan(const Operator& one, const Attributes& attributes, const TensorDesc* in, Plan& plan,
@@ -119,6 +122,7 @@ bool make_plan(const Operator& one, const Attributes& attributes, const TensorDe
     }
   }
   Plan made;
+  if (!fits_group(one, in[0].dims.size[1], problem)) return false;
   if (!one.plan(attributes, in, made, problem)) return false;
   plan = made;
   return true;

@@ -36,7 +36,8 @@ struct Operator {
   int ranks[kMostInputs];
   Kind output;
   Axis rows, columns;  // where the output's shape comes from
-  int field_count;     // of the first fields in kFieldNames
+  int field_count;     // epsilon and directions, or none
+  int channel_group;   // columns of the first input are a multiple of it
   // Fills in the plan for inputs of the right ranks and types, sizes between 0 and 2^31 - 1.
   bool (*plan)(const Attributes& attributes, const TensorDesc* in, Plan& plan, Problem& problem);
 };
@@ -50,6 +51,9 @@ bool allows(const Operator& one, int position, DataType type, DataType features)
 
 // The type of the output for features of `features`.
 DataType output_type(const Operator& one, DataType features) noexcept;
+
+// Whether the kernels take so many columns of the first input; false with a problem else.
+bool fits_group(const Operator& one, int64_t channels, Problem& problem) noexcept;
 
 // The launch for inputs of these shapes and types; false with a problem where they do not fit.
 bool make_plan(const Operator& one, const Attributes& attributes, const TensorDesc* in, Plan& plan,

@@ -76,10 +76,15 @@ bool Plugin::check_counts(int32_t inputs, int32_t outputs, Problem& problem) con
                      operator_.input_count);
 }
 
-int32_t Plugin::configurePlugin(const DynamicTensorDesc*, int32_t inputs, const DynamicTensorDesc*,
-                                int32_t outputs) noexcept {
+int32_t Plugin::configurePlugin(const DynamicTensorDesc* in, int32_t inputs,
+                                const DynamicTensorDesc*, int32_t outputs) noexcept {
   Problem problem;
-  return check_counts(inputs, outputs, problem) ? 0 : report(operator_.name, problem);
+  if (!check_counts(inputs, outputs, problem)) return report(operator_.name, problem);
+  const int64_t channels = in[0].desc.dims.size[1];
+  if (channels >= 0 && !fits_group(operator_, channels, problem)) {
+    return report(operator_.name, problem);
+  }
+  return 0;
 }
 
 int32_t Plugin::getOutputDataTypes(DataType* out, int32_t outputs, const DataType* in,

@@ -88,6 +88,15 @@ class Plugin:
 
     # building
 
+    def configure(self, inputs: Sequence[tuple[str, Sequence[int]]]) -> int:
+        tensors = (DynamicTensorDesc * len(inputs))()
+        for tensor, desc in zip(tensors, descriptions(inputs), strict=True):
+            tensor.desc = desc
+        return call(
+            self.interface(BUILDING), 4, c_int32,
+            (c_void_p, tensors), (c_int32, len(inputs)), (c_void_p, None), (c_int32, 1),
+        )  # fmt: skip
+
     def output_types(self, inputs: Sequence[str]) -> int | None:
         """Number of the output's type; None where the plugin refuses."""
         given = (c_int32 * len(inputs))(*(TYPES[kind] for kind in inputs))

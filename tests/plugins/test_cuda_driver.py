@@ -430,7 +430,9 @@ def test_the_image_that_fits_best_comes_first():
     assert names((8, 9))[0] == "operators.sm_89.cubin"
     assert names((8, 7))[:2] == ["operators.sm_87.cubin", "operators.sm_86.cubin"]
     assert names((9, 0)) == ["operators.sm_90.cubin", ptx]
-    assert names((11, 0)) == [ptx]
+    assert names((11, 0)) == ["operators.sm_110.cubin", ptx]
+    assert names((12, 1)) == ["operators.sm_120.cubin", ptx]
+    assert names((13, 0)) == [ptx]
     with pytest.raises(CudaUnavailable, match=r"7.5; dela's kernels need 8.0"):
         names((7, 5))
 

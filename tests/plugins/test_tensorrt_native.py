@@ -216,7 +216,7 @@ def test_shapes_may_change_between_runs(emulated_cuda, library):
     call.plugin.delete()
 
 
-@pytest.mark.parametrize("capability", [(8, 0), (8, 7), (9, 0), (12, 1), (13, 0)])
+@pytest.mark.parametrize("capability", [(8, 0), (8, 7), (9, 0), (11, 0), (12, 1), (13, 0)])
 def test_kernels_load_on_gpus_known_and_unknown(emulated_cuda, library, capability):
     emulated_cuda.capability = capability
     arrays, expected = spamp_case("float32", 8)
@@ -386,6 +386,17 @@ def test_output_shapes_follow_the_inputs(library):
     assert "1 inputs and 1 outputs, expected 5 and 1" in library.messages[-1]
     for plugin in (spse, spamp):
         plugin.delete()
+
+
+def test_channels_that_no_kernel_takes_are_refused_while_an_engine_is_built(library):
+    plugin = library.create("SPAMP")
+    kinds = [kind.format("float32") for kind in SPAMP_KINDS]
+    for channels, status in ((8, 0), (-1, 0), (6, 1)):  # -1: not known yet
+        shapes = [(-1, channels), (-1, 3), (-1, 4), (-1,), (4, -1)]
+        assert plugin.configure(list(zip(kinds, shapes, strict=True))) == status
+    assert "6 channels are no multiple of 4" in library.messages[-1]
+    assert plugin.configure([("float32", (5, 8))]) == 1
+    plugin.delete()
 
 
 @pytest.mark.parametrize(
