@@ -12,12 +12,15 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from dela.plugins.tensorrt import operators
+from dela.plugins.tensorrt import messages, operators
 
 _FILE_NAME = "libdela_trt.so"
 
 _lock = threading.Lock()
 _registered: set[str] = set()
+_listener_type = ctypes.CFUNCTYPE(None, ctypes.c_char_p)
+# The library keeps no reference to it.
+_listener: Any = None
 
 
 def library_path() -> Path:
@@ -36,19 +39,33 @@ def library_path() -> Path:
 
 
 @functools.cache
+def _library(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise RuntimeError(f"{path} does not load: {error}; reinstall dela") from error
+    library.dela_trt_kernels.restype = ctypes.c_char_p
+    library.dela_trt_set_listener.argtypes = [_listener_type]
+    library.dela_trt_set_listener.restype = None
+    return library
+
+
 def digest() -> str:
     """SHA-256 over the kernels' images in the library: which kernels its plugins launch.
 
     Raises:
         RuntimeError: there is no library, or it does not load.
     """
-    path = library_path()
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise RuntimeError(f"{path} does not load: {error}; reinstall dela") from error
-    library.dela_trt_kernels.restype = ctypes.c_char_p
-    return str(library.dela_trt_kernels().decode())
+    return str(_library(library_path()).dela_trt_kernels().decode())
+
+
+def _keep_errors(trt: Any) -> None:
+    """Errors of the plugins stand among those of TensorRT."""
+    global _listener
+    log = messages.logger(trt)
+    listener = _listener_type(lambda line: log.log(trt.ILogger.Severity.ERROR, line.decode()))
+    _library(library_path()).dela_trt_set_listener(listener)
+    _listener = listener
 
 
 def register(trt: Any) -> None:
@@ -73,4 +90,5 @@ def register(trt: Any) -> None:
                     f"{trt.__name__} {trt.__version__} finds no plugin {name} in {path}; reinstall "
                     "dela, or build with --plugins python"
                 )
+        _keep_errors(trt)
         _registered.add(trt.__name__)

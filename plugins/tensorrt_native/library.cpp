@@ -7,9 +7,13 @@
 
 using dela::trt::Creator;
 
-// Where errors go: TensorRT hands over its finder of loggers before it asks for the creators.
-DELA_EXPORT void setLoggerFinder(dela::trt::LoggerFinder* finder) {
-  dela::trt::set_logger_finder(finder);
+// TensorRT calls this first and refuses a library without it. Its loggers are not used: their tables
+// of functions are others in TensorRT 10 than in 11.
+DELA_EXPORT void setLoggerFinder(void*) {}
+
+// Who hears of errors, one line each, from any thread; null: they go to stderr.
+DELA_EXPORT void dela_trt_set_listener(dela::trt::Listener listener) {
+  dela::trt::set_listener(listener);
 }
 
 // One creator for each operator.

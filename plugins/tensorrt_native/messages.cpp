@@ -7,7 +7,7 @@
 namespace dela::trt {
 namespace {
 
-std::atomic<LoggerFinder*> logger_finder{nullptr};
+std::atomic<Listener> current{nullptr};
 
 }  // namespace
 
@@ -19,15 +19,13 @@ bool Problem::say(const char* format, ...) noexcept {
   return false;
 }
 
-void set_logger_finder(LoggerFinder* finder) noexcept { logger_finder = finder; }
+void set_listener(Listener listener) noexcept { current = listener; }
 
 int32_t report(const char* name, const Problem& problem) noexcept {
   char line[sizeof(problem.text) + 64];
   std::snprintf(line, sizeof(line), "dela %s: %s", name, problem.text);
-  LoggerFinder* finder = logger_finder;
-  Logger* logger = finder != nullptr ? finder->findLogger() : nullptr;
-  if (logger != nullptr) {
-    logger->log(Severity::kError, line);
+  if (const Listener listener = current; listener != nullptr) {
+    listener(line);
   } else {
     std::fprintf(stderr, "%s\n", line);
   }

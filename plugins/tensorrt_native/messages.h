@@ -1,7 +1,7 @@
-// What went wrong, told to TensorRT's log.
+// What went wrong, in words.
 #pragma once
 
-#include "tensorrt_native/trt_abi.h"
+#include <cstdint>
 
 namespace dela::trt {
 
@@ -13,10 +13,13 @@ struct Problem {
   __attribute__((format(printf, 2, 3))) bool say(const char* format, ...) noexcept;
 };
 
-void set_logger_finder(LoggerFinder* finder) noexcept;
+// Takes one line; may be called from any thread.
+using Listener = void (*)(const char* line);
 
-// Logs "dela NAME: TEXT" as an error, on stderr where TensorRT has no logger; answers 1, which
-// TensorRT takes for a failure.
+// Null: lines go to stderr.
+void set_listener(Listener listener) noexcept;
+
+// Tells "dela NAME: TEXT"; answers 1, which TensorRT takes for a failure.
 int32_t report(const char* name, const Problem& problem) noexcept;
 
 }  // namespace dela::trt

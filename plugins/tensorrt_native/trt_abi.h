@@ -3,8 +3,8 @@
 // from 10.12 on and TensorRT for RTX alike.
 //
 // TensorRT calls these classes through their tables of virtual functions: what counts is the order
-// of the functions and the layout of the structs, not the names. Functions that are never called
-// from here on TensorRT's own objects are left out where they come last.
+// of the functions and the layout of the structs, not the names. No function of TensorRT's own
+// objects is called: those tables differ between its versions.
 #pragma once
 
 #include <cstddef>
@@ -17,7 +17,6 @@ enum class TensorFormat : int32_t { kLinear = 0 };
 enum class FieldType : int32_t { kFloat32 = 1, kInt32 = 5, kInt64 = 10 };
 enum class Phase : int32_t { kBuild = 0, kRuntime = 1 };
 enum class Capability : int32_t { kCore = 0, kBuild = 1, kRuntime = 2 };
-enum class Severity : int32_t { kError = 1 };
 
 constexpr int kMostDims = 8;
 
@@ -138,23 +137,6 @@ class PluginCreator : public Versioned {
   virtual const char* getPluginName() const noexcept = 0;
   virtual const char* getPluginVersion() const noexcept = 0;
   virtual const char* getPluginNamespace() const noexcept = 0;
-};
-
-// TensorRT's own: only the first function is called.
-class Logger {
- public:
-  virtual void log(Severity severity, const char* message) noexcept = 0;
-
- protected:
-  ~Logger() = default;
-};
-
-class LoggerFinder {
- public:
-  virtual Logger* findLogger() noexcept = 0;
-
- protected:
-  ~LoggerFinder() = default;
 };
 
 }  // namespace dela::trt

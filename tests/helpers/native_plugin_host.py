@@ -21,6 +21,9 @@ FIELD_FLOAT32, FIELD_INT32, FIELD_INT64 = 1, 5, 10
 INTERFACE_INFO, DELETE = 1, 3
 
 
+_LISTENER = CFUNCTYPE(None, c_char_p)
+
+
 class Dims(ctypes.Structure):
     _fields_ = (("rank", c_int32), ("size", c_int64 * 8))
 
@@ -162,25 +165,20 @@ class Plugin:
 
 
 class Library:
-    """The library, with a logger of ours in place of TensorRT's.
+    """The library, with a listener of ours.
 
     Attributes:
-        messages: errors that its plugins logged.
+        messages: errors that its plugins told.
     """
 
     def __init__(self, path: Path) -> None:
         self.messages: list[str] = []
         library = ctypes.CDLL(str(path))
-        self._log = CFUNCTYPE(None, c_void_p, c_int32, c_char_p)(
-            lambda _, severity, text: self.messages.append(f"{severity} {text.decode()}")
-        )
-        self._logger_table = (c_void_p * 1)(ctypes.cast(self._log, c_void_p))
-        self._logger = (c_void_p * 1)(ctypes.addressof(self._logger_table))
-        self._find = CFUNCTYPE(c_void_p, c_void_p)(lambda _: ctypes.addressof(self._logger))
-        self._finder_table = (c_void_p * 1)(ctypes.cast(self._find, c_void_p))
-        self._finder = (c_void_p * 1)(ctypes.addressof(self._finder_table))
+        self._listener = _LISTENER(lambda line: self.messages.append(line.decode()))
         self._library = library
-        library.setLoggerFinder(self._finder)
+        library.dela_trt_set_listener.argtypes = [_LISTENER]
+        library.setLoggerFinder(None)  # as TensorRT does first
+        library.dela_trt_set_listener(self._listener)
         library.getCreators.restype = POINTER(c_void_p)
         count = c_int32()
         found = library.getCreators(byref(count))
@@ -189,8 +187,8 @@ class Library:
         }
 
     def close(self) -> None:
-        """Errors go to stderr again; the logger is gone."""
-        self._library.setLoggerFinder(None)
+        """Errors go to stderr again."""
+        self._library.dela_trt_set_listener(_LISTENER())
 
     def interface_info(self, address: int) -> tuple[str, int, int]:
         info = call(address, INTERFACE_INFO, InterfaceInfo)

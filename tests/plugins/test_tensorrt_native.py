@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import re
 import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -242,7 +243,7 @@ def test_a_gpu_or_driver_that_is_too_old_is_told(
     plugin = library.create("SPAMP")
     assert plugin.attach() is None
     (line,) = library.messages
-    assert line.startswith("1 dela SPAMP: ")
+    assert line.startswith("dela SPAMP: ")
     assert re.search(message, line)
     plugin.delete()
 
@@ -440,7 +441,7 @@ def test_without_a_driver_shapes_are_planned_and_nothing_runs(library):
     assert plugin.enqueue([0] * 3, 0, 0) == 1
     assert "no kernels were loaded" in library.messages[-1]
     assert plugin.attach() is None
-    assert library.messages[-1].startswith("1 dela SPSE: no ")
+    assert library.messages[-1].startswith("dela SPSE: no ")
     plugin.delete()
 
 
@@ -464,3 +465,38 @@ def test_the_library_holds_the_images_as_they_are():
     if not lines:
         pytest.skip("the images are not part of this installation")
     assert native.digest() == hashlib.sha256(lines.encode()).hexdigest()
+
+
+IN_TENSORRT = """
+import numpy as np
+from dela.plugins.tensorrt import bindings, messages, native, operators
+
+trt = bindings.load("tensorrt-rtx")
+log = messages.logger(trt)
+builder = trt.Builder(log)  # TensorRT keeps to the first logger that it is given
+native.register(trt)
+native._registered.clear()
+native.register(trt)  # as where a program has loaded the library by itself
+registry = trt.get_plugin_registry()
+for name in operators.OPERATORS:
+    creator = registry.get_creator(name, operators.VERSION, operators.NATIVE_NAMESPACE)
+    fields = [entry.name for entry in creator.field_names]
+    print(creator.name, creator.plugin_version, creator.plugin_namespace, *fields)
+log.clear()
+creator = registry.get_creator("SPSE", operators.VERSION, operators.NATIVE_NAMESPACE)
+field = trt.PluginField("epsilon", np.float32([-1]), trt.PluginFieldType.FLOAT32)
+creator.create_plugin("x", trt.PluginFieldCollection([field]), trt.TensorRTPhase.BUILD)
+print(*log.errors)
+"""
+
+
+def test_tensorrt_takes_the_creators_and_their_errors_are_kept():
+    pytest.importorskip("tensorrt_rtx_bindings")
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TENSORRT], capture_output=True, text=True, check=False
+    )
+    spse, spamp, errors = done.stdout.splitlines()
+    assert spse == "SPSE 1 dela_native epsilon directions"
+    assert spamp == "SPAMP 1 dela_native"
+    assert "dela SPSE: epsilon is -1, must be finite and not negative" in errors
+    assert "dela SPSE" not in done.stderr
