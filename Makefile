@@ -2,7 +2,7 @@
 # Both create .venv themselves.
 VENV ?= .venv
 PYTHON ?= python3
-NATIVE := $(shell find plugins -name '*.cpp' -o -name '*.h')
+NATIVE := $(shell find plugins -name '*.cpp' -o -name '*.h' -o -name 'inference.*')
 
 .PHONY: demo test lint bench kernels gpu clean
 

@@ -46,8 +46,8 @@ class BuildRequest:
         profiles: sizes as :func:`dela.export.profiles.parse_profile` takes them, one text per
             profile; None for the default.
         headroom: above the measured shares of coarser stages.
-        plugins: how the operators run: ``python``, ``ahead-of-time`` (``tensorrt`` only) or
-            ``none``: spelled out in standard layers.
+        plugins: how the operators run: ``native``, ``python``, ``ahead-of-time`` (``tensorrt``
+            only) or ``none``: spelled out in standard layers.
         dtype: refuse a file of another precision; None takes any.
         compute_capabilities: ``tensorrt-rtx``: of the GPUs to build for; empty: all that it and
             our kernels know.
@@ -62,7 +62,7 @@ class BuildRequest:
     backend: str = "tensorrt"
     profiles: Sequence[str] | None = None
     headroom: float = 1.5
-    plugins: str = "python"
+    plugins: str = "native"
     dtype: str | None = None
     compute_capabilities: Sequence[str] = ()
     compatibility: str = "none"
@@ -186,7 +186,7 @@ def _check_request(request: BuildRequest) -> None:
             )
         if request.plugins == "ahead-of-time":
             raise InputError(
-                "TensorRT for RTX has no plugins ahead of time; build with --plugins python, or "
+                "TensorRT for RTX has no plugins ahead of time; build with --plugins native, or "
                 "--plugins none for an engine that needs nothing of dela"
             )
         if request.compatibility != "none":
@@ -264,6 +264,11 @@ def _register(trt: Any, plugins: str) -> str:
     if plugins == "none":
         return ""
     try:
+        if plugins == "native":
+            from dela.plugins.tensorrt import native
+
+            native.register(trt)
+            return native.digest()
         if plugins == "python":
             from dela.plugins.tensorrt import launched
 

@@ -89,6 +89,7 @@ def _choose_form(proto: onnx.ModelProto, plugins: str) -> None:
     the bodies go.
     """
     namespaces = {
+        "native": operators.NATIVE_NAMESPACE,
         "python": operators.NAMESPACE,
         "ahead-of-time": operators.AHEAD_OF_TIME_NAMESPACE,
     }

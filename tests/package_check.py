@@ -49,6 +49,10 @@ def check(wheel: str, from_sdist: str, sdist: str, checkout: Path) -> None:
     differing = [n for n in files if files[n] != again[n] and not n.endswith((".so", ".dylib"))]
     assert not differing, f"the source distribution changes {differing}"
     assert not [name for name in files if name.endswith((".cpp", ".cu", ".h", ".cuh"))]
+    libraries = {name for name in files if name.endswith(".so")}
+    assert {"dela/plugins/libdela.so", "dela/plugins/libdela_trt.so"} <= libraries, libraries
+    # They are in the library.
+    assert not [name for name in files if "/images/inference." in name]
     with tarfile.open(sdist) as archive:
         members = [m.name.partition("/")[2] for m in archive.getmembers()]
         assert not [m for m in archive.getmembers() if m.issym()], "links in the distribution"

@@ -22,9 +22,9 @@ FORMAT = "dela-engine"
 FORMAT_VERSION = 1
 SUFFIX = ".engine"
 FLAVOURS = ("tensorrt", "tensorrt-rtx")
-# How the operators run: our kernels launched from Python, our kernels inside the engine, or
-# standard layers in their place.
-PLUGIN_FORMS = ("python", "ahead-of-time", "none")
+# How the operators run: by our native plugin library, our kernels launched from Python, our kernels
+# inside the engine, or standard layers in their place.
+PLUGIN_FORMS = ("native", "python", "ahead-of-time", "none")
 # Which GPUs besides those it was built for an engine runs on.
 COMPATIBILITIES = ("none", "same-compute-capability", "ampere-plus")
 
@@ -68,8 +68,8 @@ class Sidecar:
         tf32: whether float32 products may be rounded to TF32's 10 bits.
         plugins: one of :data:`PLUGIN_FORMS`.
         plugin_layers: operator -> number of plugin layers; empty without plugins.
-        kernels_sha256: of the compiled kernels, "" without plugins. Kernels launched from Python
-            are those installed; kernels inside the engine are these.
+        kernels_sha256: of the compiled kernels, "" without plugins. Kernels of the native library
+            or launched from Python are those installed; kernels inside the engine are these.
         profiles: in the order of the engine.
         engine_sha256: of the engine file.
         properties: the text properties of the ONNX file

@@ -27,6 +27,7 @@ class EngineBackend(StrEnum):
 class PluginForm(StrEnum):
     """Choices of ``--plugins``."""
 
+    native = "native"
     python = "python"
     ahead_of_time = "ahead-of-time"
     none = "none"
@@ -63,8 +64,8 @@ Headroom = Annotated[
 Plugins = Annotated[
     PluginForm,
     typer.Option(
-        help="How both operators run: launched from Python, compiled into the engine (tensorrt "
-        "only), or spelled out in standard layers (slow)."
+        help="How both operators run: by dela's plugin library, launched from Python, compiled "
+        "into the engine (tensorrt only), or spelled out in standard layers (slow)."
     ),
 ]
 Dtype = Annotated[DtypeName | None, typer.Option(help="Refuse a model of another precision.")]
@@ -105,7 +106,7 @@ def build(
     backend: Backend = EngineBackend.tensorrt,
     points: Points = None,
     headroom: Headroom = 1.5,
-    plugins: Plugins = PluginForm.python,
+    plugins: Plugins = PluginForm.native,
     dtype: Dtype = None,
     compute_capability: ComputeCapability = None,
     hardware_compatibility: HardwareCompatibility = Compatibility.none,
@@ -182,6 +183,7 @@ def _summary(output: Path, sidecar: Sidecar, seconds: float) -> dict[str, Any]:
 def _print_summary(summary: dict[str, Any], sidecar: Sidecar) -> None:
     layers = ", ".join(f"{count} {name}" for name, count in sidecar.plugin_layers.items())
     form = {
+        "native": "run by libdela_trt.so",
         "python": "launched from Python",
         "ahead-of-time": "compiled into the engine",
         "none": "none: the operators are spelled out in standard layers",

@@ -18,6 +18,12 @@ typedef unsigned long long uint64_t;
 #define DELA_DEVICE __device__ __forceinline__
 // `blocks`: how many the registers must leave room for on one multiprocessor.
 #define DELA_KERNEL(blocks) extern "C" __global__ void __launch_bounds__(dela::kBlock, blocks)
+// What only training needs is left out of the images that are embedded into libdela_trt.so.
+#if defined(DELA_INFERENCE)
+#define DELA_TRAINING(...)
+#else
+#define DELA_TRAINING(...) __VA_ARGS__
+#endif
 
 namespace dela {
 

@@ -25,7 +25,9 @@ LOWEST_CAPABILITY = (8, 0)
 SpseSizes = tuple[int, int, int, int, int]  # n, k, c, e, l
 SpampSizes = tuple[int, int, int, int]  # n, m, k, c
 
-_UNSUPPORTED_PTX, _NO_BINARY = 222, 209
+_UNSUPPORTED_PTX = 222
+# Invalid image, no binary for the GPU, invalid PTX: another image may fit.
+_MISFITS = (200, 209, 218, _UNSUPPORTED_PTX)
 _C_TYPES = {
     np.dtype(np.int32): ctypes.c_int32,
     np.dtype(np.uint32): ctypes.c_uint32,
@@ -100,7 +102,7 @@ class Kernels:
             if int(status) == 0:
                 self._module, self.image = module, path
                 return
-            if int(status) not in (_NO_BINARY, _UNSUPPORTED_PTX):
+            if int(status) not in _MISFITS:
                 break
         reason = (
             "the driver is older than the kernels; update it"

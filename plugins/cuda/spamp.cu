@@ -94,14 +94,14 @@ DELA_DEVICE void spamp(const Stored* __restrict__ features, const float* __restr
     dela::spamp<Stored, width, dela::kPlain>(features, points, neighbors, centers, weight,         \
                                              nullptr, nullptr, n, m, k, c, out, nullptr);          \
   }                                                                                                \
-  DELA_KERNEL(winner_blocks)                                                                       \
+  DELA_TRAINING(DELA_KERNEL(winner_blocks)                                                         \
   dela_spamp_winner_##vector(const Stored* features, const float* points,                          \
                              const int32_t* neighbors, const int32_t* centers,                     \
                              const float* weight, int32_t n, int32_t m, int32_t k, int32_t c,      \
                              Stored* out, void* winner) {                                          \
     dela::spamp<Stored, width, dela::kWinner>(features, points, neighbors, centers, weight,        \
                                               nullptr, nullptr, n, m, k, c, out, winner);          \
-  }                                                                                                \
+  })                                                                                               \
   DELA_KERNEL(blocks)                                                                              \
   dela_spamp_residual_##vector(const Stored* features, const float* points,                        \
                                const int32_t* neighbors, const int32_t* centers,                   \

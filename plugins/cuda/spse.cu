@@ -146,13 +146,13 @@ DELA_DEVICE void spse(const float* __restrict__ points, const int32_t* __restric
     dela::spse<E, L, false>(points, neighbors, weight, n, k, c, e, l, rows, epsilon_bits, out,     \
                             nullptr);                                                              \
   }                                                                                                \
-  DELA_KERNEL(winner_blocks)                                                                       \
+  DELA_TRAINING(DELA_KERNEL(winner_blocks)                                                         \
   dela_spse_winner_##shape(const float* points, const int32_t* neighbors, const float* weight,     \
                            int32_t n, int32_t k, int32_t c, int32_t e, int32_t l, int32_t rows,    \
                            int32_t epsilon_bits, float* out, void* winner) {                       \
     dela::spse<E, L, true>(points, neighbors, weight, n, k, c, e, l, rows, epsilon_bits, out,      \
                            winner);                                                                \
-  }
+  })
 
 DELA_SPSE(0, 0, 0, 6, 6)
 DELA_SPSE(1, 1, 0, 6, 5)

@@ -2,7 +2,8 @@
 
 An operator is an entry of :data:`OPERATORS`: its fields, the types and sizes of its inputs and
 output, its kernel, and how it is launched. Adding one is its kernel, an entry here and, for plugins
-ahead of time, its tactics in :mod:`dela.plugins.tensorrt.ahead_of_time`.
+ahead of time, its tactics in :mod:`dela.plugins.tensorrt.ahead_of_time`; the native plugins have
+the same table in C++, in ``plugins/tensorrt_native/operators.cpp``.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ NAMESPACE = "dela"
 # Engines need no plugin of this namespace: it is looked up while they are built only, and a name
 # of its own keeps both forms apart in one process.
 AHEAD_OF_TIME_NAMESPACE = "dela_ahead_of_time"
+# Of the plugins in libdela_trt.so.
+NATIVE_NAMESPACE = "dela_native"
 
 EPSILON, DIRECTIONS = "epsilon", "directions"
 

@@ -385,12 +385,23 @@ def _bindings(name: str) -> ModuleType:
 
 
 def _check_kernels(sidecar: Sidecar, path: Path) -> None:
-    """Kernels launched from Python must be those the engine was built with."""
-    if sidecar.plugins != "python":
-        return
-    from dela.plugins.cuda import kernels
+    """Kernels that are not in the engine must be those it was built with.
 
-    installed = kernels.digest()
+    TensorRT's choices were timed with them.
+    """
+    if sidecar.plugins == "native":
+        from dela.plugins.tensorrt import native
+
+        try:
+            installed = native.digest()
+        except RuntimeError as error:
+            raise EngineError(f"{path} needs the plugin library: {error}") from error
+    elif sidecar.plugins == "python":
+        from dela.plugins.cuda import kernels
+
+        installed = kernels.digest()
+    else:
+        return
     if installed != sidecar.kernels_sha256:
         raise EngineError(
             f"{path} was built with the kernels of dela {sidecar.dela_version} "
@@ -400,10 +411,17 @@ def _check_kernels(sidecar: Sidecar, path: Path) -> None:
 
 
 def _deserialize(trt: ModuleType, path: Path, sidecar: Sidecar) -> Any:
-    if sidecar.plugins == "python":
-        from dela.plugins.tensorrt import launched
+    try:
+        if sidecar.plugins == "native":
+            from dela.plugins.tensorrt import native
 
-        launched.register(trt)
+            native.register(trt)
+        elif sidecar.plugins == "python":
+            from dela.plugins.tensorrt import launched
+
+            launched.register(trt)
+    except RuntimeError as error:
+        raise EngineError(f"{path} needs dela's plugins: {error}") from error
     log = messages.logger(trt)
     log.clear()
     try:

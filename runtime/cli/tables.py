@@ -106,9 +106,7 @@ def percentiles_table(results: Sequence[dict[str, Any]]) -> Table:
     drawn = table("backend", "input", "phase", "p50", "p90", "p99", "max", left=3)
     for result in results:
         for phase, values in result["seconds"].items():
-            drawn.add_row(
-                result["backend"], escape(Path(result["input"]).name), phase, *_spread_of(values)
-            )
+            drawn.add_row(result["backend"], Path(result["input"]).name, phase, *_spread_of(values))
     return drawn
 
 
@@ -117,7 +115,7 @@ def kinds_table(results: Sequence[dict[str, Any]]) -> Table:
     drawn = table("backend", "input", "network", "runs", "p50", "p90", "p99", "max", left=3)
     for result in results:
         for kind, values in result["kinds"].items():
-            name = escape(Path(result["input"]).name)
+            name = Path(result["input"]).name
             drawn.add_row(result["backend"], name, kind, f"{values['runs']:,}", *_spread_of(values))
     return drawn
 
@@ -126,11 +124,11 @@ def layers_table(result: dict[str, Any], rows: int) -> Table:
     """The layers of a network that took longest, up to ``rows`` of them, and all others."""
     layers = result["layers"]
     drawn = table("layer", "operator", "time", "share", left=2)
-    drawn.title = f"{result['backend']}, {escape(Path(result['input']).name)}"
+    drawn.title = f"{result['backend']}, {Path(result['input']).name}"
     for layer in layers[:rows]:
         drawn.add_row(
-            escape(layer["name"]),
-            escape(layer["operator"]),
+            layer["name"],
+            layer["operator"],
             _milliseconds(layer["seconds"]),
             f"{100 * layer['share']:.1f} %",
         )

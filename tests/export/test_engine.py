@@ -34,7 +34,7 @@ from dela.export.onnx_file import read_onnx
 from dela.families.dela.config import PRESETS
 from dela.plugins.cuda import kernels
 from dela.plugins.cuda.driver import CudaUnavailable
-from dela.plugins.tensorrt import bindings, messages
+from dela.plugins.tensorrt import bindings, messages, native
 from onnx_operators import spelled_out
 
 pytest.importorskip("tensorrt_rtx_bindings")
@@ -74,10 +74,8 @@ def operators_of(path) -> dict[str, int]:
     return {name: nodes.count(name) for name in dict.fromkeys(nodes)}
 
 
-@pytest.mark.parametrize(
-    ("preset", "dtype"),
-    [*((preset, "fp32") for preset in PRESETS), ("s3dis", "fp16"), ("scannet", "bf16")],
-)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("preset", PRESETS)
 def test_published_networks_build_at_full_size(preset, dtype, tmp_path, record_property):
     from dela.export import export_onnx
     from dela.families import create_model
@@ -107,7 +105,7 @@ def test_every_kind_of_network_builds_in_every_precision(small, kind, dtype, tmp
     path = small(kind, dtype)
     sidecar = build_engine(path, tmp_path / "m.engine", rtx(dtype=dtype))
     assert sidecar.plugin_layers == operators_of(path)
-    assert sidecar.kernels_sha256 == kernels.digest()
+    assert (sidecar.plugins, sidecar.kernels_sha256) == ("native", native.digest())
     assert read_sidecar(tmp_path / "m.engine") == sidecar
 
 
@@ -118,6 +116,25 @@ def test_a_file_of_before_the_residual_form_builds(small, plugins, tmp_path):
     onnx.save(spelled_out(onnx.load(small("four_stages"))), tmp_path / "old.onnx")
     sidecar = build_engine(tmp_path / "old.onnx", tmp_path / "m.engine", rtx(plugins=plugins))
     assert set(sidecar.plugin_layers) == ({"SPSE", "SPAMP"} if plugins == "python" else set())
+
+
+def test_both_forms_with_a_registry_build_in_one_process(small, tmp_path):
+    """Engines name the plugins that they were built with."""
+    digests = {"native": native.digest(), "python": kernels.digest()}
+    for form in ("native", "python", "native"):
+        path = tmp_path / f"{form}.engine"
+        sidecar = build_engine(small("directions"), path, rtx(plugins=form), overwrite=True)
+        assert sidecar.plugin_layers == operators_of(small("directions"))
+        assert (sidecar.plugins, sidecar.kernels_sha256) == (form, digests[form])
+        assert (b"dela_native" in path.read_bytes()) == (form == "native")
+
+
+def test_a_missing_plugin_library_is_told(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "tensorrt" / "native.py"))
+    monkeypatch.setattr(native, "_registered", set())
+    with pytest.raises(EngineError, match=r"no plugin library at .*libdela_trt\.so; install dela"):
+        build_engine(small("one_stage"), tmp_path / "m.engine", RTX)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -284,7 +301,7 @@ def test_the_model_is_never_overwritten(small):
     ("request_", "message"),
     [
         (rtx(backend="openvino"), "backend is 'openvino'; choose one of tensorrt, tensorrt-rtx"),
-        (rtx(plugins="c++"), "choose one of python, ahead-of-time, none"),
+        (rtx(plugins="c++"), "choose one of native, python, ahead-of-time, none"),
         (rtx(plugins="ahead-of-time"), "TensorRT for RTX has no plugins ahead of time"),
         (rtx(compatibility="ampere-plus"), "leave out --hardware-compatibility"),
         (rtx(level=6), "level is 6; it runs from 0"),

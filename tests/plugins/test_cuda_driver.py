@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import shutil
 import subprocess
 import sys
 import threading
@@ -427,9 +428,11 @@ def test_the_image_that_fits_best_comes_first():
     ptx = "operators.compute_80.ptx"
     assert names((8, 0)) == ["operators.sm_80.cubin", ptx]
     assert names((8, 9))[0] == "operators.sm_89.cubin"
-    assert names((8, 7))[:2] == ["operators.sm_86.cubin", "operators.sm_80.cubin"]
+    assert names((8, 7))[:2] == ["operators.sm_87.cubin", "operators.sm_86.cubin"]
     assert names((9, 0)) == ["operators.sm_90.cubin", ptx]
-    assert names((11, 0)) == [ptx]
+    assert names((11, 0)) == ["operators.sm_110.cubin", ptx]
+    assert names((12, 1)) == ["operators.sm_120.cubin", ptx]
+    assert names((13, 0)) == [ptx]
     with pytest.raises(CudaUnavailable, match=r"7.5; dela's kernels need 8.0"):
         names((7, 5))
 
@@ -448,6 +451,22 @@ def test_an_old_driver_is_asked_to_be_updated(emulated_cuda):
     emulated_cuda.capability = (13, 0)
     emulated_cuda.driver_version = 11000
     with pytest.raises(CudaError, match="the driver is older than the kernels; update it"):
+        kernels.Kernels(Device(), "operators")
+
+
+@pytest.mark.parametrize("broken", [b"", b"no image", b"\x7fELF" + bytes(60)])
+def test_an_image_that_is_none_makes_way_for_the_next(emulated_cuda, tmp_path, monkeypatch, broken):
+    for image in kernels.IMAGES.glob("operators.*"):
+        shutil.copy(image, tmp_path)
+    monkeypatch.setattr(kernels, "IMAGES", tmp_path)
+    emulated_cuda.capability = (8, 7)
+    (tmp_path / "operators.sm_87.cubin").write_bytes(broken)
+    loaded = kernels.Kernels(Device(), "operators")
+    assert loaded.image.name == "operators.sm_86.cubin"
+    assert loaded.function("dela_spse_0")
+    for image in tmp_path.glob("operators.*"):
+        image.write_bytes(broken)
+    with pytest.raises(CudaError, match=r"operators\.compute_80\.ptx does not load on"):
         kernels.Kernels(Device(), "operators")
 
 

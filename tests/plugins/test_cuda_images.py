@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -49,11 +51,7 @@ def expected_kernels() -> dict[str, str]:
 @pytest.fixture(scope="module")
 def entries() -> dict[str, str]:
     """The text of every kernel in the PTX of the operators."""
-    text = (images.IMAGES / "operators.compute_80.ptx").read_text()
-    return {
-        found[1]: found[0]
-        for found in re.finditer(r"\.visible \.entry (\w+)\(.*?^\}", text, re.M | re.S)
-    }
+    return kernels_in("operators.compute_80.ptx")
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +68,59 @@ def test_images_were_made_from_these_sources():
 
 
 def test_every_kernel_source_belongs_to_one_subject():
-    named = [name for files in images.SUBJECTS.values() for name in files]
+    subjects = {name: files for name, files in images.SUBJECTS.items() if name != "inference"}
+    named = [name for files in subjects.values() for name in files]
     assert sorted(named) == sorted(path.name for path in images.FOLDER.glob("*.cu"))
+    assert set(images.SUBJECTS["inference"]) <= set(images.SUBJECTS["operators"])
+
+
+def kernels_in(name: str) -> dict[str, str]:
+    """The text of every kernel in a PTX image."""
+    text = (images.IMAGES / name).read_text()
+    return {
+        found[1]: found[0]
+        for found in re.finditer(r"\.visible \.entry (\w+)\(.*?^\}", text, re.M | re.S)
+    }
+
+
+def test_inference_is_the_forward_kernels_as_they_are_in_the_operators():
+    operators = kernels_in("operators.compute_80.ptx")
+    forward = re.compile("dela_sp(se|amp)_(?!winner|backward|weight|feature)")
+    expected = {name for name in operators if forward.match(name)}
+    found = kernels_in("inference.compute_80.ptx")
+    assert set(found) == expected
+
+    def body(text: str) -> str:
+        # Labels are numbered over the whole file, and so are constants in memory.
+        return re.sub(r"\$L__BB\d+_", "$L__BB_", text)
+
+    assert {name: body(text) for name, text in found.items()} == {
+        name: body(operators[name]) for name in expected
+    }
+
+
+@pytest.mark.parametrize("subject", images.SUBJECTS)
+def test_ptx_asks_for_no_newer_driver_than_the_binaries(subject, tmp_path):
+    path = images.IMAGES / f"{subject}.compute_80.ptx"
+    versions = re.findall(r"^\.version (.*)$", path.read_text(), re.MULTILINE)
+    assert versions == ["7.8"]  # CUDA 11.8; the compiler's own is 8.7, which is CUDA 12.8
+    assembler = shutil.which("ptxas") or "/usr/local/cuda/bin/ptxas"
+    if not Path(assembler).exists():
+        pytest.skip("no ptxas, the assembler of the CUDA toolkit")
+    done = subprocess.run(
+        [assembler, "-arch=sm_80", path, "-o", tmp_path / "kernels.cubin"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_lowering_drops_hints_and_nothing_else():
+    ptx = b'// made\n.version 8.7\n.target sm_80\n\t.pragma "used_bytes_mask 4095";\n\tret;\n'
+    assert images.lowered(ptx) == b"// made\n.version 7.8\n.target sm_80\n\tret;\n"
+    with pytest.raises(images.CompileError, match="0 version lines"):
+        images.lowered(b".target sm_80\n")
 
 
 def test_only_listed_images_are_shipped():
@@ -80,10 +129,10 @@ def test_only_listed_images_are_shipped():
 
 
 @pytest.mark.parametrize("subject", images.SUBJECTS)
-@pytest.mark.parametrize("architecture", ["compute_80", "sm_89"])
+@pytest.mark.parametrize("architecture", ["compute_80", "sm_89", "sm_110"])
 def test_compiling_again_gives_the_same_bytes(subject, architecture):
     try:
-        compiler = images.Compiler()
+        compiler = images.Compiler(images.compiler_for(architecture))
     except images.CompileError as error:
         pytest.skip(str(error))
     (name,) = (n for n, a in images.image_names(subject).items() if a == architecture)
@@ -104,9 +153,10 @@ def copied(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("source", "stale"),
     [
-        ("cuda/spse.cu", ["operators"]),
-        ("math/portable.h", ["operators"]),
-        ("cuda/device.cuh", ["operators", "geometry", "inputs"]),
+        ("cuda/spse.cu", ["operators", "inference"]),
+        ("cuda/reverse.cu", ["operators"]),
+        ("math/portable.h", ["operators", "inference"]),
+        ("cuda/device.cuh", ["operators", "geometry", "inputs", "inference"]),
         ("cuda/images/operators.sm_90.cubin", ["operators"]),
         ("cuda/images/geometry.compute_80.ptx", ["geometry"]),
     ],
@@ -124,7 +174,8 @@ def test_a_missing_image_is_stale(copied):
 
 def test_a_source_that_does_not_compile_leaves_the_images_alone(copied):
     try:
-        images.Compiler()
+        for wheel in (images.NVRTC, images.NEWER_NVRTC):
+            images.Compiler(wheel)
     except images.CompileError as error:
         pytest.skip(str(error))
     source = copied / "cuda/reverse.cu"

@@ -573,9 +573,9 @@ def test_16_bit_features_keep_infinities_subnormals_and_rounding(operators, dtyp
 
 
 @pytest.mark.parametrize("capability,suffix", [
-    ((8, 0), "sm_80.cubin"), ((8, 6), "sm_86.cubin"), ((8, 7), "sm_86.cubin"),
+    ((8, 0), "sm_80.cubin"), ((8, 6), "sm_86.cubin"), ((8, 7), "sm_87.cubin"),
     ((8, 9), "sm_89.cubin"), ((9, 0), "sm_90.cubin"), ((10, 0), "sm_100.cubin"),
-    ((11, 0), "compute_80.ptx"), ((12, 0), "sm_120.cubin"), ((12, 1), "sm_120.cubin"),
+    ((11, 0), "sm_110.cubin"), ((12, 0), "sm_120.cubin"), ((12, 1), "sm_120.cubin"),
 ])  # fmt: skip
 def test_each_device_runs_the_image_made_for_it(emulated_cuda, capability, suffix):
     emulated_cuda.capability = capability

@@ -25,9 +25,11 @@ pytestmark = pytest.mark.gpu
 SEGMENTATION_SIZES, CLASSIFICATION_SIZES = "100:4000:20000", "1:4:16"
 # flavour and how the operators run in it
 ENGINES = [
+    ("tensorrt", "native"),
     ("tensorrt", "python"),
     ("tensorrt", "ahead-of-time"),
     ("tensorrt", "none"),
+    ("tensorrt-rtx", "native"),
     ("tensorrt-rtx", "python"),
     ("tensorrt-rtx", "none"),
 ]

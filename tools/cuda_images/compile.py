@@ -4,10 +4,10 @@
     PYTHONPATH=tools python -m cuda_images.compile         compiles into plugins/cuda/images/
     PYTHONPATH=tools python -m cuda_images.compile --check only says whether they are up to date
 
-The compiler is NVRTC from the wheel ``nvidia-cuda-nvrtc-cu12``, with the headers of
-``nvidia-cuda-runtime-cu12``: neither a CUDA toolkit nor a driver is needed. The same sources and
-the same compiler give the same bytes, so a stale image shows. Users of the package need none of
-this: they load the images.
+The compiler is NVRTC from the wheel ``nvidia-cuda-nvrtc-cu12``, and from ``nvidia-cuda-nvrtc`` for
+GPUs that are newer than it, with the headers of ``nvidia-cuda-runtime-cu12``: neither a CUDA
+toolkit nor a driver is needed. The same sources and the same compilers give the same bytes, so a
+stale image shows. Users of the package need none of this: they load the images.
 
 One image set per subject (:data:`SUBJECTS`), each the PTX for :data:`PTX_ARCHITECTURE` and a binary
 ("cubin") for each of :data:`BINARY_ARCHITECTURES`; ``manifest.json`` beside them names the compiler
@@ -20,20 +20,51 @@ import argparse
 import ctypes
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import re
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parents[2] / "plugins" / "cuda"
 IMAGES = FOLDER / "images"
 
-NVRTC_VERSION = "12.8.93"
-RUNTIME_VERSION = "12.8.90"
-_NVRTC_WHEEL, _RUNTIME_WHEEL = "nvidia-cuda-nvrtc-cu12", "nvidia-cuda-runtime-cu12"
-INSTALL = f"pip install {_NVRTC_WHEEL}=={NVRTC_VERSION} {_RUNTIME_WHEEL}=={RUNTIME_VERSION}"
+
+@dataclass(frozen=True)
+class Wheel:
+    """A pinned wheel, and the file in it that is needed."""
+
+    name: str
+    version: str
+    file: str
+
+    def path(self) -> Path:
+        """Where that file lies.
+
+        Raises:
+            CompileError: the wheel is missing or has another version.
+        """
+        try:
+            found = importlib.metadata.distribution(self.name)
+        except importlib.metadata.PackageNotFoundError:
+            raise CompileError(f"{self.name} {self.version} is needed: {INSTALL}") from None
+        if found.version != self.version:
+            raise CompileError(
+                f"{self.name} {self.version} is needed, found {found.version}: {INSTALL}"
+            )
+        for file in found.files or ():
+            if file.name == self.file:
+                return Path(str(file.locate()))
+        raise CompileError(f"{self.file} of {self.name} is missing: {INSTALL}")
+
+
+# The oldest compiler that knows most GPUs: the newer one, the newer the driver that its images ask.
+NVRTC = Wheel("nvidia-cuda-nvrtc-cu12", "12.8.93", "libnvrtc.so.12")
+NEWER_NVRTC = Wheel("nvidia-cuda-nvrtc", "13.0.88", "libnvrtc.so.13")
+RUNTIME = Wheel("nvidia-cuda-runtime-cu12", "12.8.90", "cuda_fp16.h")
+_WHEELS = (NVRTC, NEWER_NVRTC, RUNTIME)
+INSTALL = "pip install " + " ".join(f"{wheel.name}=={wheel.version}" for wheel in _WHEELS)
 
 # Sources of one image set each; files of plugins/cuda/ that hold kernels.
 SUBJECTS = {
@@ -48,11 +79,21 @@ SUBJECTS = {
         "votes.cu",
     ),
     "inputs": ("gather.cu",),
+    # What libdela_trt.so embeds: the operators without what only training needs.
+    "inference": ("spse.cu", "spamp.cu"),
 }
+_MACROS = {"inference": ("--define-macro=DELA_INFERENCE",)}
 PTX_ARCHITECTURE = 80
-BINARY_ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+# PTX is marked as that of CUDA 11.8 rather than the compiler's own, which asks for driver 570.
+PTX_VERSION = "7.8"
+BINARY_ARCHITECTURES = (80, 86, 87, 89, 90, 100, 110, 120)
+# Those that only the newer compiler knows: Jetson Thor.
+NEWER_ARCHITECTURES = (110,)
 OPTIONS = ("--std=c++17",)
 
+# A hint of newer PTX: which bytes of a vector load are used.
+_HINT = re.compile(rb'^\s*\.pragma "used_bytes_mask \d+";\n', re.MULTILINE)
+_VERSION = re.compile(rb"^\.version \d+\.\d+$", re.MULTILINE)
 _INCLUDE = re.compile(r'^#include "(.+)"$', re.MULTILINE)
 
 
@@ -81,9 +122,9 @@ def source_files(subject: str) -> list[Path]:
 
 def source_hash(subject: str) -> str:
     """SHA-256 of a subject's sources, the compiler's version and its options."""
-    digest = hashlib.sha256(
-        json.dumps([NVRTC_VERSION, RUNTIME_VERSION, OPTIONS, PTX_ARCHITECTURE]).encode()
-    )
+    versions = [wheel.version for wheel in _WHEELS]
+    options = [*OPTIONS, *_MACROS.get(subject, ()), PTX_VERSION]
+    digest = hashlib.sha256(json.dumps([versions, options, PTX_ARCHITECTURE]).encode())
     for path in source_files(subject):
         digest.update(f"\0{path.name}\0".encode())
         digest.update(path.read_bytes())
@@ -98,24 +139,37 @@ def image_names(subject: str) -> dict[str, str]:
     return names
 
 
+def lowered(ptx: bytes) -> bytes:
+    """PTX marked as :data:`PTX_VERSION`, without the hint that is newer.
+
+    Whether it is valid as such, the assembler says: a test runs it.
+
+    Raises:
+        CompileError: the text does not say its version.
+    """
+    text, marked = _VERSION.subn(f".version {PTX_VERSION}".encode(), _HINT.sub(b"", ptx))
+    if marked != 1:
+        raise CompileError(f"PTX with {marked} version lines; the compiler has changed its format")
+    return text
+
+
 class Compiler:
-    """NVRTC of the pinned wheel.
+    """NVRTC of a pinned wheel.
+
+    Args:
+        wheel: :data:`NVRTC` or :data:`NEWER_NVRTC`.
 
     Raises:
         CompileError: a wheel is missing or has another version.
     """
 
-    def __init__(self) -> None:
-        for wheel, wanted in ((_NVRTC_WHEEL, NVRTC_VERSION), (_RUNTIME_WHEEL, RUNTIME_VERSION)):
-            try:
-                found = importlib.metadata.version(wheel)
-            except importlib.metadata.PackageNotFoundError:
-                found = "none"
-            if found != wanted:
-                raise CompileError(f"{wheel} {wanted} is needed, found {found}: {INSTALL}")
-        self._library = ctypes.CDLL(str(_wheel_folder("cuda_nvrtc") / "lib/libnvrtc.so.12"))
+    def __init__(self, wheel: Wheel = NVRTC) -> None:
+        path = wheel.path()
+        for builtins in path.parent.glob("libnvrtc-builtins.so.*"):
+            ctypes.CDLL(str(builtins))  # which the compiler opens by name
+        self._library = ctypes.CDLL(str(path))
         self._library.nvrtcGetErrorString.restype = ctypes.c_char_p
-        self._include = _wheel_folder("cuda_runtime") / "include"
+        self._include = RUNTIME.path().parent
 
     def compile(self, subject: str, architecture: str) -> bytes:
         """One image: PTX text for ``compute_80`` and its like, a binary for ``sm_90`` and its like.
@@ -129,6 +183,7 @@ class Compiler:
             f"--include-path={FOLDER.parent}",
             f"--include-path={self._include}",
             *OPTIONS,
+            *_MACROS.get(subject, ()),
         ]
         program = ctypes.c_void_p()
         self._call(
@@ -143,7 +198,7 @@ class Compiler:
                 raise CompileError(f"{subject} for {architecture} does not compile:\n{log}")
             if architecture.startswith("sm_"):
                 return self._result("CUBIN", program)
-            return self._result("PTX", program).rstrip(b"\0")
+            return lowered(self._result("PTX", program).rstrip(b"\0"))
         finally:
             self._library.nvrtcDestroyProgram(ctypes.byref(program))
 
@@ -161,11 +216,10 @@ class Compiler:
             raise CompileError(f"nvrtc{name} failed: {reason}")
 
 
-def _wheel_folder(package: str) -> Path:
-    spec = importlib.util.find_spec(f"nvidia.{package}")
-    if spec is None or not spec.submodule_search_locations:
-        raise CompileError(f"the folder nvidia/{package} of the wheels is missing: {INSTALL}")
-    return Path(next(iter(spec.submodule_search_locations)))
+def compiler_for(architecture: str) -> Wheel:
+    """Which compiler makes the image for ``sm_90`` and its like."""
+    newer = architecture in {f"sm_{number}" for number in NEWER_ARCHITECTURES}
+    return NEWER_NVRTC if newer else NVRTC
 
 
 def read_manifest() -> dict[str, Any]:
@@ -198,10 +252,10 @@ def write_images() -> list[str]:
     stale = stale_subjects()
     if not stale:
         return []
-    compiler = Compiler()
+    compilers = {wheel: Compiler(wheel) for wheel in (NVRTC, NEWER_NVRTC)}
     made = {
         subject: {
-            name: compiler.compile(subject, architecture)
+            name: compilers[compiler_for(architecture)].compile(subject, architecture)
             for name, architecture in image_names(subject).items()
         }
         for subject in stale
@@ -217,7 +271,8 @@ def write_images() -> list[str]:
     for path in IMAGES.iterdir():
         if not any(path.name in entry["images"] for entry in kept.values()):
             path.unlink()
-    manifest = {"compiler": f"NVRTC {NVRTC_VERSION}", "subjects": kept}
+    versions = f"NVRTC {NVRTC.version}, {NEWER_NVRTC.version} for {NEWER_ARCHITECTURES}"
+    manifest = {"compiler": versions, "subjects": kept}
     (IMAGES / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     return stale
 

@@ -24,7 +24,7 @@ from dela.export.engine import BuildRequest, build_engine
 from dela.plugins.cuda import kernels
 from dela.plugins.cuda.arrays import DeviceArray
 from dela.plugins.cuda.driver import Device, Stream, call
-from dela.plugins.tensorrt import bindings, launched
+from dela.plugins.tensorrt import bindings, launched, native
 from dela.pyramid.cpu import Pyramid, build_pyramid
 from dela.pyramid.gpu import PyramidBuilder
 from dela.runtime import Predictor, doctor, load_backend
@@ -524,6 +524,7 @@ def test_parts_of_clouds_are_refused(tensorrt, classifier, tmp_path):
         ({"tensorrt_version": "10.12.0.1"}, r"built by tensorrt 10\.12\.0\.1, installed is 10\.13"),
         ({"compute_capabilities": ("8.6",)}, r"capability 8\.6, this GPU has 9\.0.*dela build"),
         ({"plugins": "python", "kernels_sha256": "f00d" * 16}, "f00df00df00d.*dela build"),
+        ({"plugins": "native", "kernels_sha256": "f00d" * 16}, "f00df00df00d.*dela build"),
         ({"engine_sha256": "0" * 64}, "not the engine that model.engine.json describes"),
         ({"profiles": ()}, "has 1 profiles, .* speaks of 0.*dela build"),
     ],
@@ -557,15 +558,28 @@ def test_plugins_are_registered_only_for_engines_that_need_them(
     tensorrt, network, tmp_path, monkeypatch
 ):
     registered = []
-    monkeypatch.setattr(launched, "register", registered.append)
+    monkeypatch.setattr(launched, "register", lambda trt: registered.append(("python", trt)))
+    monkeypatch.setattr(native, "register", lambda trt: registered.append(("native", trt)))
     load_backend(write_engine(tmp_path, network.onnx, SIZES))
     load_backend(write_engine(tmp_path, network.onnx, SIZES, plugins="ahead-of-time"))
     assert registered == []
-    digest = kernels.digest()
-    load_backend(
-        write_engine(tmp_path, network.onnx, SIZES, plugins="python", kernels_sha256=digest)
-    )
-    assert registered == [tensorrt]
+    for form, digest in (("python", kernels.digest()), ("native", native.digest())):
+        load_backend(
+            write_engine(tmp_path, network.onnx, SIZES, plugins=form, kernels_sha256=digest)
+        )
+    assert registered == [("python", tensorrt), ("native", tensorrt)]
+
+
+def test_plugins_that_cannot_be_had_are_told(tensorrt, network, tmp_path, monkeypatch):
+    def refuse(trt=None):
+        raise RuntimeError("there is no plugin library; install dela")
+
+    digest = native.digest()
+    path = write_engine(tmp_path, network.onnx, SIZES, plugins="native", kernels_sha256=digest)
+    for name in ("register", "digest"):
+        monkeypatch.setattr(native, name, refuse)
+        with pytest.raises(EngineError, match=r"engine needs .*: there is no plugin library"):
+            load_backend(path)
 
 
 def test_failures_of_tensorrt_are_told_with_its_reason(tensorrt, engine, network):
