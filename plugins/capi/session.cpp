@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 
+#include <array>
 #include <cstdlib>
 #include <mutex>
 
@@ -47,6 +48,7 @@ enum Slot {
   kReleaseSession = 95,
   kReleaseValue = 96,
   kReleaseTypeInfo = 98,
+  kReleaseTensorTypeAndShapeInfo = 99,
   kReleaseSessionOptions = 100,
   kSessionGetModelMetadata = 111,
   kModelMetadataLookupCustomMetadataMap = 116,
@@ -109,16 +111,18 @@ struct Runtime {
   OrtEnv* environment = nullptr;
 };
 
-void* open_library(const std::string& asked) {
+// The library that the caller or the environment names; "" for none.
+std::string named_library(const std::string& asked) {
   const char* named = std::getenv("DELA_ONNXRUNTIME");
-  const std::string chosen = !asked.empty() ? asked : named != nullptr ? named : "";
-  if (!chosen.empty()) {
-    void* library = dlopen(chosen.c_str(), RTLD_NOW | RTLD_LOCAL);
-    if (library == nullptr) {
-      fail(DELA_NO_RUNTIME, "ONNX Runtime does not load: %s; give the path of libonnxruntime.so",
-           dlerror());
-    }
-    return library;
+  return !asked.empty() || named == nullptr ? asked : named;
+}
+
+void* open_library(const std::string& named) {
+  if (!named.empty()) {
+    void* library = dlopen(named.c_str(), RTLD_NOW | RTLD_LOCAL);
+    if (library != nullptr) return library;
+    fail(DELA_NO_RUNTIME, "ONNX Runtime does not load: %s; give the path of libonnxruntime.so",
+         dlerror());
   }
   for (const char* name : {"libonnxruntime.so.1", "libonnxruntime.so", "libonnxruntime.dylib"}) {
     if (void* library = dlopen(name, RTLD_NOW | RTLD_LOCAL)) return library;
@@ -130,13 +134,14 @@ void* open_library(const std::string& asked) {
 }
 
 Runtime start_runtime(const std::string& library) {
-  void* handle = open_library(library);
+  const std::string named = named_library(library);
+  void* handle = open_library(named);
   const auto get_base =
       reinterpret_cast<const OrtApiBase* (*)()>(dlsym(handle, "OrtGetApiBase"));
   if (get_base == nullptr) {
     dlclose(handle);
     fail(DELA_NO_RUNTIME, "%s is not ONNX Runtime's library: it has no OrtGetApiBase",
-         library.c_str());
+         named.empty() ? "what is on the library path" : named.c_str());
   }
   Runtime runtime;
   runtime.base = get_base();
@@ -257,6 +262,41 @@ Properties read_properties(const OrtApi* table, OrtSession* session, const std::
   return properties;
 }
 
+using Value = Held<OrtValue, kReleaseValue>;
+
+std::vector<float> read_logits(const OrtApi* table, OrtValue* logits,
+                               std::array<int64_t, 2> expected, const std::string& path) {
+  const ort::Api api(table);
+  Held<OrtTensorTypeAndShapeInfo, kReleaseTensorTypeAndShapeInfo> shape(table);
+  check(table, api.tensor_shape(logits, shape.out()), DELA_FAILED, path);
+  size_t rank = 0;
+  std::array<int64_t, 2> sizes{0, 0};
+  check(table, api.rank(shape.get(), &rank), DELA_FAILED, path);
+  if (rank == 2) check(table, api.sizes(shape.get(), sizes.data(), 2), DELA_FAILED, path);
+  if (sizes != expected) {
+    fail(DELA_FAILED, "%s gave logits [%lld, %lld]; expected [%lld, %lld]", path.c_str(),
+         static_cast<long long>(sizes[0]), static_cast<long long>(sizes[1]),
+         static_cast<long long>(expected[0]), static_cast<long long>(expected[1]));
+  }
+  void* data = nullptr;
+  check(table, api.tensor_data(logits, &data), DELA_FAILED, path);
+  const auto* begin = static_cast<const float*>(data);
+  return std::vector<float>(begin, begin + sizes[0] * sizes[1]);
+}
+
+[[noreturn]] void refuse_file(const OrtApi* table, OrtStatus* status, const std::string& path) {
+  const std::string words = words_of(table, status);
+  if (words.find("rotobuf") != std::string::npos) {
+    fail(DELA_BAD_MODEL, "%s is not an ONNX file, or it is cut short", path.c_str());
+  }
+  if (words.find("find an implementation") != std::string::npos) {
+    fail(DELA_BAD_MODEL,
+         "%s does not run in ONNX Runtime here: %s; export with --dtype fp32 or fp16", path.c_str(),
+         words.c_str());
+  }
+  fail(DELA_BAD_MODEL, "%s does not load in ONNX Runtime: %s", path.c_str(), words.c_str());
+}
+
 }  // namespace
 
 Session::Session(const std::string& path, const std::string& library, int threads) : path_(path) {
@@ -269,10 +309,9 @@ Session::Session(const std::string& path, const std::string& library, int thread
   check(table_, RegisterCustomOps(options.get(), runtime.base), DELA_NO_RUNTIME,
         "our operators are refused");
   OrtSession* session = nullptr;
-  check(table_,
-        call<const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**>(
-            table_, kCreateSession, runtime.environment, path.c_str(), options.get(), &session),
-        DELA_BAD_MODEL, path + " does not load in ONNX Runtime");
+  OrtStatus* status = call<const OrtEnv*, const char*, const OrtSessionOptions*, OrtSession**>(
+      table_, kCreateSession, runtime.environment, path.c_str(), options.get(), &session);
+  if (status != nullptr) refuse_file(table_, status, path);
   session_ = std::shared_ptr<OrtSession>(
       session, [table = table_](OrtSession* each) { release(table, kReleaseSession, each); });
   properties_ = read_properties(table_, session, path);
@@ -284,7 +323,6 @@ Session::Session(const std::string& path, const std::string& library, int thread
 
 std::vector<float> Session::run(const std::vector<Feed>& feeds, int64_t rows,
                                 int64_t columns) const {
-  using Value = Held<OrtValue, kReleaseValue>;
   Held<OrtMemoryInfo, kReleaseMemoryInfo> memory(table_);
   constexpr int kArena = 1, kDefault = 0;
   check(table_, call<int, int, OrtMemoryInfo**>(table_, kCreateCpuMemoryInfo, kArena, kDefault,
@@ -314,22 +352,7 @@ std::vector<float> Session::run(const std::vector<Feed>& feeds, int64_t rows,
             table_, kRun, static_cast<OrtSession*>(session_.get()), nullptr, names.data(),
             values.data(), names.size(), &output, 1, logits.out()),
         DELA_FAILED, path_ + " failed");
-  const ort::Api api(table_);
-  Held<OrtTensorTypeAndShapeInfo, static_cast<Slot>(99)> shape(table_);
-  check(table_, api.tensor_shape(logits.get(), shape.out()), DELA_FAILED, path_);
-  size_t rank = 0;
-  int64_t sizes[2] = {0, 0};
-  check(table_, api.rank(shape.get(), &rank), DELA_FAILED, path_);
-  if (rank == 2) check(table_, api.sizes(shape.get(), sizes, 2), DELA_FAILED, path_);
-  if (sizes[0] != rows || sizes[1] != columns) {
-    fail(DELA_FAILED, "%s gave logits [%lld, %lld]; expected [%lld, %lld]", path_.c_str(),
-         static_cast<long long>(sizes[0]), static_cast<long long>(sizes[1]),
-         static_cast<long long>(rows), static_cast<long long>(columns));
-  }
-  void* data = nullptr;
-  check(table_, api.tensor_data(logits.get(), &data), DELA_FAILED, path_);
-  const auto* begin = static_cast<const float*>(data);
-  return std::vector<float>(begin, begin + rows * columns);
+  return read_logits(table_, logits.get(), {rows, columns}, path_);
 }
 
 }  // namespace dela::capi

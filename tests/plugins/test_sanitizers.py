@@ -11,9 +11,16 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import dela
+from c_library import LIDAR, onnxruntime_library
+from dela.runtime import Predictor, load_backend
+from small_networks import write_network
+
 REPOSITORY = Path(__file__).resolve().parents[2]
+EXAMPLE = REPOSITORY / "examples" / "cpp"
 PROGRAMS = sorted(Path(__file__).parent.glob("*_edges.cpp"))
 
 
@@ -52,9 +59,43 @@ def sanitized_library(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.stem)
 def test_edge_cases_are_clean(sanitized_library: Path, program: Path, tmp_path: Path):
     binary = tmp_path / program.stem
+    compile_program(program, sanitized_library, binary)
+    run(binary)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [(), ("--votes", 3, "--max-points", 3000)])
+def test_the_c_library_labels_a_lidar_tile_cleanly(
+    sanitized_library, lidar_tile, tmp_path, monkeypatch, options
+):
+    """The example program, instrumented as well; its labels are the Python predictor's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DELA_ONNXRUNTIME", str(onnxruntime_library()))
+    network, cloud = lidar_tile
+    compile_program(EXAMPLE / "dela_label.cpp", sanitized_library, tmp_path / "dela_label")
+    np.save("scan.npy", cloud.points)
+    columns = []
+    for name in ("intensity", "return_number"):
+        np.save(f"{name}.npy", cloud.columns[name])
+        columns += ["--column", f"{name}={name}.npy"]
+    run(tmp_path / "dela_label", network, "scan.npy", "labels.npy", *columns, *options)
+    told = dict(zip(("votes", "max_points"), options[1::2], strict=False))
+    expected = Predictor(load_backend(network)).predict(cloud, **told)
+    np.testing.assert_array_equal(np.load("labels.npy"), expected.labels)
+
+
+@pytest.fixture(scope="module")
+def lidar_tile(tmp_path_factory, lidar_dir):
+    """A network for lidar, and a quarter of a tile."""
+    network = write_network(tmp_path_factory.mktemp("network"), LIDAR, seed=10).onnx
+    cloud = dela.read_cloud(sorted(lidar_dir.glob("*.laz"))[0])
+    middle = np.median(cloud.points[:, :2], axis=0)
+    return network, cloud.select((cloud.points[:, :2] < middle).all(axis=1))
+
+
+def compile_program(source: Path, library: Path, binary: Path) -> None:
     run(
         "c++", "-std=c++17", "-g", "-O1", "-fsanitize=address,undefined",
-        "-fno-sanitize-recover=all", program, sanitized_library,
-        f"-Wl,-rpath,{sanitized_library.parent}", "-o", binary,
+        "-fno-sanitize-recover=all", f"-I{dela.get_include()}", source, library,
+        f"-Wl,-rpath,{library.parent}", "-o", binary,
     )  # fmt: skip
-    run(binary)
