@@ -16,7 +16,7 @@ from dela.model.contract import AttributeInfo
 from dela.plugins import native
 from small_networks import CONFIG
 
-# A network for airborne lidar; with weights of seed 10 it tells all three classes apart on the tiles.
+# For airborne lidar; with weights of seed 10 it gives all three labels on the tiles.
 LIDAR = replace(
     CONFIG,
     grid=(0.5, 1.0),
