@@ -15,7 +15,9 @@ import pytest
 import dela
 from c_library import LIDAR, onnxruntime_library
 from dela.cloud.point_cloud import PointCloud
+from dela.plugins import native
 from dela.runtime import Predictor, load_backend
+from documents import blocks
 from small_networks import CONFIG, make_cloud, write_network
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -135,6 +137,30 @@ def test_what_goes_wrong_is_told_and_leaves_no_file(program, network, folder, wo
     assert done.returncode == 1
     assert told in done.stderr and done.stderr.count("\n") == 1
     assert not list(folder.glob("labels*"))
+
+
+@pytest.mark.parametrize(("language", "compiler"), [("c", "cc"), ("cpp", "c++ -std=c++17")])
+def test_the_programs_of_the_documentation_run(network, folder, language, compiler):
+    """Both label the same three points, whose colors differ."""
+    (block,) = (b for b in blocks(REPOSITORY / "docs" / "c.md") if b.language == language)
+    Path(f"program.{language}").write_text(block.text)
+    library = native.library_path()
+    flags = ("-Wall", "-Wextra", "-Werror", f"-I{dela.get_include()}", f"program.{language}")
+    words = (*compiler.split(), *flags, library, f"-Wl,-rpath,{library.parent}", "-o", "program")
+    subprocess.run([str(word) for word in words], check=True)
+    done = run(folder / "program", network)
+    assert done.returncode == 0, done.stderr
+    points = np.array([[0.1, 0.2, 0.0], [0.7, 0.1, 0.0], [0.4, 0.9, 1.5]], np.float64)
+    red = np.array([200, 190, 40], np.uint8)
+    columns = {"red": red, "green": red, "blue": red}
+    if language == "c":
+        points = points.astype(np.float32)
+        columns |= {"green": np.array([180, 185, 90]), "blue": np.array([160, 150, 30])}
+    expected = Predictor(load_backend(network)).predict(PointCloud(points, columns)).labels
+    lines = [line for line in done.stdout.splitlines() if not line.startswith("wants")]
+    assert [int(line.split()[0]) for line in lines] == expected.tolist()
+    missing = run(folder / "program", "none.onnx")
+    assert missing.returncode == 1 and "there is no file none.onnx" in missing.stderr
 
 
 @pytest.mark.parametrize(("asked", "fits"), [("0.2", True), ("0.1", False), ("9.0", False)])
