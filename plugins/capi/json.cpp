@@ -132,7 +132,18 @@ class Parser {
         escape(&out);
       } else {
         out.push_back(static_cast<char>(letter));
+        if (letter >= 0x80) rest_of_letter(letter, &out);
       }
+    }
+  }
+
+  // The bytes that follow the first one of a letter in UTF-8.
+  void rest_of_letter(unsigned char first, std::string* out) {
+    const int more = first >= 0xF0 ? 3 : first >= 0xE0 ? 2 : 1;
+    if (first < 0xC2 || first > 0xF4) refuse("UTF-8");
+    for (int i = 0; i < more; ++i, ++at_) {
+      if ((static_cast<unsigned char>(peek()) & 0xC0) != 0x80) refuse("UTF-8");
+      out->push_back(peek());
     }
   }
 

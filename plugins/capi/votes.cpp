@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "capi/failure.h"
 #include "capi/scan.h"
 
 namespace dela::capi {
@@ -63,6 +64,11 @@ std::vector<float> look_at(const Session& session, const Contract& contract, con
         {"nearest_" + std::to_string(i + 1), ort::kInt32, pyramid.nearest[i].data(), {rows}});
   }
   std::vector<float> logits = session.run(feeds, contract.classification ? 1 : rows, classes);
+  for (const float value : logits) {
+    if (std::isfinite(value)) continue;
+    fail(DELA_FAILED, "the network gave %g for a class; the file is damaged, or its precision does not "
+         "hold its values (export with --dtype fp32)", value);
+  }
   softmax(&logits, classes);
   return logits;
 }

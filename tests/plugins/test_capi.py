@@ -18,6 +18,7 @@ from c_library import (
     BAD_ARGUMENT,
     BAD_INPUT,
     BAD_MODEL,
+    FAILED,
     LIDAR,
     NO_RUNTIME,
     OK,
@@ -346,6 +347,35 @@ def test_names_of_classes_come_through_whatever_their_letters(networks, tmp_path
     text = json.dumps(config, ensure_ascii=ascii_only)
     model = Model(rewritten(networks["colors"], tmp_path, config=text))
     assert library().dela_model_class_name(model.handle, 0).decode() == name
+
+
+def test_names_that_are_no_utf8_are_refused(networks, tmp_path):
+    whole = networks["colors"].read_bytes()
+    (tmp_path / "changed.onnx").write_bytes(whole.replace(b'"middle"', b'"mid\xc3le"'))
+    with pytest.raises(CError, match=r"letter .* of the JSON text is not UTF-8"):
+        Model(tmp_path / "changed.onnx")
+
+
+def test_a_network_that_gives_no_numbers_is_told(networks, tmp_path):
+    import onnx
+
+    model = onnx.load(networks["colors"])
+    for weights in model.graph.initializer:
+        values = onnx.numpy_helper.to_array(weights)
+        if values.dtype == np.float32 and values.ndim == 2:
+            broken = onnx.numpy_helper.from_array(np.full_like(values, np.nan), weights.name)
+            weights.CopyFrom(broken)
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(CError, match=r"the network gave -?nan for a class") as caught:
+        Model(tmp_path / "changed.onnx").label(scan(200))
+    assert caught.value.status == FAILED
+
+
+def test_half_precision_gives_the_same_labels(networks, tmp_path):
+    from dela.export import export_onnx
+
+    export_onnx(networks["colors"].with_suffix(".pt"), tmp_path / "half.onnx", dtype="fp16")
+    agree(tmp_path / "half.onnx", scan(), votes=2)
 
 
 def test_files_that_are_no_network_are_refused(networks, tmp_path):
