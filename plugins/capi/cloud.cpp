@@ -28,15 +28,14 @@ struct Type {
 };
 
 // Null for a type that dela.h does not name.
-const Type* type_of(dela_type type) {
+const Type* type_of(int32_t type) {
   static const Type types[] = {
       {value_at<double>, 8},   {value_at<float>, 4},   {value_at<int8_t>, 1},
       {value_at<uint8_t>, 1},  {value_at<int16_t>, 2}, {value_at<uint16_t>, 2},
       {value_at<int32_t>, 4},  {value_at<uint32_t>, 4}, {value_at<int64_t>, 8},
       {value_at<uint64_t>, 8},
   };
-  const auto index = static_cast<int>(type);
-  return index >= 0 && index <= DELA_UINT64 ? &types[index] : nullptr;
+  return type >= 0 && type <= DELA_UINT64 ? &types[type] : nullptr;
 }
 
 void check_call(const dela_cloud& given) {
@@ -56,7 +55,7 @@ void check_call(const dela_cloud& given) {
   }
   if (given.type != DELA_FLOAT64 && given.type != DELA_FLOAT32) {
     fail(DELA_BAD_ARGUMENT, "points have the type %d; give DELA_FLOAT64 or DELA_FLOAT32",
-         static_cast<int>(given.type));
+         given.type);
   }
   for (int32_t i = 0; i < given.column_count; ++i) {
     const dela_column& column = given.columns[i];
@@ -65,7 +64,7 @@ void check_call(const dela_cloud& given) {
     }
     if (type_of(column.type) == nullptr) {
       fail(DELA_BAD_ARGUMENT, "column '%s' has the type %d, which is none of dela_type", column.name,
-           static_cast<int>(column.type));
+           column.type);
     }
   }
 }

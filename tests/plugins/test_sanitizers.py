@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,23 @@ def test_the_c_library_labels_a_lidar_tile_cleanly(
     told = dict(zip(("votes", "max_points"), options[1::2], strict=False))
     expected = Predictor(load_backend(network)).predict(cloud, **told)
     np.testing.assert_array_equal(np.load("labels.npy"), expected.labels)
+
+
+@pytest.mark.slow
+def test_the_c_librarys_own_tests_are_clean(sanitized_library, monkeypatch):
+    """Bad calls, damaged files and odd scans; Python itself is not instrumented."""
+    runtimes = [
+        subprocess.run(
+            ["c++", f"-print-file-name={name}"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(Path(runtime).is_file() for runtime in runtimes):
+        pytest.skip("the sanitizers' runtimes are linked statically here")
+    monkeypatch.setenv("LD_PRELOAD", " ".join(runtimes))
+    monkeypatch.setenv("DELA_LIBRARY", str(sanitized_library))
+    tests = Path(__file__).with_name("test_capi.py")
+    run(sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", tests, "-k", "not header")
 
 
 @pytest.fixture(scope="module")

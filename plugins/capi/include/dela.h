@@ -64,14 +64,14 @@ typedef struct dela_load_options {
 typedef struct dela_column {
   const char* name;  /* as the network knows it: intensity, red, normal_x ... */
   const void* data;  /* of the first point */
-  dela_type type;
+  int32_t type;      /* a dela_type */
   int64_t stride;    /* bytes from one point's value to the next one's; 0: they are adjacent */
 } dela_column;
 
 /* A scan. Columns that the network does not ask for are left alone. */
 typedef struct dela_cloud {
   const void* points; /* x, y, z of the first point, meters, any origin; z up */
-  dela_type type;     /* DELA_FLOAT64 or DELA_FLOAT32 */
+  int32_t type;       /* DELA_FLOAT64 or DELA_FLOAT32 */
   int64_t stride;     /* bytes from one point to the next; 0: they are adjacent */
   int64_t count;
   const dela_column* columns;
