@@ -20,7 +20,7 @@ const std::string* property(const Properties& properties, const std::string& key
   return nullptr;
 }
 
-// One number for each stage; every one at least `lowest`.
+// The numbers of a list, one for each stage; none where the list is missing.
 std::vector<double> numbers(const json::Value& config, const char* key) {
   std::vector<double> result;
   const json::Value* found = config.find(key);

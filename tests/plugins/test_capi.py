@@ -271,6 +271,11 @@ def test_options_may_be_left_out(networks, colors):
     places = (colors.handle, ctypes.byref(given), None, labels.ctypes.data, None)
     assert library().dela_model_label(*places) == OK
     np.testing.assert_array_equal(labels, colors.label(cloud)[0])
+    # A program of an earlier version, whose structure ends before the votes.
+    before = LabelOptions(LabelOptions.votes.offset, 150, votes=9, drop_invalid=9)
+    places = (*places[:2], ctypes.byref(before), *places[3:])
+    assert library().dela_model_label(*places) == OK
+    np.testing.assert_array_equal(labels, colors.label(cloud, max_points=150)[0])
 
 
 def rewritten(source: Path, folder: Path, **properties: str | None) -> Path:

@@ -46,14 +46,16 @@ LabelNode::LabelNode(const rclcpp::NodeOptions& options) : rclcpp::Node("dela", 
   model_ = std::make_unique<dela::Model>(model, runtime, static_cast<int32_t>(threads));
   columns_ = fields_of(*model_, renamed);
 
+  // Reliable, for that reaches listeners of both kinds.
+  const rclcpp::QoS last(1);
+  labeled_ = create_publisher<PointCloud2>("~/labeled", last);
+  on_ground_ = create_publisher<PointCloud2>("~/ground", last);
+  off_ground_ = create_publisher<PointCloud2>("~/no_ground", last);
+  latency_ = create_publisher<std_msgs::msg::Float64>("~/latency", last);
   // One scan at a time: a scan that waited is older than the one that the robot wants.
-  const auto newest = rclcpp::SensorDataQoS().keep_last(1);
-  labeled_ = create_publisher<PointCloud2>("~/labeled", newest);
-  on_ground_ = create_publisher<PointCloud2>("~/ground", newest);
-  off_ground_ = create_publisher<PointCloud2>("~/no_ground", newest);
-  latency_ = create_publisher<std_msgs::msg::Float64>("~/latency", 10);
   points_ = create_subscription<PointCloud2>(
-      "points", newest, [this](PointCloud2::ConstSharedPtr message) { hear(*message); });
+      "points", rclcpp::SensorDataQoS().keep_last(1),
+      [this](PointCloud2::ConstSharedPtr message) { hear(*message); });
 }
 
 void LabelNode::hear(const PointCloud2& message) {
