@@ -127,7 +127,7 @@ Scan make_scan(const Cloud& cloud, const Contract& contract, int64_t pick, int t
   if (grid.kept.size() == 1 && n > 1) {
     fail(DELA_BAD_INPUT,
          "all %s points fall into one voxel of %g m (extent %.3g); the model wants coordinates in "
-         "metres",
+         "meters",
          with_commas(n).c_str(), contract.grid[0],
          *std::max_element(cloud.points.begin(), cloud.points.end()));
   }

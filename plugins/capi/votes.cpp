@@ -5,6 +5,7 @@
 
 #include "capi/failure.h"
 #include "capi/scan.h"
+#include "cpu/softmax.h"
 
 namespace dela::capi {
 namespace {
@@ -25,18 +26,6 @@ void vote_matrix(int vote, int votes, int axis, double matrix[9]) {
     for (int column = 0; column < 3; ++column) {
       matrix[3 * row + column] = about_z[(row + 2 - axis) % 3][(column + 2 - axis) % 3];
     }
-  }
-}
-
-void softmax(std::vector<float>* logits, int64_t classes) {
-  for (auto row = logits->begin(); row != logits->end(); row += classes) {
-    const float most = *std::max_element(row, row + classes);
-    float sum = 0.0f;
-    for (auto value = row; value != row + classes; ++value) {
-      *value = std::exp(*value - most);
-      sum += *value;
-    }
-    for (auto value = row; value != row + classes; ++value) *value /= sum;
   }
 }
 
@@ -69,7 +58,7 @@ std::vector<float> look_at(const Session& session, const Contract& contract, con
     fail(DELA_FAILED, "the network gave %g for a class; the file is damaged, or its precision does not "
          "hold its values (export with --dtype fp32)", value);
   }
-  softmax(&logits, classes);
+  dela_softmax(logits.data(), static_cast<int64_t>(logits.size()) / classes, classes, logits.data());
   return logits;
 }
 

@@ -96,6 +96,19 @@ def test_labels_are_those_of_the_python_predictor(networks, name, options):
     assert len(np.unique(labels)) == (1 if name == "objects" else 3)
 
 
+def test_classes_that_are_level_fall_the_same_way(tmp_path):
+    """An untrained network tells classes apart in the last bits alone."""
+    from dela.export import export_onnx
+
+    dela.save_checkpoint(tmp_path / "model.pt", dela.create_model(CONFIG, seed=3))
+    export_onnx(tmp_path / "model.pt", tmp_path / "model.onnx", check=False)
+    cloud = scan(5000)
+    confidences = Model(tmp_path / "model.onnx").label(cloud)[1]
+    assert np.median(confidences) < 1 / 3 + 1e-4
+    labels = agree(tmp_path / "model.onnx", cloud)
+    assert len(np.unique(labels)) > 1
+
+
 def test_a_lidar_tile_gets_the_same_labels(networks, lidar_dir):
     cloud = dela.read_cloud(sorted(lidar_dir.glob("*.laz"))[0])
     shares = np.bincount(agree(networks["lidar"], cloud), minlength=7)[[2, 5, 6]] / len(cloud)
@@ -164,7 +177,8 @@ def test_threads_share_a_model_and_keep_their_own_errors(networks, colors):
     def both(index: int):
         with pytest.raises(CError, match="no column 'blue'"):
             colors.label(broken)
-        return colors.label(clouds[index])
+        model = Model(networks["colors"]) if index % 2 else colors
+        return model.label(clouds[index])
 
     with ThreadPoolExecutor(3) as pool:
         for (labels, confidences), expected in zip(pool.map(both, range(6)), alone, strict=True):
@@ -263,6 +277,7 @@ def test_mistakes_in_a_call_are_told(networks, colors):
         assert library().dela_model_label(*holes) == BAD_ARGUMENT
     assert library().dela_model_load(None, None, None) == BAD_ARGUMENT
     assert library().dela_model_class_count(None) == 0
+    library().dela_model_free(None)
 
 
 def test_options_may_be_left_out(networks, colors):
