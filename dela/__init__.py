@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from dela.families.dela.config import PRESETS
     from dela.families.dela.published import import_reference
     from dela.model.contract import AttributeInfo, ClassInfo, Contract
+    from dela.plugins.capi import get_cmake_dir, get_include
     from dela.pyramid.cpu import Pyramid, build_pyramid
 
 # public name -> the module that holds it
@@ -40,6 +41,8 @@ _HOMES = {
     "Pyramid": "dela.pyramid.cpu",
     "build_pyramid": "dela.pyramid.cpu",
     "create_model": "dela.families",
+    "get_cmake_dir": "dela.plugins.capi",
+    "get_include": "dela.plugins.capi",
     "import_reference": "dela.families.dela.published",
     "load_checkpoint": "dela.artifacts.checkpoint",
     "measure_neighbor_distances": "dela.families.dela",
@@ -61,6 +64,8 @@ __all__ = [
     "__version__",
     "build_pyramid",
     "create_model",
+    "get_cmake_dir",
+    "get_include",
     "import_reference",
     "load_checkpoint",
     "measure_neighbor_distances",

@@ -48,7 +48,9 @@ def check(wheel: str, from_sdist: str, sdist: str, checkout: Path) -> None:
     assert files.keys() == again.keys(), files.keys() ^ again.keys()
     differing = [n for n in files if files[n] != again[n] and not n.endswith((".so", ".dylib"))]
     assert not differing, f"the source distribution changes {differing}"
-    assert not [name for name in files if name.endswith((".cpp", ".cu", ".h", ".cuh"))]
+    sources = [name for name in files if name.endswith((".cpp", ".cu", ".h", ".cuh"))]
+    assert sources == ["dela/plugins/capi/include/dela.h"], sources
+    assert "dela/plugins/capi/cmake/dela-config.cmake" in files
     libraries = {name for name in files if name.endswith(".so")}
     assert {"dela/plugins/libdela.so", "dela/plugins/libdela_trt.so"} <= libraries, libraries
     # They are in the library.

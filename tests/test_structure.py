@@ -14,7 +14,7 @@ FOLDERS = ("plugins", "dela", "training", "export", "runtime")
 
 # Lowest first; a room imports those before it and, above the core, all of the folders below.
 ROOMS = {
-    "plugins": ("native", "onnxruntime", "cuda", "tensorrt"),
+    "plugins": ("native", "onnxruntime", "capi", "cuda", "tensorrt"),
     "dela": (
         "errors",
         "text",

@@ -11,6 +11,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def prepare(folder: Path) -> None:
@@ -78,6 +79,32 @@ def check(folder: Path) -> None:
     )
     if refused.returncode != 1 or "torch" not in refused.stderr or "Traceback" in refused.stderr:
         raise SystemExit(f"a checkpoint without torch should be refused: {refused.stderr}")
+    check_c_library(folder, predicted["label"])
+
+
+def check_c_library(folder: Path, expected: Any) -> None:
+    """The C++ example, built with the wheel's CMake package, labels the scan as the command did."""
+    import numpy as np
+    import onnxruntime
+
+    import dela
+
+    cloud = dela.read_cloud(folder / "scan.ply")
+    np.save(folder / "points.npy", cloud.points)
+    columns = []
+    for name in ("red", "green", "blue"):
+        np.save(folder / f"{name}.npy", cloud.columns[name])
+        columns += ["--column", f"{name}={folder / name}.npy"]
+    example = Path(__file__).resolve().parents[1] / "examples" / "cpp"
+    found = f"-Ddela_DIR={dela.get_cmake_dir()}"
+    for words in (("-S", example, "-B", folder / "build", found), ("--build", folder / "build")):
+        subprocess.run(["cmake", *words], check=True, stdout=subprocess.DEVNULL)
+    runtime = next((Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so*"))
+    program = [folder / "build" / "dela_label", folder / "model.onnx", folder / "points.npy"]
+    words = [folder / "labels.npy", *columns, "--onnxruntime", runtime]
+    subprocess.run([*program, *words], check=True)
+    if not np.array_equal(np.load(folder / "labels.npy"), expected):
+        raise SystemExit("the C++ example gives other labels than dela predict")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import scipy.special
 
 from dela.families.dela.config import DelaConfig
 from dela.geometry.cpu import voxel_grid
@@ -173,6 +174,17 @@ def test_progress_counts_every_voxel_of_every_vote():
     size = len(answer.voxels.points)
     assert len(seen) == answer.runs
     assert seen[-1] == (2 * size, 2 * size)
+
+
+@pytest.mark.parametrize("classes", [1, 3, 13, 2500])
+def test_softmax_is_that_of_float64(classes):
+    logits = np.random.default_rng(classes).normal(0, 4, (50, classes)).astype(np.float32)
+    expected = scipy.special.softmax(logits.astype(np.float64), axis=1)
+    for given in (logits, np.asfortranarray(logits), logits.astype(np.float64)):
+        before = given.copy()
+        np.testing.assert_allclose(softmax(given), expected, rtol=1e-6, atol=1e-12)
+        np.testing.assert_array_equal(given, before)
+    assert softmax(np.zeros((0, classes), np.float32)).shape == (0, classes)
 
 
 def test_softmax_survives_large_logits():
