@@ -65,7 +65,7 @@ def library() -> ctypes.CDLL:
 
 
 def active_isa() -> str:
-    """Instruction set in use: ``v2``, ``v3``, ``v4`` (x86-64), ``neon`` (64-bit ARM) or ``portable``."""
+    """Instruction set in use, one of ``ISA_NAMES``: v2 to v4 are x86-64's levels, neon is ARM's."""
     return library().dela_isa().decode()
 
 
