@@ -305,9 +305,14 @@ def _configure(trt: Any, builder: Any, request: BuildRequest, capabilities: tupl
     if request.level is not None:
         config.builder_optimization_level = request.level
     if request.compatibility != "none":
-        config.hardware_compatibility_level = getattr(
-            trt.HardwareCompatibilityLevel, request.compatibility.upper().replace("-", "_")
-        )
+        level = request.compatibility.upper().replace("-", "_")
+        known = trt.HardwareCompatibilityLevel.__members__
+        if level not in known:
+            raise EngineError(
+                f"TensorRT {trt.__version__} has no hardware compatibility "
+                f"{request.compatibility!r}, which came with 10.9; leave it out or install that"
+            )
+        config.hardware_compatibility_level = known[level]
     # Lets activation memory shrink with the sizes that run, where the bindings know it.
     resize = getattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10", None)
     if resize is not None:

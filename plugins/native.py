@@ -10,7 +10,7 @@ from pathlib import Path
 
 ABI_VERSION = 3
 WAITING_POLICIES = ("watched", "set", "other", "unmeasured")
-ISA_NAMES = ("portable", "v2", "v3", "v4")
+ISA_NAMES = ("portable", "v2", "v3", "v4", "neon")
 _FILE_NAME = "libdela.dylib" if sys.platform == "darwin" else "libdela.so"
 
 
@@ -65,7 +65,7 @@ def library() -> ctypes.CDLL:
 
 
 def active_isa() -> str:
-    """Instruction set in use: ``v2``, ``v3``, ``v4`` (x86-64 levels) or ``portable``."""
+    """Instruction set in use, one of ``ISA_NAMES``: v2 to v4 are x86-64's levels, neon is ARM's."""
     return library().dela_isa().decode()
 
 

@@ -36,11 +36,17 @@ Isa best_isa() {
   return Isa::v2;
 }
 #else
-bool processor_has(Isa isa) { return isa == Isa::portable; }
-Isa best_isa() { return Isa::portable; }
+#if defined(DELA_HAS_neon)
+constexpr Isa kOnly = Isa::neon;
+#else
+constexpr Isa kOnly = Isa::portable;
+#endif
+bool processor_has(Isa isa) { return isa == kOnly; }
+Isa best_isa() { return kOnly; }
 #endif
 
-const char* const kNames[] = {"portable", "v2", "v3", "v4"};
+const char* const kNames[] = {"portable", "v2", "v3", "v4", "neon"};
+constexpr int kIsas = sizeof kNames / sizeof *kNames;
 std::atomic<int> active{static_cast<int>(best_isa())};
 
 }  // namespace
@@ -61,7 +67,8 @@ int resolve_threads(int32_t requested) {
 // The C ABI's version: raised whenever a signature changes, checked by the loader.
 DELA_EXPORT int32_t dela_abi_version() { return 3; }
 
-// Name of the instruction set in use: "v2", "v3", "v4" (x86-64 levels) or "portable".
+// Name of the instruction set in use: "v2", "v3", "v4" (x86-64 levels), "neon" (64-bit
+// ARM) or "portable".
 DELA_EXPORT const char* dela_isa() { return dela::kNames[static_cast<int>(dela::active_isa())]; }
 
 // Chooses an instruction set by name, or the best with "auto". 0 when done,
@@ -72,7 +79,7 @@ DELA_EXPORT int32_t dela_set_isa(const char* name) {
     dela::active.store(static_cast<int>(dela::best_isa()));
     return dela::kOk;
   }
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < dela::kIsas; ++i) {
     if (std::strcmp(name, dela::kNames[i]) == 0) {
       if (!dela::processor_has(static_cast<dela::Isa>(i))) return dela::kBadArgument;
       dela::active.store(i);

@@ -3,7 +3,7 @@
 
 namespace dela {
 
-enum class Isa { portable = 0, v2 = 1, v3 = 2, v4 = 3 };
+enum class Isa { portable = 0, v2 = 1, v3 = 2, v4 = 3, neon = 4 };
 
 Isa active_isa();
 
@@ -20,6 +20,12 @@ Isa active_isa();
   namespace v2 { signature; }      \
   namespace v3 { signature; }      \
   namespace v4 { signature; }      \
+  }
+#elif defined(DELA_HAS_neon)
+#define DELA_DISPATCH(function, ...) (::dela::neon::function(__VA_ARGS__))
+#define DELA_DECLARE(signature) \
+  namespace dela {              \
+  namespace neon { signature; } \
   }
 #else
 #define DELA_DISPATCH(function, ...) (::dela::portable::function(__VA_ARGS__))

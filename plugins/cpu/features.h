@@ -33,6 +33,9 @@ struct Float16Format {
   static Halves narrow_value(Floats v) {
     return (Halves)_mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
   }
+#elif defined(DELA_ISA_neon)
+  static Floats widen_value(Halves h) { return vcvt_f32_f16((float16x4_t)h); }
+  static Halves narrow_value(Floats v) { return (Halves)vcvt_f16_f32(v); }
 #else
   static Floats widen_value(Halves h) {
     const Bits bits = widen(h), magnitude = bits & 0x7fffu;

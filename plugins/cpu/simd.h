@@ -1,7 +1,7 @@
 // Vectors of float32 and int32 as wide as the instruction set: the one layer that the kernels in
-// isa/ are written in. v4 uses AVX-512, v3 AVX2 with FMA and F16C, v2 SSE4.2; everything else
-// (aarch64 ...) the compiler's generic vectors. Every function is static: nothing here may be
-// shared between instruction sets by the linker.
+// isa/ are written in. v4 uses AVX-512, v3 AVX2 with FMA and F16C, v2 SSE4.2, neon what every 64-bit
+// ARM processor has; portable, for all others, the compiler's generic vectors. Every function is
+// static: nothing here may be shared between instruction sets by the linker.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,8 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 #pragma GCC diagnostic pop
+#elif defined(DELA_ISA_neon)
+#include <arm_neon.h>
 #endif
 
 #include "math/spamp.h"
@@ -143,6 +145,25 @@ DELA_INLINE Ints to_ints(Floats a) { return (Ints)_mm_cvtps_epi32(a); }
 template <int part>
 DELA_INLINE Floats expand(Floats v) {
   return _mm_shuffle_ps(v, v, part * 0x55);
+}
+
+#elif defined(DELA_ISA_neon)
+
+DELA_INLINE Floats broadcast(float x) { return vdupq_n_f32(x); }
+DELA_INLINE Ints broadcast(int32_t x) { return vdupq_n_s32(x); }
+DELA_INLINE Floats fma(Floats a, Floats b, Floats c) { return vfmaq_f32(c, a, b); }
+DELA_INLINE Floats select(Mask m, Floats a, Floats b) {
+  return vbslq_f32((uint32x4_t)m, a, b);
+}
+// A comparison and a choice: ARM's own minimum and maximum treat NaN in another way.
+DELA_INLINE Floats min(Floats a, Floats b) { return select(a < b, a, b); }
+DELA_INLINE Floats max(Floats a, Floats b) { return select(a > b, a, b); }
+DELA_INLINE Floats sqrt(Floats a) { return vsqrtq_f32(a); }
+DELA_INLINE Floats round(Floats a) { return vrndnq_f32(a); }
+DELA_INLINE Ints to_ints(Floats a) { return vcvtq_s32_f32(a); }
+template <int part>
+DELA_INLINE Floats expand(Floats v) {
+  return vdupq_laneq_f32(v, part);
 }
 
 #else

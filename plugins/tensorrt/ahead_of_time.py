@@ -44,7 +44,10 @@ def register(trt: Any) -> None:
         RuntimeError: a TensorRT without plugins ahead of time.
     """
     if not hasattr(trt, "QuickPluginCreationRequest"):
-        raise RuntimeError(f"{trt.__name__} {trt.__version__} has no plugins ahead of time")
+        raise RuntimeError(
+            f"{trt.__name__} {trt.__version__} has no plugins ahead of time, which came with "
+            "TensorRT 10.9"
+        )
     import importlib
 
     plugin = importlib.import_module(f"{trt.__name__}.plugin")

@@ -22,7 +22,7 @@ MODULES = {
     "tensorrt-rtx": ("tensorrt_rtx_bindings", "tensorrt_rtx"),
 }
 # flavour -> oldest version that works, first version that is not known to
-VERSIONS = {"tensorrt": ((10, 12), (12,)), "tensorrt-rtx": ((1, 7), (2,))}
+VERSIONS = {"tensorrt": ((10, 3), (12,)), "tensorrt-rtx": ((1, 7), (2,))}
 
 _RTX_LIBRARY = "libtensorrt_rtx.so"
 

@@ -1,6 +1,6 @@
 // The part of TensorRT's C++ ABI that plugins of version 3 use, declared here because its wheels
 // ship no headers, so that the library is built without TensorRT and serves every version of it
-// from 10.12 on and TensorRT for RTX alike.
+// from 10.3 on and TensorRT for RTX alike.
 //
 // TensorRT calls these classes through their tables of virtual functions: what counts is the order
 // of the functions and the layout of the structs, not the names. No function of TensorRT's own

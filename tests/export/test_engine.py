@@ -417,12 +417,12 @@ def test_without_the_package_one_line_says_what_to_install(
     assert str(caught.value) == f"{flavour} is not installed; pip install 'dela[{flavour}]'"
 
 
-@pytest.mark.parametrize("version", ("10.11.0.33", "8.6.1", "12.0.0.1"))
+@pytest.mark.parametrize("version", ("10.2.0.19", "8.6.2.3", "12.0.0.1"))
 def test_an_unsupported_version_is_named(version, small, tmp_path, fake_tensorrt):
     fake_tensorrt(version)
     with pytest.raises(MissingDependencyError) as caught:
         build_engine(small("one_stage"), tmp_path / "m.engine")
-    assert f"tensorrt {version} is not supported; dela works with 10.12 up to" in str(caught.value)
+    assert f"tensorrt {version} is not supported; dela works with 10.3 up to" in str(caught.value)
 
 
 def test_without_a_driver_tensorrt_names_the_other_way(small, tmp_path, fake_tensorrt, monkeypatch):
@@ -456,6 +456,17 @@ def gpu_of_8_9(trt, monkeypatch):
     """Lets the way of ``tensorrt`` be walked with the bindings at hand, as if on a GPU."""
     monkeypatch.setattr(engine_module, "_bindings", lambda flavour: trt)
     monkeypatch.setattr(engine_module, "Device", FakeDevice)
+
+
+def test_a_compatibility_that_is_newer_than_tensorrt_is_named(
+    small, tmp_path, gpu_of_8_9, trt, monkeypatch
+):
+    older = types.SimpleNamespace(__members__={"NONE": 0, "AMPERE_PLUS": 1})  # as 10.3 has it
+    monkeypatch.setattr(trt, "HardwareCompatibilityLevel", older)
+    request = BuildRequest(compatibility="same-compute-capability")
+    with pytest.raises(EngineError, match=r"'same-compute-capability', which came with 10\.9"):
+        build_engine(small("one_stage"), tmp_path / "m.engine", request)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_tensorrt_builds_for_the_gpu_at_hand(small, tmp_path, gpu_of_8_9):

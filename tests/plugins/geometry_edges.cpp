@@ -126,7 +126,7 @@ void every_cloud() {
 }  // namespace
 
 int main() {
-  for (const char* name : {"portable", "v2", "v3", "v4"}) {
+  for (const char* name : {"portable", "v2", "v3", "v4", "neon"}) {
     if (dela_set_isa(name) == 0) every_cloud();
   }
 

@@ -218,7 +218,7 @@ void wild_values_case(const char* name) {
 }  // namespace
 
 int main() {
-  for (const char* name : {"portable", "v2", "v3", "v4"}) {
+  for (const char* name : {"portable", "v2", "v3", "v4", "neon"}) {
     if (dela_set_isa(name) != 0) continue;
     for (int32_t channels : {4, 12, 16, 20, 64, 76, 80, 96}) {
       for (int32_t k : {1, 3, 24, 33}) {
