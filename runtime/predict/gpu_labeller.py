@@ -84,9 +84,10 @@ class GpuLabeller:
         self._stream.synchronize()
 
     def run(self, pyramid: Inputs) -> Any:
-        """Logits on the device."""
+        """Logits on the device, in the order of this labeller's stream."""
         shape = (pyramid.rows, self._backend.config.num_classes)
-        return self._backend.run(pyramid, self._memory.array("logits", shape, np.float32))
+        logits = self._memory.array("logits", shape, np.float32)
+        return self._backend.run(pyramid, logits, stream=self._stream)
 
     def label(
         self,
