@@ -447,8 +447,10 @@ class FakeDevice:
     @contextlib.contextmanager
     def current(self):
         self.current_now.append(self.ordinal)
-        yield
-        self.current_now.pop()
+        try:
+            yield
+        finally:
+            self.current_now.pop()
 
 
 @pytest.fixture

@@ -196,7 +196,7 @@ def test_layers_of_onnx_runtime_are_its_operators(network, kernels):
     operators = [layer.operator for layer in layers]
     # As many as the file has; without kernels they are the loops of their bodies.
     graph = onnx.load(network.onnx).graph
-    for name in ("SPSE", "SPAMP"):
+    for name in ("SPSE", "SPAMPResidual"):
         assert operators.count(name) == kernels * sum(node.op_type == name for node in graph.node)
     assert ("Scan" in operators) == (not kernels)
 
@@ -204,7 +204,7 @@ def test_layers_of_onnx_runtime_are_its_operators(network, kernels):
 def test_layers_of_a_batch_of_clouds(classifier):
     backend = load_backend(classifier.onnx)
     layers = time_layers(backend, made_up_clouds(backend.config, 2), repeats=1)
-    assert {"SPSE", "SPAMP", "Gemm"} <= {layer.operator for layer in layers}
+    assert {"SPSE", "SPAMPResidual", "Gemm"} <= {layer.operator for layer in layers}
 
 
 def test_pytorch_does_not_tell_its_layers(network):

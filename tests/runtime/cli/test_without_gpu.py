@@ -130,7 +130,7 @@ def test_verify_compares_both_ways_of_onnxruntime_on_a_gpu(
 ):
     """The CPU stands in for the GPU: that is where the session is asked to run."""
 
-    def session(path, options, gpu):
+    def session(path, options, gpu, tf32):
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     monkeypatch.setattr(backends, "cuda_session", session)
@@ -144,7 +144,7 @@ def test_verify_compares_both_ways_of_onnxruntime_on_a_gpu(
 
 
 def test_a_gpu_that_our_kernels_do_not_know_is_told_the_way_out(network, monkeypatch):
-    def session(path, options, gpu):
+    def session(path, options, gpu, tf32):
         raise RuntimeError("SPAMP: the GPU has compute capability 7.5; the kernels need 8.0")
 
     monkeypatch.setattr(backends, "cuda_session", session)
