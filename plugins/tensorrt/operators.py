@@ -45,8 +45,6 @@ class Operator:
         output: type of the output, likewise.
         fields: name -> (numpy type, default) of the plugin's fields.
         output_shape: rows and columns of the output from the inputs' shapes, numbers or symbols.
-        kernel_name: of the kernel for the shapes of the inputs, the name of the features' type and
-            the fields.
         launch: (kernels, shapes, features' type, fields, addresses, stream) queues the kernel.
     """
 
@@ -54,7 +52,6 @@ class Operator:
     inputs: tuple[str, ...]
     output: str
     output_shape: Callable[[Sequence[Shape]], tuple[Any, Any]]
-    kernel_name: Callable[[Sequence[Shape], str, Fields], str]
     launch: Callable[[Any, Sequence[Shape], str, Fields, Sequence[int], int], None]
     fields: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
 
@@ -146,7 +143,6 @@ SPSE = Operator(
     inputs=("float32", "int32", "float32"),  # points, neighbors, weight
     output="float32",
     output_shape=lambda shapes: (shapes[0][0], shapes[2][1]),
-    kernel_name=lambda shapes, _, fields: spse_kernel(*_spse_sizes(shapes, fields)[3:]),
     launch=_launch_spse,
     fields={EPSILON: (np.float32, 1e-8), DIRECTIONS: (np.int32, 0)},
 )
@@ -156,7 +152,6 @@ SPAMP = Operator(
     inputs=(FEATURES, "float32", "int32", "int32", "float32"),
     output=FEATURES,
     output_shape=lambda shapes: (shapes[2][0], shapes[0][1]),
-    kernel_name=lambda shapes, features, _: spamp_kernel(features, shapes[0][1])[0],
     launch=_launch_spamp,
 )
 SPAMP_RESIDUAL = Operator(
@@ -165,7 +160,6 @@ SPAMP_RESIDUAL = Operator(
     inputs=(*SPAMP.inputs, FEATURES, "float32"),
     output=FEATURES,
     output_shape=SPAMP.output_shape,
-    kernel_name=lambda shapes, features, _: spamp_kernel(features, shapes[0][1], True)[0],
     launch=_launch_spamp_residual,
 )
 OPERATORS = {operator.name: operator for operator in (SPSE, SPAMP, SPAMP_RESIDUAL)}
