@@ -34,6 +34,15 @@ def lidar_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def hostile_dir() -> Path:
+    """Folder of small damaged files; skips the test where it is absent."""
+    folder = SHARED_DATA / "hostile_cases"
+    if not folder.is_dir():
+        pytest.skip(f"no damaged files at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def reference_shapes_dir() -> Path:
     """Folder with the tensor shapes of the published checkpoints; skipped where it is absent."""
     folder = SHARED_DATA / "reference_checkpoints"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from dela.cloud.formats.columns import (
     COLORS,
     NORMALS,
     axis_names,
+    check_column_count,
+    check_declared_bytes,
     colors_from_255,
     colors_to_255,
     column_names,
@@ -75,6 +79,10 @@ def read_npy(path: Path) -> PointCloud:
     Raises:
         InputError: another shape, pickled objects, a file cut short.
     """
+    with path.open("rb") as stream:
+        if stream.read(6) == np.lib.format.MAGIC_PREFIX:
+            stream.seek(0)
+            _check_array(stream, path.stat().st_size, path, "its array")
     array = np.load(path, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an NPZ archive under another name; rename it to .npz")
@@ -151,6 +159,7 @@ def read_npz(path: Path) -> PointCloud:
     """
     with zipfile.ZipFile(path) as archive:
         compressed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+        _check_members(archive, path)
     with np.load(path, allow_pickle=False) as data:
         found = {name: data[name] for name in data.files}
     arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
@@ -165,6 +174,36 @@ def read_npz(path: Path) -> PointCloud:
     source.names = {mapped[name]: place for name, place in source.names.items()}
     source.color_factor = colors_to_255(columns)
     return PointCloud(points, columns, source)
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """What the arrays of an archive will take, from its directory and their headers."""
+    members = archive.infolist()
+    check_column_count(len(members), path)
+    check_declared_bytes(sum(info.file_size for info in members), path, "its arrays")
+    for info in members:
+        if info.filename.endswith(".npy"):
+            with archive.open(info) as stream:
+                _check_array(stream, info.file_size, path, f"array {info.filename[:-4]!r}")
+
+
+def _check_array(stream: IO[bytes], held: int, path: Path, what: str) -> None:
+    """An array's header against the bytes there are; NumPy would allocate what it claims."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise InputError(f"{path}: {what} holds pickled objects, which are not read; save numbers")
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size > held:
+        raise InputError(
+            f"{path} is cut short: {what} of shape {shape} takes {size} bytes, {held} are there"
+        )
+    width = len(dtype.names) if dtype.names else math.prod(shape[1:2])
+    if len(shape) <= 2:
+        check_column_count(width, path)
 
 
 def _take_points(

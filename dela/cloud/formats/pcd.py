@@ -12,6 +12,7 @@ from dela.cloud.formats.columns import (
     AXES,
     COLORS,
     axis_names,
+    check_column_count,
     color_property,
     colors_from_255,
     colors_to_255,
@@ -195,15 +196,18 @@ def _fields(header: _Header, path: Path) -> list[tuple[str, str]]:
     if not len(names) == len(sizes) == len(types) == len(counts):
         raise InputError(f"{path}: FIELDS, SIZE, TYPE and COUNT have different lengths")
     fields: list[tuple[str, str]] = []
+    taken: set[str] = set()
     for name, size, kind, count in zip(names, sizes, types, counts, strict=True):
         code = f"{kind.lower()}{size}"
         if code not in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"):
             raise InputError(f"{path}: field {name!r} has type {kind} of {size} bytes")
         if not count.isascii() or not count.isdigit() or int(count) > 10_000:
             raise InputError(f"{path}: field {name!r} has COUNT {count[:40]!r}")
+        check_column_count(len(fields) + int(count), path)
         for index in range(int(count)):
-            part = name if count == "1" else f"{name}_{index}"
-            fields.append((unique_name(part, [each for each, _ in fields]), code))
+            part = unique_name(name if count == "1" else f"{name}_{index}", taken)
+            taken.add(part)
+            fields.append((part, code))
     return fields
 
 
