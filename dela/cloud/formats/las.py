@@ -75,9 +75,10 @@ def read_las(path: Path) -> PointCloud:
     """
     import laspy
 
-    _check_structure(path)
+    count = _check_structure(path)
     with laspy.open(path) as reader:
         header = reader.header
+        header.point_count = count
         if header.are_points_compressed and header.point_count:
             _check_chunks(path, header)
         names = list(header.point_format.dimension_names)
@@ -170,8 +171,12 @@ def _las_data(cloud: PointCloud) -> Any:
     return laspy.LasData(header, record)
 
 
-def _check_structure(path: Path) -> None:
-    """Counts and offsets of the header against the file's size, before anything relies on them."""
+def _check_structure(path: Path) -> int:
+    """Counts and offsets of the header against the file's size, before anything relies on them.
+
+    Returns:
+        The number of points; some writers of LAS 1.4 fill in the field of older versions alone.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(375)
@@ -194,7 +199,8 @@ def _check_structure(path: Path) -> None:
         if minor >= 4:
             if len(head) < 375:
                 raise InputError(f"{path} is cut short: {size} bytes do not hold a LAS 1.4 header")
-            start, extended, count = struct.unpack_from("<QIQ", head, 235)
+            start, extended, modern = struct.unpack_from("<QIQ", head, 235)
+            count = modern or count
             for _ in range(extended):
                 stream.seek(min(start, size))
                 record = stream.read(60)
@@ -207,6 +213,7 @@ def _check_structure(path: Path) -> None:
         raise InputError(
             f"{path} is cut short: its header promises {count} points, {whole} are there"
         )
+    return count
 
 
 def _check_chunks(path: Path, header: Any) -> None:
