@@ -8,7 +8,7 @@ import logging
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -131,7 +131,7 @@ def write_las(path: Path, cloud: PointCloud) -> None:
     """
     las = _las_data(cloud)
     with path.open("wb") as stream:
-        las.write(stream, do_compress=False)
+        _write_data(stream, las, compress=False)
 
 
 def write_laz(path: Path, cloud: PointCloud) -> None:
@@ -139,8 +139,24 @@ def write_laz(path: Path, cloud: PointCloud) -> None:
     las = _las_data(cloud)
     # lazrs hides why a write failed, so it writes to memory (a tenth of the points' size).
     memory = io.BytesIO()
-    las.write(memory, do_compress=True)
+    _write_data(memory, las, compress=True)
     path.write_bytes(memory.getbuffer())
+
+
+def _write_data(stream: BinaryIO, las: Any, compress: bool) -> None:
+    """Writes the data; header bytes outside ASCII stay as they were read."""
+    import laspy
+
+    with laspy.LasWriter(
+        stream,
+        las.header,
+        do_compress=compress,
+        closefd=False,
+        encoding_errors="surrogateescape",
+    ) as writer:
+        writer.write_points(las.points)
+        if las.header.version.minor >= 4 and las.evlrs is not None:
+            writer.write_evlrs(las.evlrs)
 
 
 def _las_data(cloud: PointCloud) -> Any:

@@ -61,3 +61,17 @@ def test_las_14_with_the_older_count_alone(tmp_path: Path, suffix: str) -> None:
     np.testing.assert_allclose(cloud.points, points, atol=1e-4)
     written = write_cloud(tmp_path / f"again{suffix}", cloud)
     np.testing.assert_array_equal(read_cloud(written).points, cloud.points)
+
+
+@pytest.mark.parametrize("suffix", [".las", ".laz"])
+def test_header_bytes_outside_ascii_survive(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"scan{suffix}"
+    write_cloud(path, PointCloud(np.random.default_rng(2).normal(size=(9, 3)), {}))
+    data = bytearray(path.read_bytes())
+    names = "Système".encode("latin-1").ljust(32, b"\0") + "Géomètre".encode("latin-1").ljust(
+        32, b"\0"
+    )
+    data[26:90] = names
+    path.write_bytes(data)
+    written = write_cloud(tmp_path / f"again{suffix}", read_cloud(path))
+    assert written.read_bytes()[26:90] == names
