@@ -99,6 +99,7 @@ def read_npy(path: Path) -> PointCloud:
                 f"{path} holds {array.dtype} of shape {array.shape}; "
                 "expected numbers [N, 3 or more] or a structured array with x, y, z"
             )
+        _refuse_transposed(array, path)
         raw = {name: array[:, i] for i, name in enumerate(positional_names(array))}
     axes = axis_names(list(raw), path, "field")
     points = np.stack([raw[name].astype(np.float64) for name in axes], axis=1)
@@ -242,6 +243,7 @@ def _take_table(
             f"{path}: array {own!r} holds {table.dtype} of shape {table.shape}; "
             "expected numbers [N, 3 or more]"
         )
+    _refuse_transposed(table, path)
     source.types[own] = table.dtype
     for index, name in enumerate(positional_names(table)[3:], 3):
         raw[name] = table[:, index]
@@ -325,6 +327,15 @@ def _stored(name: str, column: np.ndarray, dtype: np.dtype, factor: float) -> np
         return colors_from_255(column, factor, dtype)
     exact = lossless(column, dtype)
     return column if exact is None else exact
+
+
+def _refuse_transposed(table: np.ndarray, path: Path) -> None:
+    """Three rows of many numbers are x, y and z, not three points."""
+    if len(table) == 3 and table.shape[1] > 20:
+        raise InputError(
+            f"{path} holds an array {list(table.shape)}, a row for each coordinate; "
+            "save it transposed (array.T)"
+        )
 
 
 def _is_numeric(array: np.ndarray) -> bool:

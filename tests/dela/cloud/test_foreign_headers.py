@@ -10,6 +10,7 @@ import pytest
 
 from dela.cloud.formats import read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
+from dela.errors import InputError
 
 _HEADER = (
     "VERSION 0.7\nFIELDS x y z own\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 3\n"
@@ -75,3 +76,14 @@ def test_header_bytes_outside_ascii_survive(tmp_path: Path, suffix: str) -> None
     path.write_bytes(data)
     written = write_cloud(tmp_path / f"again{suffix}", read_cloud(path))
     assert written.read_bytes()[26:90] == names
+
+
+def test_array_with_a_row_for_each_coordinate(tmp_path: Path) -> None:
+    table = np.random.default_rng(4).normal(size=(3, 300))
+    np.save(tmp_path / "scan.npy", table)
+    np.savez(tmp_path / "scan.npz", points=table)
+    for name in ("scan.npy", "scan.npz"):
+        with pytest.raises(InputError, match="transposed"):
+            read_cloud(tmp_path / name)
+    np.save(tmp_path / "right.npy", table[:, :9])
+    assert len(read_cloud(tmp_path / "right.npy")) == 3
