@@ -89,6 +89,7 @@ def read_npy(path: Path) -> PointCloud:
     if array.dtype.names:
         if array.ndim != 1:
             raise InputError(f"{path}: its structured array has shape {array.shape}; expected [N]")
+        check_column_count(len(array.dtype.names), path)
         raw = {name: array[name] for name in array.dtype.names}
         for name, column in raw.items():
             if column.ndim != 1 or not _is_numeric(column):
@@ -99,7 +100,7 @@ def read_npy(path: Path) -> PointCloud:
                 f"{path} holds {array.dtype} of shape {array.shape}; "
                 "expected numbers [N, 3 or more] or a structured array with x, y, z"
             )
-        _refuse_transposed(array, path)
+        _check_table(array, path)
         raw = {name: array[:, i] for i, name in enumerate(positional_names(array))}
     axes = axis_names(list(raw), path, "field")
     points = np.stack([raw[name].astype(np.float64) for name in axes], axis=1)
@@ -169,7 +170,7 @@ def read_npz(path: Path) -> PointCloud:
     points = _take_points(path, arrays, source, raw)
     source.count = len(points)
     for name, array in arrays.items():
-        _take_columns(name, array, arrays, source, raw)
+        _take_columns(path, (name, array), arrays, source, raw)
     mapped = column_names(raw)
     columns = {mapped[name]: native(column) for name, column in raw.items()}
     source.names = {mapped[name]: place for name, place in source.names.items()}
@@ -202,9 +203,6 @@ def _check_array(stream: IO[bytes], held: int, path: Path, what: str) -> None:
         raise InputError(
             f"{path} is cut short: {what} of shape {shape} takes {size} bytes, {held} are there"
         )
-    width = len(dtype.names) if dtype.names else math.prod(shape[1:2])
-    if len(shape) <= 2:
-        check_column_count(width, path)
 
 
 def _take_points(
@@ -243,7 +241,7 @@ def _take_table(
             f"{path}: array {own!r} holds {table.dtype} of shape {table.shape}; "
             "expected numbers [N, 3 or more]"
         )
-    _refuse_transposed(table, path)
+    _check_table(table, path)
     source.types[own] = table.dtype
     for index, name in enumerate(positional_names(table)[3:], 3):
         raw[name] = table[:, index]
@@ -252,13 +250,14 @@ def _take_table(
 
 
 def _take_columns(
-    name: str,
-    array: np.ndarray,
+    path: Path,
+    named: tuple[str, np.ndarray],
     arrays: dict[str, np.ndarray],
     source: NpzSource,
     raw: dict[str, np.ndarray],
 ) -> None:
     """One column [N] or several [N, k] of an array to raw; what is neither is kept for writing."""
+    name, array = named
     if array.ndim not in (1, 2) or len(array) != source.count or not _is_numeric(array):
         source.others[name] = array
         return
@@ -267,6 +266,7 @@ def _take_columns(
         raw[unique_name(name, raw)] = array
         source.names[name] = (name, None)
         return
+    check_column_count(array.shape[1], path)
     for index, part in enumerate(_part_names(name, array.shape[1])):
         part = unique_name(part, [*raw, *arrays])
         raw[part] = array[:, index]
@@ -329,13 +329,14 @@ def _stored(name: str, column: np.ndarray, dtype: np.dtype, factor: float) -> np
     return column if exact is None else exact
 
 
-def _refuse_transposed(table: np.ndarray, path: Path) -> None:
-    """Three rows of many numbers are x, y and z, not three points."""
+def _check_table(table: np.ndarray, path: Path) -> None:
+    """Refuses more columns than a scan has; three rows of many are x, y and z, not points."""
     if len(table) == 3 and table.shape[1] > 20:
         raise InputError(
             f"{path} holds an array {list(table.shape)}, a row for each coordinate; "
             "save it transposed (array.T)"
         )
+    check_column_count(table.shape[1], path)
 
 
 def _is_numeric(array: np.ndarray) -> bool:

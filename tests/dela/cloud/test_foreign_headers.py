@@ -79,7 +79,7 @@ def test_header_bytes_outside_ascii_survive(tmp_path: Path, suffix: str) -> None
 
 
 def test_array_with_a_row_for_each_coordinate(tmp_path: Path) -> None:
-    table = np.random.default_rng(4).normal(size=(3, 300))
+    table = np.random.default_rng(4).normal(size=(3, 3000))
     np.save(tmp_path / "scan.npy", table)
     np.savez(tmp_path / "scan.npz", points=table)
     for name in ("scan.npy", "scan.npz"):
