@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -13,6 +15,8 @@ from dela.cloud.formats.columns import (
     COLORS,
     NORMALS,
     axis_names,
+    check_column_count,
+    check_declared_bytes,
     colors_from_255,
     colors_to_255,
     column_names,
@@ -75,12 +79,17 @@ def read_npy(path: Path) -> PointCloud:
     Raises:
         InputError: another shape, pickled objects, a file cut short.
     """
+    with path.open("rb") as stream:
+        if stream.read(6) == np.lib.format.MAGIC_PREFIX:
+            stream.seek(0)
+            _check_array(stream, path.stat().st_size, path, "its array")
     array = np.load(path, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an NPZ archive under another name; rename it to .npz")
     if array.dtype.names:
         if array.ndim != 1:
             raise InputError(f"{path}: its structured array has shape {array.shape}; expected [N]")
+        check_column_count(len(array.dtype.names), path)
         raw = {name: array[name] for name in array.dtype.names}
         for name, column in raw.items():
             if column.ndim != 1 or not _is_numeric(column):
@@ -91,6 +100,7 @@ def read_npy(path: Path) -> PointCloud:
                 f"{path} holds {array.dtype} of shape {array.shape}; "
                 "expected numbers [N, 3 or more] or a structured array with x, y, z"
             )
+        _check_table(array, path)
         raw = {name: array[:, i] for i, name in enumerate(positional_names(array))}
     axes = axis_names(list(raw), path, "field")
     points = np.stack([raw[name].astype(np.float64) for name in axes], axis=1)
@@ -151,6 +161,7 @@ def read_npz(path: Path) -> PointCloud:
     """
     with zipfile.ZipFile(path) as archive:
         compressed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
+        _check_members(archive, path)
     with np.load(path, allow_pickle=False) as data:
         found = {name: data[name] for name in data.files}
     arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
@@ -159,12 +170,39 @@ def read_npz(path: Path) -> PointCloud:
     points = _take_points(path, arrays, source, raw)
     source.count = len(points)
     for name, array in arrays.items():
-        _take_columns(name, array, arrays, source, raw)
+        _take_columns(path, (name, array), arrays, source, raw)
     mapped = column_names(raw)
     columns = {mapped[name]: native(column) for name, column in raw.items()}
     source.names = {mapped[name]: place for name, place in source.names.items()}
     source.color_factor = colors_to_255(columns)
     return PointCloud(points, columns, source)
+
+
+def _check_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """What the arrays of an archive will take, from its directory and their headers."""
+    members = archive.infolist()
+    check_column_count(len(members), path)
+    check_declared_bytes(sum(info.file_size for info in members), path, "its arrays")
+    for info in members:
+        if info.filename.endswith(".npy"):
+            with archive.open(info) as stream:
+                _check_array(stream, info.file_size, path, f"array {info.filename[:-4]!r}")
+
+
+def _check_array(stream: IO[bytes], held: int, path: Path, what: str) -> None:
+    """An array's header against the bytes there are; NumPy would allocate what it claims."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0
+    if version != (1, 0):
+        read = np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(stream)
+    if dtype.hasobject:
+        raise InputError(f"{path}: {what} holds pickled objects, which are not read; save numbers")
+    size = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or size > held:
+        raise InputError(
+            f"{path} is cut short: {what} of shape {shape} takes {size} bytes, {held} are there"
+        )
 
 
 def _take_points(
@@ -203,6 +241,7 @@ def _take_table(
             f"{path}: array {own!r} holds {table.dtype} of shape {table.shape}; "
             "expected numbers [N, 3 or more]"
         )
+    _check_table(table, path)
     source.types[own] = table.dtype
     for index, name in enumerate(positional_names(table)[3:], 3):
         raw[name] = table[:, index]
@@ -211,13 +250,14 @@ def _take_table(
 
 
 def _take_columns(
-    name: str,
-    array: np.ndarray,
+    path: Path,
+    named: tuple[str, np.ndarray],
     arrays: dict[str, np.ndarray],
     source: NpzSource,
     raw: dict[str, np.ndarray],
 ) -> None:
     """One column [N] or several [N, k] of an array to raw; what is neither is kept for writing."""
+    name, array = named
     if array.ndim not in (1, 2) or len(array) != source.count or not _is_numeric(array):
         source.others[name] = array
         return
@@ -226,6 +266,7 @@ def _take_columns(
         raw[unique_name(name, raw)] = array
         source.names[name] = (name, None)
         return
+    check_column_count(array.shape[1], path)
     for index, part in enumerate(_part_names(name, array.shape[1])):
         part = unique_name(part, [*raw, *arrays])
         raw[part] = array[:, index]
@@ -286,6 +327,16 @@ def _stored(name: str, column: np.ndarray, dtype: np.dtype, factor: float) -> np
         return colors_from_255(column, factor, dtype)
     exact = lossless(column, dtype)
     return column if exact is None else exact
+
+
+def _check_table(table: np.ndarray, path: Path) -> None:
+    """Refuses more columns than a scan has; three rows of many are x, y and z, not points."""
+    if len(table) == 3 and table.shape[1] > 20:
+        raise InputError(
+            f"{path} holds an array {list(table.shape)}, a row for each coordinate; "
+            "save it transposed (array.T)"
+        )
+    check_column_count(table.shape[1], path)
 
 
 def _is_numeric(array: np.ndarray) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from dela.errors import InputError
 COLORS = ("red", "green", "blue")
 NORMALS = ("normal_x", "normal_y", "normal_z")
 AXES = ("x", "y", "z")
+MAX_COLUMNS = 2000
 
 _SPELLINGS = {
     "red": ("r", "diffuse_red"),
@@ -61,9 +63,36 @@ def axis_names(names: Sequence[str], path: object, what: str) -> tuple[str, str,
     return lower["x"], lower["y"], lower["z"]
 
 
-def unique_name(name: str, taken: Iterable[str]) -> str:
+def check_column_count(count: int, path: object) -> None:
+    """Refuses a file that declares more columns than any scan has, before they are named.
+
+    Raises:
+        InputError: more than :data:`MAX_COLUMNS`.
+    """
+    if count > MAX_COLUMNS:
+        raise InputError(
+            f"{path} declares {count} columns, more than {MAX_COLUMNS}; is it a scan? "
+            "Keep the columns you need"
+        )
+
+
+def check_declared_bytes(declared: int, path: Path, what: str) -> None:
+    """Refuses sizes that a file of this length does not justify, before memory is asked for.
+
+    The budget is 10 times the file's length plus 300 MB.
+
+    Raises:
+        InputError: ``declared`` bytes are over the budget.
+    """
+    if declared > 10 * path.stat().st_size + 300_000_000:
+        raise InputError(
+            f"{path}: {what} would take {declared / 1e6:,.0f} MB, out of proportion to the file "
+            "(damaged?); if it is right, save it with less compression"
+        )
+
+
+def unique_name(name: str, taken: Container[str]) -> str:
     """``name``, with underscores behind it while it is taken."""
-    taken = set(taken)
     while name in taken:
         name += "_"
     return name

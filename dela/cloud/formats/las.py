@@ -8,12 +8,14 @@ import logging
 import struct
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from dela.cloud.formats.columns import (
     COLORS,
+    check_column_count,
+    check_declared_bytes,
     colors_from_255,
     colors_to_255,
     column_names,
@@ -51,13 +53,13 @@ class LasSource:
 
 def read_las_extent(path: Path) -> np.ndarray | None:
     """Lowest and highest x, y, z [2, 3] as the header has them; None where it cannot be read."""
-    import laspy
-
     try:
-        with laspy.open(path) as reader:
-            extent = np.array([reader.header.mins, reader.header.maxs], dtype=np.float64)
-    except (OSError, ValueError, laspy.errors.LaspyException):
+        _check_structure(path)
+        with path.open("rb") as stream:
+            bounds = struct.unpack_from("<6d", stream.read(227), 179)
+    except (OSError, InputError):
         return None
+    extent = np.array([bounds[1::2], bounds[0::2]], dtype=np.float64)
     return extent if np.isfinite(extent).all() else None
 
 
@@ -73,11 +75,14 @@ def read_las(path: Path) -> PointCloud:
     """
     import laspy
 
-    _check_structure(path)
+    count = _check_structure(path)
     with laspy.open(path) as reader:
         header = reader.header
+        header.point_count = count
         if header.are_points_compressed and header.point_count:
             _check_chunks(path, header)
+        names = list(header.point_format.dimension_names)
+        check_column_count(len(names), path)
         record = reader.read_points(-1)
         if len(record) != header.point_count:
             raise InputError(
@@ -89,11 +94,11 @@ def read_las(path: Path) -> PointCloud:
         points[:, axis] = record.array[name] * header.scales[axis] + header.offsets[axis]
     columns: dict[str, np.ndarray] = {}
     dimensions: dict[str, tuple[str, int | None]] = {}
-    names = column_names(header.point_format.dimension_names)
+    mapped = column_names(names)
     for info in header.point_format.dimensions:
         if info.name in ("X", "Y", "Z"):
             continue
-        name = names[info.name]
+        name = mapped[info.name]
         if info.dtype is None:  # a bit field
             columns[name] = np.array(record[info.name])
             dimensions[name] = (info.name, None)
@@ -126,7 +131,7 @@ def write_las(path: Path, cloud: PointCloud) -> None:
     """
     las = _las_data(cloud)
     with path.open("wb") as stream:
-        las.write(stream, do_compress=False)
+        _write_data(stream, las, compress=False)
 
 
 def write_laz(path: Path, cloud: PointCloud) -> None:
@@ -134,8 +139,24 @@ def write_laz(path: Path, cloud: PointCloud) -> None:
     las = _las_data(cloud)
     # lazrs hides why a write failed, so it writes to memory (a tenth of the points' size).
     memory = io.BytesIO()
-    las.write(memory, do_compress=True)
+    _write_data(memory, las, compress=True)
     path.write_bytes(memory.getbuffer())
+
+
+def _write_data(stream: BinaryIO, las: Any, compress: bool) -> None:
+    """Writes the data; header bytes outside ASCII stay as they were read."""
+    import laspy
+
+    with laspy.LasWriter(
+        stream,
+        las.header,
+        do_compress=compress,
+        closefd=False,
+        encoding_errors="surrogateescape",
+    ) as writer:
+        writer.write_points(las.points)
+        if las.header.version.minor >= 4 and las.evlrs is not None:
+            writer.write_evlrs(las.evlrs)
 
 
 def _las_data(cloud: PointCloud) -> Any:
@@ -166,8 +187,12 @@ def _las_data(cloud: PointCloud) -> Any:
     return laspy.LasData(header, record)
 
 
-def _check_structure(path: Path) -> None:
-    """Counts and offsets of the header against the file's size, before anything relies on them."""
+def _check_structure(path: Path) -> int:
+    """Counts and offsets of the header against the file's size, before anything relies on them.
+
+    Returns:
+        The number of points; some writers of LAS 1.4 fill in the field of older versions alone.
+    """
     size = path.stat().st_size
     with path.open("rb") as stream:
         head = stream.read(375)
@@ -175,7 +200,12 @@ def _check_structure(path: Path) -> None:
             raise InputError(f"{path} is not a LAS or LAZ file: it does not start with LASF")
         if len(head) < 227:
             raise InputError(f"{path} is cut short: {size} bytes do not hold a LAS header")
-        minor = head[25]
+        major, minor = head[24], head[25]
+        if major != 1 or minor > 4:
+            raise InputError(f"{path} says LAS version {major}.{minor}; known: 1.0 to 1.4")
+        scales = struct.unpack_from("<6d", head, 131)
+        if not np.isfinite(scales).all() or min(map(abs, scales[:3])) == 0:
+            raise InputError(f"{path} is damaged: scales and offsets of its header are {scales}")
         (offset, records) = struct.unpack_from("<II", head, 96)
         if offset > size:
             raise InputError(f"{path} is cut short: its points start after the end of the file")
@@ -185,7 +215,8 @@ def _check_structure(path: Path) -> None:
         if minor >= 4:
             if len(head) < 375:
                 raise InputError(f"{path} is cut short: {size} bytes do not hold a LAS 1.4 header")
-            start, extended, count = struct.unpack_from("<QIQ", head, 235)
+            start, extended, modern = struct.unpack_from("<QIQ", head, 235)
+            count = modern or count
             for _ in range(extended):
                 stream.seek(min(start, size))
                 record = stream.read(60)
@@ -198,6 +229,7 @@ def _check_structure(path: Path) -> None:
         raise InputError(
             f"{path} is cut short: its header promises {count} points, {whole} are there"
         )
+    return count
 
 
 def _check_chunks(path: Path, header: Any) -> None:
@@ -210,6 +242,9 @@ def _check_chunks(path: Path, header: Any) -> None:
             f"{path} is damaged: compressed points of {vlr.item_size()} bytes, "
             f"its point format has {header.point_format.size}"
         )
+    chunk_size = vlr.chunk_size()
+    if not vlr.uses_variable_size_chunks():
+        check_declared_bytes(chunk_size * vlr.item_size(), path, f"a chunk of {chunk_size} points")
     size = path.stat().st_size
     start = header.offset_to_point_data
     with path.open("rb") as stream:
@@ -232,6 +267,8 @@ def _check_chunks(path: Path, header: Any) -> None:
                 f"{path} is damaged: its chunks do not hold the {header.point_count} points "
                 "promised"
             )
+        largest = max((points for points, _ in table), default=0)
+        check_declared_bytes(largest * vlr.item_size(), path, f"a chunk of {largest} points")
         layers = _layers(vlr.record_data())
         at = start + 8
         for number, (_, length) in enumerate(table if layers else ()):

@@ -12,6 +12,7 @@ from dela.cloud.formats.columns import (
     AXES,
     COLORS,
     axis_names,
+    check_column_count,
     color_property,
     colors_from_255,
     colors_to_255,
@@ -61,15 +62,17 @@ def read_pcd(path: Path) -> PointCloud:
     with path.open("rb") as stream:
         header = _read_header(stream, path)
         fields = _fields(header, path)
-        count = header.number("POINTS")
+        count = header.number("WIDTH") * header.number("HEIGHT", 1)
+        count = header.number("POINTS", count)
         kind = header.words("DATA")[0]
         if kind == "ascii":
             raw = _read_ascii(stream, path, fields, count)
         else:
-            body = stream.read()
+            body, blocks = stream.read(), None
             if kind == "binary_compressed":
                 body = _decompress(body, path)
-            raw = _read_binary(body, path, fields, count, planar=kind == "binary_compressed")
+                blocks = [int(each) for each in _counts(header)]
+            raw = _read_binary(body, path, fields, count, blocks)
     axes = axis_names(list(raw), path, "field")
     points = np.stack([raw.pop(name).astype(np.float64) for name in axes], axis=1)
     source = PcdSource(
@@ -179,7 +182,8 @@ def _read_header(stream: BinaryIO, path: Path) -> _Header:
             raise InputError(f"{path} is not a PCD file: its header has no DATA line")
         words = line.decode("utf-8", errors="replace").split()
         if words and not words[0].startswith("#"):
-            entries[words[0].upper()] = words[1:]
+            key = words[0].upper()
+            entries["FIELDS" if key == "COLUMNS" else key] = words[1:]  # COLUMNS: before 0.6
     header = _Header(path, entries)
     kind = header.words("DATA")[0]
     if kind not in _KINDS:
@@ -189,22 +193,28 @@ def _read_header(stream: BinaryIO, path: Path) -> _Header:
 
 def _fields(header: _Header, path: Path) -> list[tuple[str, str]]:
     """One (name, type) a value; COUNT k makes ``name_0`` ... ``name_{k-1}``."""
-    names = header.words("FIELDS")
+    names, counts = header.words("FIELDS"), _counts(header)
     sizes, types = header.words("SIZE"), header.words("TYPE")
-    counts = header.words("COUNT", " ".join("1" for _ in names))
     if not len(names) == len(sizes) == len(types) == len(counts):
         raise InputError(f"{path}: FIELDS, SIZE, TYPE and COUNT have different lengths")
     fields: list[tuple[str, str]] = []
+    taken: set[str] = set()
     for name, size, kind, count in zip(names, sizes, types, counts, strict=True):
         code = f"{kind.lower()}{size}"
         if code not in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"):
             raise InputError(f"{path}: field {name!r} has type {kind} of {size} bytes")
         if not count.isascii() or not count.isdigit() or int(count) > 10_000:
             raise InputError(f"{path}: field {name!r} has COUNT {count[:40]!r}")
+        check_column_count(len(fields) + int(count), path)
         for index in range(int(count)):
-            part = name if count == "1" else f"{name}_{index}"
-            fields.append((unique_name(part, [each for each, _ in fields]), code))
+            part = unique_name(name if count == "1" else f"{name}_{index}", taken)
+            taken.add(part)
+            fields.append((part, code))
     return fields
+
+
+def _counts(header: _Header) -> list[str]:
+    return header.words("COUNT", " ".join("1" for _ in header.words("FIELDS")))
 
 
 def _read_ascii(
@@ -217,18 +227,28 @@ def _read_ascii(
 
 
 def _read_binary(
-    body: bytes, path: Path, fields: list[tuple[str, str]], count: int, planar: bool
+    body: bytes,
+    path: Path,
+    fields: list[tuple[str, str]],
+    count: int,
+    blocks: list[int] | None,
 ) -> dict[str, np.ndarray]:
+    """Values of each field; ``blocks``: one block a field, of so many values a point, not rows."""
     dtype = np.dtype([(name, "<" + code) for name, code in fields])
     if len(body) < count * dtype.itemsize:
         raise _cut_short(path, count, len(body) // max(dtype.itemsize, 1))
-    if not planar:
+    if blocks is None:
         rows = np.frombuffer(body, dtype, count)
         return {name: rows[name] for name, _ in fields}
-    raw, start = {}, 0
-    for name, code in fields:
-        raw[name] = np.frombuffer(body, "<" + code, count, start)
-        start += raw[name].nbytes
+    raw, start, at = {}, 0, 0
+    for width in blocks:
+        if width == 0:
+            continue
+        block = np.frombuffer(body, "<" + fields[at][1], count * width, start)
+        for index, (name, _) in enumerate(fields[at : at + width]):
+            raw[name] = block.reshape(count, width)[:, index]
+        start += block.nbytes
+        at += width
     return raw
 
 

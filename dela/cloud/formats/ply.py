@@ -13,6 +13,7 @@ from dela.cloud.formats.columns import (
     COLORS,
     NORMALS,
     axis_names,
+    check_column_count,
     color_property,
     colors_from_255,
     colors_to_255,
@@ -240,6 +241,7 @@ def _read_header(stream: BinaryIO, path: Path) -> tuple[str, list[str], list[_El
         raise InputError(f"{path}: its header has no format line")
     for element in elements:
         names = [each.name for each in element.properties]
+        check_column_count(len(names), path)
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise InputError(f"{path}: property {min(twice)!r} of {element.name} is there twice")
@@ -305,6 +307,7 @@ def _row_type(vertex: _Element, body: np.ndarray, start: int, order: str, path: 
             length = int(first.view(count_type)[0])
         if not 0 <= length <= len(body):
             raise _varying(path, each)
+        check_column_count(len(vertex.properties) + length, path)
         fields.append((f"count of {each.name}", count_type))
         fields.append((each.name, order + each.dtype, (length,)))
     return np.dtype(fields)
@@ -370,6 +373,7 @@ def _list_length(words: list[bytes], at: int, path: Path, each: _Property) -> in
         length = -1
     if not 0 <= length <= len(words):
         raise _varying(path, each)
+    check_column_count(at + length, path)
     return length
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from dela.cloud.formats.columns import (
     AXES,
     axis_names,
+    check_column_count,
     colors_from_255,
     colors_to_255,
     column_names,
@@ -62,13 +63,17 @@ def read_text(path: Path) -> PointCloud:
     width = len(_split(first, delimiter)) if first is not None else len(names or AXES)
     if width < 3:
         raise InputError(f"{path} has {width} columns; x, y and z at least are needed")
+    check_column_count(width, path)
     if names is not None and len(names) != width:
         if prefix == "":
             raise InputError(f"{path} names {len(names)} columns, its lines hold {width}")
         names, prefix = None, None
     values = _parse(lines, start, delimiter, width, path)
     own = names or positional_names(values)
-    own = [unique_name(name, own[:index]) for index, name in enumerate(own)]
+    unique: dict[str, None] = {}
+    for name in own:
+        unique[unique_name(name, unique)] = None
+    own = list(unique)
     axes = axis_names(own, path, "column")
     at = {name: index for index, name in enumerate(own)}
     points = values[:, [at[name] for name in axes]]
