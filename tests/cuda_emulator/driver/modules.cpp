@@ -204,8 +204,9 @@ CUresult load(const void* image, Module** loaded) {
   } else {
     Elf64_Ehdr header;
     std::memcpy(&header, image, sizeof header);
-    size_t size = std::max(header.e_shoff + size_t{header.e_shentsize} * header.e_shnum,
-                           header.e_phoff + size_t{header.e_phentsize} * header.e_phnum);
+    size_t size = std::max({sizeof header,
+                            header.e_shoff + size_t{header.e_shentsize} * header.e_shnum,
+                            header.e_phoff + size_t{header.e_phentsize} * header.e_phnum});
     const auto* sections =
         reinterpret_cast<const Elf64_Shdr*>(static_cast<const char*>(image) + header.e_shoff);
     for (int i = 0; i < header.e_shnum; ++i) {
