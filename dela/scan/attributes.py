@@ -77,7 +77,12 @@ def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
             f"the scan has no column {name!r}; the model needs {', '.join(needed)}, "
             f"the scan has {', '.join(sorted(cloud.columns)) or 'coordinates only'}"
         )
-        if name.startswith("normal_"):
+        if "column_3" in cloud.columns:
+            message += (
+                "\nits file does not name its columns: --columns x,y,z,intensity,red,green,blue "
+                "(or as they are) does"
+            )
+        elif name.startswith("normal_"):
             message += (
                 "\nnormals are not estimated here: compute them first (CloudCompare: Edit > "
                 "Normals > Compute; PDAL: filters.normal)"

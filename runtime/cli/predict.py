@@ -12,8 +12,9 @@ import numpy as np
 import typer
 
 from dela.cli.console import ProgressBar, console, note, print_json
-from dela.cli.options import CodeMap, Device, Json, Overwrite, code_aliases
+from dela.cli.options import CodeMap, Columns, Device, Json, Overwrite, code_aliases
 from dela.cloud.formats import FORMATS, find_scans, read_cloud, write_cloud
+from dela.cloud.formats.columns import column_list
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError, InputError, name_file_in_errors
 from dela.files import check_writable
@@ -67,6 +68,7 @@ def predict(
     scans: Scans,
     model: Model,
     output: Output = None,
+    columns: Columns = None,
     backend: BackendChoice = None,
     context: Context = None,
     max_points: MaxPoints = MAX_POINTS,
@@ -97,6 +99,7 @@ def predict(
     """
     jobs = _targets(scans, output)
     aliases = code_aliases(map_codes)
+    names = None if columns is None else column_list(columns)
     loaded = load_backend(
         model,
         backend.value if backend else None,
@@ -110,9 +113,9 @@ def predict(
     predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)
     if output is not None and output not in (target for _, target in jobs):
         _make_folder(output)
-    beside = ContextFiles(_unlabelled(context)) if context else None
+    beside = ContextFiles(_unlabelled(context), names) if context else None
     passes = {"max_points": max_points, "votes": votes, "drop_invalid": drop_invalid}
-    done = _Labelling(model, predictor, passes, beside, truth, aliases, picture, overwrite)
+    done = _Labelling(model, predictor, names, passes, beside, truth, aliases, picture, overwrite)
     done.label(jobs)
     done.show(json)
     if done.failures:
@@ -126,6 +129,7 @@ class _Labelling:
 
     model: Path
     predictor: Predictor
+    columns: Sequence[str] | None
     passes: dict[str, Any]
     context: ContextFiles | None
     truth: str | None
@@ -158,7 +162,7 @@ class _Labelling:
             if path is not None:
                 check_writable(path, self.overwrite, inputs=(scan, self.model))
         start = time.perf_counter()
-        cloud = read_cloud(scan)
+        cloud = read_cloud(scan, self.columns)
         read = time.perf_counter() - start
         known = self._known(cloud)
         prediction = self._predict(scan, cloud)

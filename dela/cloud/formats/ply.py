@@ -21,7 +21,7 @@ from dela.cloud.formats.columns import (
     native,
     unique_name,
 )
-from dela.cloud.formats.text import parse_table, write_rows
+from dela.cloud.formats.rows import parse_table, write_rows
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 

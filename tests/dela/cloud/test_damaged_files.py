@@ -60,7 +60,7 @@ def test_file_cut_anywhere(tmp_path: Path, variant: str) -> None:
     data = path.read_bytes()
     cut = tmp_path / f"cut{path.suffix}"
     generator = np.random.default_rng(1)
-    is_text = path.suffix in (".txt", ".csv", ".xyz", ".asc")
+    is_text = path.suffix in (".txt", ".csv", ".xyz", ".asc", ".pts")
     for length in [0, 1, len(data) // 2, *generator.integers(0, len(data) - 1, 40)]:
         cut.write_bytes(data[:length])
         cloud = _read(cut)

@@ -24,7 +24,7 @@ from dela.cloud.formats import (
 from dela.cloud.formats.pcd import PcdSource
 from dela.cloud.formats.ply import PlySource
 from dela.cloud.point_cloud import PointCloud
-from dela.errors import InputError
+from dela.errors import InputError, ScanWarning
 
 FILE_SETTINGS = settings(
     max_examples=25,
@@ -84,7 +84,7 @@ def test_any_cloud_comes_back(tmp_path: Path, suffix: str, cloud: PointCloud) ->
     path = tmp_path / f"a{suffix}"
     assert write_cloud(path, cloud, overwrite=True) == path
     again = read_cloud(path)
-    is_text = suffix in (".txt", ".csv", ".xyz", ".asc")
+    is_text = suffix in (".txt", ".csv", ".xyz", ".asc", ".pts")
     if suffix in (".las", ".laz"):
         np.testing.assert_allclose(again.points, cloud.points, rtol=0, atol=5.1e-5)
     else:
@@ -110,7 +110,7 @@ def test_second_writing_gives_the_same_bytes(
 ) -> None:
     first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     write_cloud(first, cloud, overwrite=True)
-    if suffix in (".txt", ".csv", ".xyz", ".asc"):  # types settle with the first reading
+    if suffix in (".txt", ".csv", ".xyz", ".asc", ".pts"):  # types settle with the first reading
         write_cloud(first, read_cloud(first), overwrite=True)
     write_cloud(second, read_cloud(first), overwrite=True)
     assert first.read_bytes() == second.read_bytes()
@@ -431,16 +431,20 @@ def test_cloudcompare_names_become_canonical_and_go_back(tmp_path: Path) -> None
 def test_npy_columns_by_position(tmp_path: Path) -> None:
     rooms = np.array([[1.5, 2, 3, 255, 0, 128, 4], [4, 5, 6, 1, 2, 3, 12]])
     np.save(tmp_path / "a.npy", rooms)
-    cloud = read_cloud(tmp_path / "a.npy")
+    with pytest.warns(ScanWarning, match="x,y,z,column_3"):
+        assert list(read_cloud(tmp_path / "a.npy").columns) == [f"column_{i}" for i in range(3, 7)]
+    cloud = read_cloud(tmp_path / "a.npy", "x,y,z,red,green,blue,label")
     assert list(cloud.columns) == ["red", "green", "blue", "label"]
     assert cloud.columns["label"].tolist() == [4, 12]
     assert cloud.columns["label"].dtype == np.int32
     write_cloud(tmp_path / "b.npy", cloud)
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), rooms)
     np.save(tmp_path / "c.npy", np.array([[0, 0, 0, 0.6, 0, -0.8]]))
-    assert list(read_cloud(tmp_path / "c.npy").columns) == ["normal_x", "normal_y", "normal_z"]
+    with pytest.warns(ScanWarning, match="normal_x,normal_y,normal_z"):
+        assert list(read_cloud(tmp_path / "c.npy").columns) == ["normal_x", "normal_y", "normal_z"]
     np.save(tmp_path / "d.npy", np.asfortranarray(np.arange(20.0, dtype=">f4").reshape(4, 5)))
-    cloud = read_cloud(tmp_path / "d.npy")
+    with pytest.warns(ScanWarning, match="column_3,column_4"):
+        cloud = read_cloud(tmp_path / "d.npy")
     assert cloud.points[1].tolist() == [5, 6, 7]
     assert list(cloud.columns) == ["column_3", "column_4"]
     assert cloud.columns["column_4"].dtype.isnative
@@ -529,8 +533,7 @@ def test_pcd_compressed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "columns"),
     [
-        ("a.txt", "1 2 3 10 20 30\n4 5 6 11 21 31\n", ["red", "green", "blue"]),
-        ("a.txt", "1 2 3 10 20 30 4\n4 5 6 11 21 31 5", ["red", "green", "blue", "label"]),
+        ("a.txt", "#x y z r g b\n1 2 3 10 20 30\n4 5 6 11 21 31\n", ["red", "green", "blue"]),
         ("a.csv", "X,Y,Z,Intensity\n1,2,3,9\n4,5,6,8\n", ["intensity"]),
         ("a.csv", "id;x;y;z\n7;1;2;3\n7;4;5;6\n", ["id"]),
         ("a.asc", "//X Y Z R G B\n1 2 3 1 2 3\n\n4 5 6 7 8 9\n", ["red", "green", "blue"]),

@@ -492,3 +492,27 @@ def test_prediction_runs_where_torch_cannot_be_imported(network, scan, tmp_path)
             "which is not installed",
             "pip install 'dela[train]'",
         )
+
+
+def test_columns_are_named_on_every_command_that_reads(run, network, tmp_path):
+    cloud = make_cloud()
+    names = [*"xyz", *cloud.columns]
+    table = np.column_stack([cloud.points, *cloud.columns.values()])
+    path, named = tmp_path / "scan.npy", ("--columns", ",".join(names))
+    np.save(path, table)
+    code, _, error = run("predict", path, "-m", network.onnx)
+    assert code == 1 and "--columns" in error
+    code, out, error = run("predict", path, "-m", network.onnx, *named, "--json")
+    assert code == 0, error
+    expected = Predictor(load_backend(network.onnx)).predict(cloud).labels
+    labelled = read_cloud(json.loads(out)["results"][0]["output"])
+    np.testing.assert_array_equal(labelled.columns["label"], expected)
+    for words in (
+        ("verify", network.onnx, "--checkpoint", network.checkpoint, "-i", path),
+        ("bench", network.onnx, "-i", path, "--repeat", 1, "--warmup", 0),
+        ("info", path),
+        ("view", path, "--width", 300),
+    ):
+        assert run(*words, *named)[0] == 0
+        code, _, error = run(*words, "--columns", "x,y", *(["--overwrite"] * (words[0] == "view")))
+        assert code == 1 and "z missing" in error
