@@ -57,6 +57,17 @@ def compute_attributes(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> np.
     return result
 
 
+def has_attributes(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> np.ndarray:
+    """Boolean mask [N] of the points whose columns among ``infos`` hold no NaN."""
+    known = np.ones(len(cloud), bool)
+    names = {CATEGORY if category_number(i.name) is not None else i.name for i in infos}
+    for name in names - {"height", "height_above_ground"}:  # computed, never read
+        column = cloud.columns.get(name)
+        if column is not None and column.dtype.kind == "f":
+            known &= ~np.isnan(column)
+    return known
+
+
 def scale_column(raw: np.ndarray, info: AttributeInfo) -> np.ndarray:
     """[N] float32: :meth:`AttributeInfo.scaled`, cut as :func:`compute_attributes` says."""
     scaled = info.scaled(raw.astype(np.float64))
@@ -94,7 +105,8 @@ def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
         if bad:
             raise InputError(
                 f"column {name!r} holds {bad} NaN values of {len(column)}; "
-                "fill them in or remove those points"
+                "fill them in or remove those points (dela predict --drop-invalid leaves them "
+                "unlabelled)"
             )
     return column
 

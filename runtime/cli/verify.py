@@ -78,7 +78,7 @@ def verify(
         reports = compare(
             reference,
             candidates,
-            cloud.select(valid_points(cloud, drop_invalid)),
+            cloud.select(valid_points(cloud, drop_invalid, reference.config.input_columns)),
             max_points=max_points,
             tolerance=_limits(tolerance, made),
             progress=bar.update,
