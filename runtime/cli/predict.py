@@ -13,7 +13,7 @@ import typer
 
 from dela.cli.console import ProgressBar, console, note, print_json
 from dela.cli.options import CodeMap, Columns, Device, Json, Overwrite, code_aliases
-from dela.cloud.formats import FORMATS, find_scans, read_cloud, write_cloud
+from dela.cloud.formats import FORMATS, find_scans, format_of, read_cloud, write_cloud
 from dela.cloud.formats.columns import column_list
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError, InputError, name_file_in_errors
@@ -229,6 +229,9 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
     if output is not None and output.suffix.lower() in FORMATS and not output.is_dir():
         if len(found) > 1:
             raise InputError(f"-o {output} names one file for {len(found)} scans; give a folder")
+        answers = format_of(output).answers
+        if answers:
+            raise InputError(f"-o {output}: a {output.suffix} holds no labels; give a {answers}")
         return [(found[0], output)]
     if output is not None and not output.is_dir() and (output.exists() or _is_file_name(output)):
         raise InputError(
@@ -237,7 +240,9 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
         )
     targets: dict[Path, Path] = {}
     for scan in found:
-        target = (output or scan.parent) / f"{scan.stem}{LABELLED}{scan.suffix}"
+        answers = format_of(scan).answers
+        name = f"{scan.stem}{answers}" if answers else f"{scan.stem}{LABELLED}{scan.suffix}"
+        target = (output or scan.parent) / name
         if target in targets:
             raise InputError(
                 f"{targets[target]} and {scan} would both be written to {target}; label them apart "

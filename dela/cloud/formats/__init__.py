@@ -1,4 +1,4 @@
-"""Reading and writing point clouds by file name: LAS, LAZ, PLY, PCD, NPY, NPZ and text.
+"""Reading and writing point clouds by file name: LAS, LAZ, PLY, PCD, NPY, NPZ, KITTI and text.
 
 :data:`FORMATS` holds all that depends on a suffix. A format is a module with a reader and a writer
 and its entry there.
@@ -35,6 +35,10 @@ class Format:
         label_dtype: its type there.
         unlabelled: what it holds for a point without a class.
         often_notes: files in a folder are as likely something else.
+        any_columns: it holds columns of any name; False for one that holds what it is meant for.
+        answers: suffix of the files that hold the labels of this format's scans, under the scans'
+            own names; empty where a scan holds them itself.
+        labels_only: it holds labels without points, and is written and never read.
         nameless: files need not name their columns; ``read`` takes names as a second argument.
     """
 
@@ -46,6 +50,9 @@ class Format:
     label_dtype: type[np.integer] = np.int32
     unlabelled: int = -1
     often_notes: bool = False
+    any_columns: bool = True
+    answers: str = ""
+    labels_only: bool = False
     nameless: bool = False
 
 
@@ -75,6 +82,9 @@ def _text(name: str) -> Format:
     return Format(name, read, write, often_notes=True, nameless=True)
 
 
+# Beside coord.npy these hold the other columns of its points (scenes of Pointcept), and no scans.
+_BESIDE_COORD = ("color", "normal", "strength", "segment", "segment20", "segment200", "instance")
+
 # suffix -> format; what is entered here is known to every function and command
 FORMATS: dict[str, Format] = {
     ".las": _las("LAS", "write_las"),
@@ -92,6 +102,24 @@ FORMATS: dict[str, Format] = {
     ".xyz": _text("XYZ"),
     ".asc": _text("ASC"),
     ".pts": _text("PTS"),
+    ".bin": Format(
+        "KITTI",
+        _imported("kitti", "read_kitti"),
+        _imported("kitti", "write_kitti"),
+        often_notes=True,
+        any_columns=False,
+        answers=".label",
+        nameless=True,
+    ),
+    ".label": Format(
+        "KITTI labels",
+        _imported("kitti", "read_labels"),
+        _imported("kitti", "write_labels"),
+        label_dtype=np.uint32,
+        unlabelled=0,
+        any_columns=False,
+        labels_only=True,
+    ),
 }
 # Columns that hold classes in one format or another.
 LABEL_COLUMNS = tuple(dict.fromkeys(each.label_column for each in FORMATS.values()))
@@ -196,13 +224,23 @@ def _scans_in(folder: Path) -> list[Path]:
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in FORMATS
+        and not FORMATS[file.suffix.lower()].labels_only
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
+        and not _belongs_to_coord(file)
     )
     surely = [file for file in scans if not FORMATS[file.suffix.lower()].often_notes]
     if not scans:
         raise InputError(f"{folder} holds no scan; looked for {', '.join(FORMATS)}")
     return surely or scans
+
+
+def _belongs_to_coord(file: Path) -> bool:
+    return (
+        file.suffix.lower() == ".npy"
+        and file.stem in _BESIDE_COORD
+        and file.with_name("coord.npy").is_file()
+    )
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:
