@@ -19,6 +19,10 @@ class InputError(DelaError, ValueError):
     """A scan, a table or an argument that cannot be used as it is."""
 
 
+class ScanWarning(UserWarning):
+    """What a reader guessed or passed over; the command line prints it as one line on stderr."""
+
+
 class ConfigError(DelaError, ValueError):
     """A configuration with an unknown key or a value out of range."""
 

@@ -18,8 +18,11 @@ from dela.runtime.backends.kernel_cache import cache_files
 from dela.runtime.backends.onnx_runtime import OnnxRuntimeBackend
 
 
-def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+def describe(path: str | os.PathLike[str], columns: str | None = None) -> dict[str, Any]:
     """What ``dela info`` shows; ``kind`` is ``checkpoint``, ``onnx``, ``engine`` or ``scan``.
+
+    Args:
+        columns: names for a scan's columns, as :func:`~dela.cloud.formats.read_cloud` takes them.
 
     Raises:
         DelaError: a missing file, an unknown suffix, or a file that cannot be read.
@@ -37,7 +40,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     if suffix in BACKENDS["torch"].suffixes:
         return {"kind": "checkpoint", **common, **_checkpoint(path)}
     if suffix in FORMATS:
-        return {"kind": "scan", **common, **_scan(path)}
+        return {"kind": "scan", **common, **_scan(path, columns)}
     known = sorted({*FORMATS, *(s for kind in BACKENDS.values() for s in kind.suffixes)})
     raise InputError(f"{path}: unknown suffix {suffix!r}; dela info reads {', '.join(known)}")
 
@@ -124,8 +127,8 @@ def _engine(path: Path) -> dict[str, Any]:
     }
 
 
-def _scan(path: Path) -> dict[str, Any]:
-    cloud = read_cloud(path)
+def _scan(path: Path, names: str | None) -> dict[str, Any]:
+    cloud = read_cloud(path, names)
     finite = np.isfinite(cloud.points).all(axis=1)
     inside = cloud.points[finite]
     result: dict[str, Any] = {"points": len(cloud), "not_finite": int((~finite).sum())}

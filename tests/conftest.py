@@ -43,6 +43,15 @@ def hostile_dir() -> Path:
 
 
 @pytest.fixture(scope="session")
+def field_dir() -> Path:
+    """Folder of files as other programs write them; skips the test where it is absent."""
+    folder = SHARED_DATA / "field_cases"
+    if not folder.is_dir():
+        pytest.skip(f"no field cases at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def reference_shapes_dir() -> Path:
     """Folder with the tensor shapes of the published checkpoints; skipped where it is absent."""
     folder = SHARED_DATA / "reference_checkpoints"

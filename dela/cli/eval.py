@@ -18,6 +18,7 @@ import typer
 from dela.cli.console import ProgressBar, print_json, say, warn
 from dela.cli.options import (
     CodeMap,
+    Columns,
     DataRoot,
     Device,
     Json,
@@ -78,6 +79,7 @@ def evaluate(
     votes: Votes = 1,
     protocol: Protocol = None,
     label: Label = None,
+    columns: Columns = None,
     map_codes: CodeMap = None,
     max_points: MaxPoints = None,
     output: Output = None,
@@ -101,8 +103,8 @@ def evaluate(
     """
     if scans and (config is not None or data is not None or split is not None):
         raise typer.BadParameter("SCANS name the data; leave out --config, --data and --split")
-    if not scans and (label is not None or map_codes):
-        raise typer.BadParameter("--label and --map are for SCANS")
+    if not scans and (label is not None or map_codes or columns is not None):
+        raise typer.BadParameter("--label, --columns and --map are for SCANS")
     if protocol is not None and votes > 1:
         raise typer.BadParameter("--protocol has looks of its own; leave out --votes")
     load = _room("runtime.backends.base").load_backend
@@ -113,7 +115,7 @@ def evaluate(
         write = _room("training.evaluate.output").PredictionWriter
         writer = write(output, network.config, overwrite)
     if scans:
-        dataset, name = _files(scans, network, label, map_codes), "scans"
+        dataset, name = _files(scans, network, label, map_codes, columns), "scans"
     else:
         dataset, name = _split(network, config, data, None if split is None else split.value)
     most = min(max_points or dataset.data.eval_points, network.max_points or sys.maxsize)
@@ -146,10 +148,21 @@ def _looks(protocol: ProtocolName, network: Any) -> Any:
     return PROTOCOLS[protocol.value]
 
 
-def _files(scans: list[Path], network: Any, label: str | None, map_codes: list[str] | None) -> Any:
+def _files(
+    scans: list[Path],
+    network: Any,
+    label: str | None,
+    map_codes: list[str] | None,
+    columns: str | None,
+) -> Any:
     """The labelled scans as a dataset, seen in the pieces that ``dela predict`` cuts."""
     dataset = _room("training.evaluate.data").open_files(
-        scans, network.config, label=label, aliases=code_aliases(map_codes), warn=warn
+        scans,
+        network.config,
+        label=label,
+        columns=columns,
+        aliases=code_aliases(map_codes),
+        warn=warn,
     )
     most = _room("runtime.predict.predictor").MAX_POINTS
     dataset.data = dataclasses.replace(dataset.data, eval_points=most)

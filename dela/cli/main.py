@@ -7,18 +7,20 @@ stays quick; each command lives in a module of its name in its folder's ``cli``.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import importlib
 import inspect
 import io
 import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
 
 from dela import __version__
-from dela.errors import DelaError, MissingDependencyError
+from dela.errors import DelaError, MissingDependencyError, ScanWarning
 from dela.text import cut, visible
 
 # name -> (where its function or group of commands lives, the line shown by --help)
@@ -120,12 +122,30 @@ def _tolerate_any_name(stream: Any) -> None:
         stream.reconfigure(errors="surrogateescape" if utf8 else "backslashreplace")
 
 
+@contextlib.contextmanager
+def _scan_warnings_as_notes() -> Iterator[None]:
+    """What a reader guessed becomes one line on stderr; other warnings stay as they are."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if issubclass(category, ScanWarning):
+                print(visible(cut(f"note: {message}")), file=sys.stderr, flush=True)
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        warnings.simplefilter("always", ScanWarning)
+        yield
+
+
 def _run_guarded(argv: list[str]) -> int:
     """Exit code of a command line; every expected failure becomes one or two lines on stderr."""
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"] or ["--help"]
     try:
-        run_command(argv)
+        with _scan_warnings_as_notes():
+            run_command(argv)
     except SystemExit as request:
         return request.code if isinstance(request.code, int) else EXIT_FAILED
     except (KeyboardInterrupt, typer.Abort):

@@ -21,6 +21,15 @@ CodeMap = Annotated[
         "--map", metavar="FROM=TO", help="Count true label FROM as class code TO; repeatable."
     ),
 ]
+Columns = Annotated[
+    str | None,
+    typer.Option(
+        metavar="x,y,z,...",
+        help="What the columns of a text table or array are, in the file's order, such as "
+        "x,y,z,intensity,red,green,blue.",
+        show_default=False,
+    ),
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace files that exist.")]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 

@@ -57,6 +57,17 @@ def compute_attributes(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> np.
     return result
 
 
+def has_attributes(cloud: PointCloud, infos: Sequence[AttributeInfo]) -> np.ndarray:
+    """Boolean mask [N] of the points whose columns among ``infos`` hold no NaN."""
+    known = np.ones(len(cloud), bool)
+    names = {CATEGORY if category_number(i.name) is not None else i.name for i in infos}
+    for name in names - {"height", "height_above_ground"}:  # computed, never read
+        column = cloud.columns.get(name)
+        if column is not None and column.dtype.kind == "f":
+            known &= ~np.isnan(column)
+    return known
+
+
 def scale_column(raw: np.ndarray, info: AttributeInfo) -> np.ndarray:
     """[N] float32: :meth:`AttributeInfo.scaled`, cut as :func:`compute_attributes` says."""
     scaled = info.scaled(raw.astype(np.float64))
@@ -75,7 +86,8 @@ def _raw_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndarray:
 def nan_refused(name: str, bad: int, rows: int) -> InputError:
     """The error for a column with values that are not numbers."""
     return InputError(
-        f"column {name!r} holds {bad} NaN values of {rows}; fill them in or remove those points"
+        f"column {name!r} holds {bad} NaN values of {rows}; fill them in or remove those points "
+        "(dela predict --drop-invalid leaves them unlabelled)"
     )
 
 
@@ -103,7 +115,12 @@ def unchecked_column(cloud: PointCloud, name: str, needed: list[str]) -> np.ndar
             f"the scan has no column {name!r}; the model needs {', '.join(needed)}, "
             f"the scan has {', '.join(sorted(cloud.columns)) or 'coordinates only'}"
         )
-        if name.startswith("normal_"):
+        if "column_3" in cloud.columns:
+            message += (
+                "\nits file does not name its columns: --columns x,y,z,intensity,red,green,blue "
+                "(or as they are) does"
+            )
+        elif name.startswith("normal_"):
             message += (
                 "\nnormals are not estimated here: compute them first (CloudCompare: Edit > "
                 "Normals > Compute; PDAL: filters.normal)"

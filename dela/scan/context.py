@@ -71,7 +71,8 @@ class ContextFiles:
     LAS and LAZ headers tell where a file lies; files of other formats are read to find out.
     """
 
-    def __init__(self, files: Iterable[Path]) -> None:
+    def __init__(self, files: Iterable[Path], columns: Sequence[str] | None = None) -> None:
+        self._columns = columns
         self._extents = {path.resolve(): read_extent(path) for path in files}
 
     def points(self, path: Path, cloud: PointCloud, width: float) -> PointCloud:
@@ -90,7 +91,7 @@ class ContextFiles:
                 (extent[0, :2] > high).any() or (extent[1, :2] < low).any()
             )
             if other != path.resolve() and not apart:
-                yield read_cloud(other)
+                yield read_cloud(other, self._columns)
 
 
 def _plan(cloud: PointCloud, width: float) -> tuple[np.ndarray, np.ndarray]:

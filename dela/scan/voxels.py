@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,9 +11,10 @@ from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.families import family_of
 from dela.geometry.cpu import VoxelGrid, check_finite, voxel_grid
-from dela.model.contract import Contract
+from dela.model.contract import AttributeInfo, Contract
 from dela.model.inputs import Inputs
 from dela.pyramid.cpu import CORNER
+from dela.scan.attributes import has_attributes
 from dela.scan.tiles import Tile, context_width, cut_tiles, whole_tile
 
 
@@ -93,8 +94,13 @@ class Voxels:
         return Voxels(points, attributes, self.voxel_of_point)
 
 
-def valid_points(cloud: PointCloud, drop_invalid: bool) -> np.ndarray:
-    """Boolean mask [N] of the points with finite coordinates.
+def valid_points(
+    cloud: PointCloud, drop_invalid: bool, infos: Sequence[AttributeInfo] = ()
+) -> np.ndarray:
+    """Boolean mask [N] of the points with finite coordinates and, to drop, without NaN.
+
+    Args:
+        infos: with ``drop_invalid``, points that lack one of these columns are left out, too.
 
     Raises:
         InputError: no point at all, or some are not finite and ``drop_invalid`` is off.
@@ -104,6 +110,11 @@ def valid_points(cloud: PointCloud, drop_invalid: bool) -> np.ndarray:
     valid = check_finite(cloud.points, drop_invalid)
     if not valid.any():
         raise InputError(f"all {len(cloud):,} points have NaN or infinite coordinates")
+    if drop_invalid:
+        valid &= has_attributes(cloud, infos)
+        if not valid.any():
+            names = ", ".join(info.name for info in infos)
+            raise InputError(f"all {len(cloud):,} points have NaN in x, y, z or one of {names}")
     return valid
 
 

@@ -11,7 +11,7 @@ import typer
 
 from dela.artifacts.sidecar import SUFFIX
 from dela.cli.console import ProgressBar, console, print_json
-from dela.cli.options import Device, Json
+from dela.cli.options import Columns, Device, Json
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.runtime.backends.base import BACKENDS, Backend, backend_of, load_backend
@@ -87,6 +87,7 @@ def bench(
     backends: Backends = None,
     points: Points = None,
     scans: Scans = None,
+    columns: Columns = None,
     repeats: Repeats = 20,
     warmups: Warmups = 3,
     crops: Crops = 0,
@@ -121,7 +122,7 @@ def bench(
     jobs = _jobs(models, [choice.value for choice in backends or ()])
     if layers and any(name == "torch" for name, _ in jobs):
         raise InputError("--layers is for ONNX Runtime and engines; for PyTorch use torch.profiler")
-    read = {str(scan): [read_cloud(scan)] for scan in scans or ()}
+    read = {str(scan): [read_cloud(scan, columns)] for scan in scans or ()}
     loading: dict[str, Any] = {
         "threads": threads,
         "device": device,

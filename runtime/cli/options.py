@@ -26,7 +26,8 @@ MaxPoints = Annotated[
 DropInvalid = Annotated[
     bool,
     typer.Option(
-        "--drop-invalid", help="Leave points with NaN or infinite coordinates unlabelled."
+        "--drop-invalid",
+        help="Leave points with NaN or infinite coordinates, or NaN attributes, unlabelled.",
     ),
 ]
 Threads = Annotated[

@@ -12,8 +12,9 @@ import numpy as np
 import typer
 
 from dela.cli.console import ProgressBar, console, note, print_json
-from dela.cli.options import CodeMap, Device, Json, Overwrite, code_aliases
-from dela.cloud.formats import FORMATS, find_scans, read_cloud, write_cloud
+from dela.cli.options import CodeMap, Columns, Device, Json, Overwrite, code_aliases
+from dela.cloud.formats import FORMATS, find_scans, format_of, read_cloud, write_cloud
+from dela.cloud.formats.columns import column_list
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import DelaError, InputError, name_file_in_errors
 from dela.files import check_writable
@@ -69,6 +70,7 @@ def predict(
     scans: Scans,
     model: Model,
     output: Output = None,
+    columns: Columns = None,
     backend: BackendChoice = None,
     context: Context = None,
     max_points: MaxPoints = MAX_POINTS,
@@ -100,6 +102,7 @@ def predict(
     """
     jobs = _targets(scans, output)
     aliases = code_aliases(map_codes)
+    names = None if columns is None else column_list(columns)
     loaded = load_backend(
         model,
         backend.value if backend else None,
@@ -114,9 +117,9 @@ def predict(
     predictor = Predictor(loaded, gpu_pyramid=gpu_pyramid)
     if output is not None and output not in (target for _, target in jobs):
         _make_folder(output)
-    beside = ContextFiles(_unlabelled(context)) if context else None
+    beside = ContextFiles(_unlabelled(context), names) if context else None
     passes = {"max_points": max_points, "votes": votes, "drop_invalid": drop_invalid}
-    done = _Labelling(model, predictor, passes, beside, truth, aliases, picture, overwrite)
+    done = _Labelling(model, predictor, names, passes, beside, truth, aliases, picture, overwrite)
     done.label(jobs)
     done.show(json)
     if done.failures:
@@ -130,6 +133,7 @@ class _Labelling:
 
     model: Path
     predictor: Predictor
+    columns: Sequence[str] | None
     passes: dict[str, Any]
     context: ContextFiles | None
     truth: str | None
@@ -162,7 +166,7 @@ class _Labelling:
             if path is not None:
                 check_writable(path, self.overwrite, inputs=(scan, self.model))
         start = time.perf_counter()
-        cloud = read_cloud(scan)
+        cloud = read_cloud(scan, self.columns)
         read = time.perf_counter() - start
         known = self._known(cloud)
         prediction = self._predict(scan, cloud)
@@ -229,6 +233,9 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
     if output is not None and output.suffix.lower() in FORMATS and not output.is_dir():
         if len(found) > 1:
             raise InputError(f"-o {output} names one file for {len(found)} scans; give a folder")
+        answers = format_of(output).answers
+        if answers:
+            raise InputError(f"-o {output}: a {output.suffix} holds no labels; give a {answers}")
         return [(found[0], output)]
     if output is not None and not output.is_dir() and (output.exists() or _is_file_name(output)):
         raise InputError(
@@ -237,7 +244,9 @@ def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Pat
         )
     targets: dict[Path, Path] = {}
     for scan in found:
-        target = (output or scan.parent) / f"{scan.stem}{LABELLED}{scan.suffix}"
+        answers = format_of(scan).answers
+        name = f"{scan.stem}{answers}" if answers else f"{scan.stem}{LABELLED}{scan.suffix}"
+        target = (output or scan.parent) / name
         if target in targets:
             raise InputError(
                 f"{targets[target]} and {scan} would both be written to {target}; label them apart "

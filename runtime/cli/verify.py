@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from dela.cli.console import ProgressBar, console, print_json, warn
-from dela.cli.options import Device, Json
+from dela.cli.options import Columns, Device, Json
 from dela.cloud.formats import read_cloud
 from dela.errors import ParityError, name_file_in_errors
 from dela.runtime.backends.base import Backend, backend_of, gpu_number, load_backend
@@ -40,6 +40,7 @@ def verify(
     model: Model,
     checkpoint: Checkpoint,
     scan: Scan,
+    columns: Columns = None,
     backend: BackendChoice = None,
     no_kernels: NoKernels = False,
     tolerance: LargestError = None,
@@ -66,7 +67,7 @@ def verify(
     from dela.runtime.verify import verify as compare
     from dela.scan.voxels import valid_points
 
-    cloud = read_cloud(scan)
+    cloud = read_cloud(scan, columns)
     loading: dict[str, Any] = {"threads": threads, "graphs": not no_cuda_graphs, "tf32": tf32}
     name = backend.value if backend else backend_of(model)
     candidates = _candidates(model, name, device, kernels=not no_kernels, **loading)
@@ -77,7 +78,7 @@ def verify(
         reports = compare(
             reference,
             candidates,
-            cloud.select(valid_points(cloud, drop_invalid)),
+            cloud.select(valid_points(cloud, drop_invalid, reference.config.input_columns)),
             max_points=max_points,
             tolerance=_limits(tolerance, made),
             progress=bar.update,

@@ -9,7 +9,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from dela.cli.options import CodeMap, Overwrite, code_aliases
+from dela.cli.options import CodeMap, Columns, Overwrite, code_aliases
 from dela.cloud.formats import LABEL_COLUMNS, format_of, read_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError, name_file_in_errors
@@ -55,6 +55,7 @@ Whole = Annotated[bool, typer.Option("--whole", help="Keep the ceiling and near 
 def view(
     scan: Scan,
     output: Output = None,
+    columns: Columns = None,
     model: Model = None,
     label: Label = None,
     truth: Truth = None,
@@ -81,7 +82,7 @@ def view(
         raise InputError(f"{target}: pictures are written as .png")
     check_writable(target, overwrite)
     aliases = code_aliases(map_codes)
-    cloud = read_cloud(scan)
+    cloud = read_cloud(scan, columns)
     if label is None and truth is None:
         label, truth = _found_labels(cloud, scan)
     with name_file_in_errors(scan, target, model):

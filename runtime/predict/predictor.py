@@ -32,7 +32,8 @@ class Prediction:
         probabilities: [N, classes] float32 when asked for, else None.
         voxels: points the network saw.
         tiles: runs of the network, votes included.
-        invalid: points of the cloud left out because a coordinate is NaN or infinite.
+        invalid: points of the cloud left out because a coordinate is NaN or infinite, or an
+            attribute NaN.
         seconds: time spent on ``network`` and, with all the rest (attributes, voxels, neighbors,
             labels), on ``pyramid``.
     """
@@ -55,8 +56,9 @@ class PredictOptions(TypedDict, total=False):
             more than the backend takes.
         votes: looks at the scene (1), see :func:`dela.scan.votes.take_votes`: each takes other
             points of the voxels and sees the scene turned about z, every second one mirrored.
-        drop_invalid: leave points with NaN or infinite coordinates out instead of refusing the
-            cloud; they keep their place in the result, unlabelled.
+        drop_invalid: leave points with NaN or infinite coordinates, or NaN in a column that the
+            network takes, out instead of refusing the cloud; they keep their place in the result,
+            unlabelled.
         probabilities: return those of every class too.
         progress: called as ``progress(voxels done, voxels in all)``, votes included.
     """
@@ -128,7 +130,7 @@ class Predictor:
             if self.config.task == "classification":
                 raise InputError("a network that names whole clouds takes no surrounding points")
             cloud = join_clouds([cloud, around])
-        valid = valid_points(cloud, asked.drop_invalid)
+        valid = valid_points(cloud, asked.drop_invalid, self.config.input_columns)
         if not valid.all():
             cloud = cloud.select(valid)
         valid = valid[:size]

@@ -88,7 +88,7 @@ def _open_prepared(
 def _open_files(
     data: DataConfig, model: Contract, split: str, progress: ScanProgress | None
 ) -> Sequence[AnyScan]:
-    sources = [(str(path), _file(path)) for path in split_files(data, split)]
+    sources = [(str(path), _file(path, data.columns)) for path in split_files(data, split)]
     return _read(sources, data, model, split, progress)
 
 
@@ -158,11 +158,13 @@ def _context(data: DataConfig, split: str) -> dict[str, PointCloud]:
     """The files that may surround the scans of a split, by name."""
     if split == "train" or not data.context:
         return {}
-    return {str(path): read_cloud(path) for path in named_files(data, "context")}
+    return {
+        str(path): read_cloud(path, data.columns or None) for path in named_files(data, "context")
+    }
 
 
-def _file(path: Path) -> Callable[[], PointCloud]:
-    return lambda: read_cloud(path)
+def _file(path: Path, columns: Sequence[str]) -> Callable[[], PointCloud]:
+    return lambda: read_cloud(path, columns or None)
 
 
 def _room(seed: int, points: int) -> Callable[[], PointCloud]:

@@ -73,6 +73,7 @@ def open_files(
     model: Contract,
     *,
     label: str | None = None,
+    columns: str | None = None,
     aliases: Mapping[int, int] | None = None,
     warn: Callable[[str], None] = lambda text: None,
 ) -> Dataset:
@@ -83,6 +84,7 @@ def open_files(
     Args:
         paths: files and folders.
         label: the column of true codes; None takes ``classification`` or ``label``.
+        columns: names for the files' columns, as :func:`~dela.cloud.formats.read_cloud` takes them.
         aliases: code in the files -> code of a class, for files with finer classes.
         warn: told which codes are not scored.
 
@@ -100,7 +102,7 @@ def open_files(
     left_out: dict[int, int] = {}
     scans: list[Scan] = []
     for path in find_scans(paths):
-        cloud = read_cloud(path)
+        cloud = read_cloud(path, columns)
         column = label or next((n for n in LABEL_COLUMNS if n in cloud.columns), LABEL_COLUMNS[0])
         other = _unknown_codes(cloud, column, known)
         for code, count in other.items():

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dela.errors import ConfigError
+from dela.cloud.formats.columns import column_list
+from dela.errors import ConfigError, InputError
 from dela.model.class_names import CLASS_CODES, CLASS_NAMES
 from dela.training.settings.ranges import at_least, between
 
@@ -52,6 +53,8 @@ class DataConfig:
         context: files, folders or globs whose points surround the validation and test scans, as far
             as a tile's margin; their labels are never read (``folder``).
         label: column holding the class (``folder``).
+        columns: names for the columns of text tables and arrays, in the files' order, such as
+            ``["x", "y", "z", "intensity", "label"]``; by the files when empty (``folder``).
         classes: the class map; rooms bring their own 13 classes. In the file also the name of a
             public dataset, for its classes in order (``classes = "s3dis"``).
         ignore: label values that take part as points but are neither trained on nor scored.
@@ -76,6 +79,7 @@ class DataConfig:
     join: bool = False
     context: tuple[str, ...] = ()
     label: str = "classification"
+    columns: tuple[str, ...] = ()
     classes: tuple[ClassMap, ...] = ()
     ignore: tuple[int, ...] = ()
     train_rooms: int = 24
@@ -97,6 +101,11 @@ class DataConfig:
         at_least("data.room_points", self.room_points, 1000)
         for name in ("val_rooms", "test_rooms", "first_seed", "passes"):
             at_least(f"data.{name}", getattr(self, name), 0)
+        if self.columns:
+            try:
+                column_list(self.columns)
+            except InputError as error:
+                raise ConfigError(f"data.columns: {error}") from error
         between("data.balance", self.balance, 0, 1)
         if self.margin is not None:
             at_least("data.margin", self.margin, 0)

@@ -1,4 +1,4 @@
-"""Reading and writing point clouds by file name: LAS, LAZ, PLY, PCD, NPY, NPZ and text.
+"""Reading and writing point clouds by file name: LAS, LAZ, PLY, PCD, NPY, NPZ, KITTI and text.
 
 :data:`FORMATS` holds all that depends on a suffix. A format is a module with a reader and a writer
 and its entry there.
@@ -7,7 +7,7 @@ and its entry there.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from dela.cloud.formats.columns import column_list
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.files import atomic_path
@@ -34,16 +35,25 @@ class Format:
         label_dtype: its type there.
         unlabelled: what it holds for a point without a class.
         often_notes: files in a folder are as likely something else.
+        any_columns: it holds columns of any name; False for one that holds what it is meant for.
+        answers: suffix of the files that hold the labels of this format's scans, under the scans'
+            own names; empty where a scan holds them itself.
+        labels_only: it holds labels without points, and is written and never read.
+        nameless: files need not name their columns; ``read`` takes names as a second argument.
     """
 
     name: str
-    read: Callable[[Path], PointCloud]
+    read: Callable[..., PointCloud]
     write: Callable[[Path, PointCloud], None]
     extent: Callable[[Path], np.ndarray | None] | None = None
     label_column: str = "label"
     label_dtype: type[np.integer] = np.int32
     unlabelled: int = -1
     often_notes: bool = False
+    any_columns: bool = True
+    answers: str = ""
+    labels_only: bool = False
+    nameless: bool = False
 
 
 def _imported(module: str, function: str) -> Callable[..., Any]:
@@ -69,8 +79,11 @@ def _las(name: str, write: str) -> Format:
 
 def _text(name: str) -> Format:
     read, write = _imported("text", "read_text"), _imported("text", "write_text")
-    return Format(name, read, write, often_notes=True)
+    return Format(name, read, write, often_notes=True, nameless=True)
 
+
+# Beside coord.npy these hold the other columns of its points (scenes of Pointcept), and no scans.
+_BESIDE_COORD = ("color", "normal", "strength", "segment", "segment20", "segment200", "instance")
 
 # suffix -> format; what is entered here is known to every function and command
 FORMATS: dict[str, Format] = {
@@ -78,34 +91,66 @@ FORMATS: dict[str, Format] = {
     ".laz": _las("LAZ", "write_laz"),
     ".ply": Format("PLY", _imported("ply", "read_ply"), _imported("ply", "write_ply")),
     ".pcd": Format("PCD", _imported("pcd", "read_pcd"), _imported("pcd", "write_pcd")),
-    ".npy": Format("NPY", _imported("arrays", "read_npy"), _imported("arrays", "write_npy")),
-    ".npz": Format("NPZ", _imported("arrays", "read_npz"), _imported("arrays", "write_npz")),
+    ".npy": Format(
+        "NPY", _imported("arrays", "read_npy"), _imported("arrays", "write_npy"), nameless=True
+    ),
+    ".npz": Format(
+        "NPZ", _imported("arrays", "read_npz"), _imported("arrays", "write_npz"), nameless=True
+    ),
     ".txt": _text("TXT"),
     ".csv": _text("CSV"),
     ".xyz": _text("XYZ"),
     ".asc": _text("ASC"),
+    ".pts": _text("PTS"),
+    ".bin": Format(
+        "KITTI",
+        _imported("kitti", "read_kitti"),
+        _imported("kitti", "write_kitti"),
+        often_notes=True,
+        any_columns=False,
+        answers=".label",
+        nameless=True,
+    ),
+    ".label": Format(
+        "KITTI labels",
+        _imported("kitti", "read_labels"),
+        _imported("kitti", "write_labels"),
+        label_dtype=np.uint32,
+        unlabelled=0,
+        any_columns=False,
+        labels_only=True,
+    ),
 }
 # Columns that hold classes in one format or another.
 LABEL_COLUMNS = tuple(dict.fromkeys(each.label_column for each in FORMATS.values()))
 
 
-def read_cloud(path: str | os.PathLike[str]) -> PointCloud:
+def read_cloud(
+    path: str | os.PathLike[str], columns: str | Sequence[str] | None = None
+) -> PointCloud:
     """Reads a scan; the suffix tells the format.
 
     Column names are brought to the canonical ones (``red``, ``intensity``, ``normal_x`` ...),
     colors to 0-255; every other column keeps its name. The points come in the file's order. A
     file without points gives a cloud of length 0, and non-finite coordinates come as they are:
-    both are for the caller to judge.
+    both are for the caller to judge. What had to be guessed is told as a ScanWarning.
+
+    Args:
+        columns: names for the columns of a text table or an NPY array, in the file's order, such
+            as ``x,y,z,intensity,red,green,blue``; instead of those in a line of names, if any.
 
     Raises:
         InputError: a missing file, a folder, an unknown suffix, a damaged or truncated file, one
-            without x, y and z.
+            without x, y and z; columns that do not fit the file, or for a format that names them.
     """
     path = Path(path)
+    names = None if columns is None else column_list(columns)
     _check_readable(path)
     chosen = format_of(path)
+    if names is not None and not chosen.nameless:
+        raise InputError(f"{path}: {chosen.name} names its columns itself; leave columns out")
     try:
-        return chosen.read(path)
+        return chosen.read(path) if names is None else chosen.read(path, names)
     except InputError:
         raise
     except (KeyboardInterrupt, SystemExit):
@@ -179,13 +224,23 @@ def _scans_in(folder: Path) -> list[Path]:
         file
         for file in folder.rglob("*")
         if file.suffix.lower() in FORMATS
+        and not FORMATS[file.suffix.lower()].labels_only
         and not any(part.startswith(".") for part in file.relative_to(folder).parts)
         and file.is_file()
+        and not _belongs_to_coord(file)
     )
     surely = [file for file in scans if not FORMATS[file.suffix.lower()].often_notes]
     if not scans:
         raise InputError(f"{folder} holds no scan; looked for {', '.join(FORMATS)}")
     return surely or scans
+
+
+def _belongs_to_coord(file: Path) -> bool:
+    return (
+        file.suffix.lower() == ".npy"
+        and file.stem in _BESIDE_COORD
+        and file.with_name("coord.npy").is_file()
+    )
 
 
 def format_of(path: str | os.PathLike[str]) -> Format:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -15,6 +16,7 @@ from dela.cloud.formats.columns import (
     COLORS,
     NORMALS,
     axis_names,
+    check_colors,
     check_column_count,
     check_declared_bytes,
     colors_from_255,
@@ -70,14 +72,14 @@ class NpzSource:
     color_factor: float = 1.0
 
 
-def read_npy(path: Path) -> PointCloud:
+def read_npy(path: Path, names: Sequence[str] | None = None) -> PointCloud:
     """Reads an NPY: an array [N, C >= 3] or a structured array with x, y, z.
 
     Columns of a plain array are named by their number, as
-    :func:`~dela.cloud.formats.columns.positional_names` says.
+    :func:`~dela.cloud.formats.columns.positional_names` says, or as ``names`` does.
 
     Raises:
-        InputError: another shape, pickled objects, a file cut short.
+        InputError: another shape, pickled objects, a file cut short, other names than columns.
     """
     with path.open("rb") as stream:
         if stream.read(6) == np.lib.format.MAGIC_PREFIX:
@@ -87,6 +89,8 @@ def read_npy(path: Path) -> PointCloud:
     if not isinstance(array, np.ndarray):
         raise InputError(f"{path} is an NPZ archive under another name; rename it to .npz")
     if array.dtype.names:
+        if names is not None:
+            raise InputError(f"{path} names its columns itself: {','.join(array.dtype.names)}")
         if array.ndim != 1:
             raise InputError(f"{path}: its structured array has shape {array.shape}; expected [N]")
         check_column_count(len(array.dtype.names), path)
@@ -101,19 +105,32 @@ def read_npy(path: Path) -> PointCloud:
                 "expected numbers [N, 3 or more] or a structured array with x, y, z"
             )
         _check_table(array, path)
-        raw = {name: array[:, i] for i, name in enumerate(positional_names(array))}
+        raw = {name: array[:, i] for i, name in enumerate(_names_of(array, names, path))}
     axes = axis_names(list(raw), path, "field")
     points = np.stack([raw[name].astype(np.float64) for name in axes], axis=1)
     mapped = dict(zip(axes, AXES, strict=True))
     mapped |= column_names(name for name in raw if name not in axes)
     columns = {mapped[name]: native(raw[name]) for name in raw if name not in axes}
+    if names is not None:
+        check_colors(columns, path)
     if not array.dtype.names:
         integers_where_whole(columns)
     factor = colors_to_255(columns)
-    names = {mapped[name]: name for name in raw}
+    own = {mapped[name]: name for name in raw}
     types = {name: column.dtype for name, column in raw.items()}
-    source = NpySource(names, types, not array.dtype.names, factor)
+    source = NpySource(own, types, not array.dtype.names, factor)
     return PointCloud(points, columns, source)
+
+
+def _names_of(table: np.ndarray, names: Sequence[str] | None, where: object) -> list[str]:
+    """Names of the columns [N, C] of a table: the user's, or what their values tell."""
+    if names is None:
+        return positional_names(table, where)
+    if len(names) != table.shape[1]:
+        raise InputError(
+            f"{where} has {table.shape[1]} columns and {len(names)} are named: {','.join(names)}"
+        )
+    return list(names)
 
 
 def write_npy(path: Path, cloud: PointCloud) -> None:
@@ -150,14 +167,15 @@ def write_npy(path: Path, cloud: PointCloud) -> None:
         stream.write(result.data)
 
 
-def read_npz(path: Path) -> PointCloud:
+def read_npz(path: Path, names: Sequence[str] | None = None) -> PointCloud:
     """Reads an NPZ: ``points`` (or ``xyz``, ``coord`` ...) [N, 3+], or ``x``, ``y``, ``z`` [N].
 
     Arrays [N] are columns; ``colors``/``rgb`` and ``normals`` [N, 3] are split into theirs, other
-    [N, k] into ``name_0`` ...; the rest is kept for writing.
+    [N, k] into ``name_0`` ...; the rest is kept for writing. ``names`` are those of the columns of
+    ``points``, x, y and z first.
 
     Raises:
-        InputError: no coordinates, pickled objects, a damaged archive.
+        InputError: no coordinates, other names than columns, pickled objects, a damaged archive.
     """
     with zipfile.ZipFile(path) as archive:
         compressed = any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist())
@@ -167,13 +185,15 @@ def read_npz(path: Path) -> PointCloud:
     arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
     source = NpzSource(compressed=compressed)
     raw: dict[str, np.ndarray] = {}
-    points = _take_points(path, arrays, source, raw)
+    points = _take_points(path, arrays, source, raw, names)
     source.count = len(points)
     for name, array in arrays.items():
         _take_columns(path, (name, array), arrays, source, raw)
     mapped = column_names(raw)
     columns = {mapped[name]: native(column) for name, column in raw.items()}
     source.names = {mapped[name]: place for name, place in source.names.items()}
+    if names is not None:
+        check_colors(columns, path)
     source.color_factor = colors_to_255(columns)
     return PointCloud(points, columns, source)
 
@@ -206,7 +226,11 @@ def _check_array(stream: IO[bytes], held: int, path: Path, what: str) -> None:
 
 
 def _take_points(
-    path: Path, arrays: dict[str, np.ndarray], source: NpzSource, raw: dict[str, np.ndarray]
+    path: Path,
+    arrays: dict[str, np.ndarray],
+    source: NpzSource,
+    raw: dict[str, np.ndarray],
+    names: Sequence[str] | None,
 ) -> np.ndarray:
     """Coordinates [N, 3] float64, out of the arrays that are left; what stood beside them to raw.
 
@@ -216,7 +240,9 @@ def _take_points(
     lower = {name.lower(): name for name in reversed(list(arrays))}
     source.points = next((lower[name] for name in _POINT_NAMES if name in lower), None)
     if source.points is not None:
-        return _take_table(path, arrays.pop(source.points), source, raw)
+        return _take_table(path, arrays.pop(source.points), source, raw, names)
+    if names is not None:
+        raise InputError(f"{path} names its columns itself: {', '.join(arrays)}")
     if not {"x", "y", "z"} <= set(lower):
         present = ", ".join(arrays) or "none"
         raise InputError(
@@ -231,7 +257,11 @@ def _take_points(
 
 
 def _take_table(
-    path: Path, table: np.ndarray, source: NpzSource, raw: dict[str, np.ndarray]
+    path: Path,
+    table: np.ndarray,
+    source: NpzSource,
+    raw: dict[str, np.ndarray],
+    names: Sequence[str] | None,
 ) -> np.ndarray:
     """Coordinates of an array [N, 3+]; its other columns go to raw, named by their number."""
     own = source.points
@@ -243,7 +273,9 @@ def _take_table(
         )
     _check_table(table, path)
     source.types[own] = table.dtype
-    for index, name in enumerate(positional_names(table)[3:], 3):
+    if names is not None and tuple(name.lower() for name in names[:3]) != AXES:
+        raise InputError(f"{path}: {','.join(names[:3])} named, but {own!r} begins with x,y,z")
+    for index, name in enumerate(_names_of(table, names, path)[3:], 3):
         raw[name] = table[:, index]
         source.names[name] = (own, index)
     return table[:, :3].astype(np.float64)

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dela.errors import InputError
+from dela.errors import InputError, ScanWarning
 
 COLORS = ("red", "green", "blue")
 NORMALS = ("normal_x", "normal_y", "normal_z")
 AXES = ("x", "y", "z")
-MAX_COLUMNS = 2000
+MAX_COLUMNS = 1 << 16
+_TOLD = 12  # columns in a message
 
 _SPELLINGS = {
     "red": ("r", "diffuse_red"),
@@ -30,6 +32,9 @@ _SPELLINGS = {
 }
 _CANONICAL = {spelling: name for name, more in _SPELLINGS.items() for spelling in (name, *more)}
 _INTEGERS = (*COLORS, "classification", "label", "return_number", "number_of_returns")
+
+# Classes of LAS, return numbers and the parts of objects stay below; colors of a scan do not.
+_CODES = 31
 
 
 def column_names(names: Iterable[str]) -> dict[str, str]:
@@ -98,31 +103,114 @@ def unique_name(name: str, taken: Container[str]) -> str:
     return name
 
 
+def unique_names(names: Iterable[str]) -> list[str]:
+    """The names, each once: ``a``, ``a_``, ``a_2`` ... where one comes again; in linear time."""
+    names = list(names)
+    taken = set(names)
+    seen: set[str] = set()
+    again: dict[str, int] = {}
+    result = []
+    for name in names:
+        own = name
+        while own in seen or (own != name and own in taken):
+            again[name] = again.get(name, 0) + 1
+            own = f"{name}_" if again[name] == 1 else f"{name}_{again[name]}"
+        seen.add(own)
+        result.append(own)
+    return result
+
+
+def column_list(text: str | Sequence[str]) -> tuple[str, ...]:
+    """The names in ``x,y,z,intensity``, as the user gives them for a file's columns.
+
+    Raises:
+        InputError: a name that is empty or there twice, or no x, y and z.
+    """
+    parts = text.split(",") if isinstance(text, str) else text
+    names = tuple(part.strip() for part in parts)
+    spelled = ",".join(names)
+    if not all(names):
+        raise InputError(f"columns {spelled}: a name is empty; give x,y,z,intensity or the like")
+    missing = [axis for axis in AXES if axis not in {name.lower() for name in names}]
+    if missing:
+        raise InputError(f"columns {spelled}: {', '.join(missing)} missing; name x, y and z, too")
+    twice = next((name for i, name in enumerate(names) if name in names[:i]), None)
+    if twice is not None:
+        raise InputError(f"columns {spelled}: {twice} is there twice")
+    return names
+
+
+def check_colors(columns: dict[str, np.ndarray], path: object) -> None:
+    """Refuses columns named as colors whose values can be none.
+
+    Raises:
+        InputError: red, green or blue is negative, above 65535, or neither whole nor within 0..1.
+    """
+    held = {name: columns[name] for name in COLORS if name in columns}
+    shares = all(((column >= 0) & (column <= 1)).all() for column in held.values())
+    for name, column in held.items():
+        possible = (column >= 0) & (column <= 65535) & ((column == np.rint(column)) | shares)
+        if not possible.all():
+            raise InputError(
+                f"{path}: column {name!r} holds {column[~possible][0]:g}, which is no color; "
+                "name the columns in the file's order, such as x,y,z,intensity,red,green,blue"
+            )
+
+
+def decoded(raw: bytes) -> tuple[str, str]:
+    """Text and its encoding: as a byte order mark says, else UTF-8, else Latin-1."""
+    marks = ((b"\xef\xbb\xbf", "utf-8-sig"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+    marked = next((encoding for mark, encoding in marks if raw.startswith(mark)), "utf-8")
+    for encoding in (marked, "utf-8"):
+        try:
+            return raw.decode(encoding), encoding
+        except UnicodeDecodeError:
+            pass
+    return raw.decode("latin-1"), "latin-1"
+
+
 def native(array: np.ndarray) -> np.ndarray:
     """A contiguous copy or view in the machine's byte order."""
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
-def positional_names(values: np.ndarray) -> list[str]:
-    """Names for the columns of a table [N, C >= 3] that carries none.
+def positional_names(values: np.ndarray, path: object) -> list[str]:
+    """Names for the columns of a table [N, C >= 3] that carries none; a warning tells them.
 
-    x y z, then by width: 4 intensity; 6 colors, or normals where the values are unit vectors or
-    negative; 7 colors and label (S3DIS rooms); 9 colors and normals; else ``column_3`` ...
+    x y z, then what the values alone can be: three columns of unit vectors are normals, three of
+    whole numbers 0..255 that return numbers and classes do not reach are colors, colors and unit
+    vectors both. All else is ``column_3`` ...: intensity, a label and a channel of color look
+    alike.
     """
     width = values.shape[1]
     names = [*AXES, *(f"column_{index}" for index in range(3, width))]
-    if width == 4:
-        names[3:] = ["intensity"]
-    elif width == 6:
-        length = np.linalg.norm(values[:, 3:].astype(np.float64), axis=1)
-        unit = np.abs(length - 1) < 0.02
-        normals = bool(values[:, 3:].min(initial=0) < 0) or (len(unit) > 0 and unit.mean() > 0.9)
-        names[3:] = NORMALS if normals else COLORS
-    elif width == 7:
-        names[3:] = [*COLORS, "label"]
-    elif width == 9:
+    if width == 6:
+        names[3:] = NORMALS if _are_normals(values[:, 3:]) else names[3:]
+        names[3:] = COLORS if _are_colors(values[:, 3:]) else names[3:]
+    elif width == 9 and _are_colors(values[:, 3:6]) and _are_normals(values[:, 6:]):
         names[3:] = [*COLORS, *NORMALS]
+    if width > 3 and len(values):
+        told = ",".join(names[:_TOLD]) + (",..." if width > _TOLD else "")
+        warnings.warn(
+            f"{path} does not name its columns; taken as {told} (--columns x,y,z,... names them)",
+            ScanWarning,
+            stacklevel=2,
+        )
     return names
+
+
+def _are_normals(values: np.ndarray) -> bool:
+    """Whether rows [N, 3] are unit vectors; a few may be zero, as unknown normals are."""
+    length = np.linalg.norm(values.astype(np.float64), axis=1)
+    unit = np.abs(length - 1) < 0.02
+    return len(unit) > 0 and bool((unit | (length == 0)).all()) and bool(unit.mean() > 0.9)
+
+
+def _are_colors(values: np.ndarray) -> bool:
+    """Whether rows [N, 3] are whole, within 0..255, and above any return number or class."""
+    values = np.asarray(values)
+    whole = (values >= 0) & (values <= 255) & (values == np.rint(values))
+    return len(values) > 0 and bool(whole.all()) and bool((values.max(axis=0) > _CODES).all())
 
 
 def integers_where_whole(columns: dict[str, np.ndarray]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -12,7 +13,6 @@ from dela.cloud.formats.columns import (
     AXES,
     COLORS,
     axis_names,
-    check_column_count,
     color_property,
     colors_from_255,
     colors_to_255,
@@ -21,12 +21,12 @@ from dela.cloud.formats.columns import (
     native,
     unique_name,
 )
-from dela.cloud.formats.text import parse_table, write_rows
+from dela.cloud.formats.lzf import lzf_decompress
+from dela.cloud.formats.pcd_header import PADDING, PcdField, read_header, row_type
+from dela.cloud.formats.rows import parse_table, write_rows
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 
-_KINDS = ("ascii", "binary", "binary_compressed")
-_LONGEST_HEADER = 1 << 16
 _PACKED = ("rgb", "rgba")
 
 
@@ -38,50 +38,58 @@ class PcdSource:
         kind: ``ascii`` or ``binary`` (``binary_compressed`` is written as ``binary``).
         viewpoint: the sensor's position and orientation, as the header states it.
         shape: width and height; an organized cloud stays one while its number of points is.
-        types: field -> numpy type code, in the file's order.
-        fields: column (or x, y, z) -> field.
+        layout: the fields, in the file's order.
+        padding: number of a field that only fills up -> its values [N, count].
+        fields: column (or x, y, z) -> part of a field.
         packed: the field that holds the three colors in one number, if any.
         color_factor: as in ``colors_to_255``.
+        encoding: of the header.
     """
 
     kind: str = "binary"
     viewpoint: str = "0 0 0 1 0 0 0"
     shape: tuple[int, int] = (0, 1)
-    types: dict[str, str] = field(default_factory=dict)
+    layout: list[PcdField] = field(default_factory=list)
+    padding: dict[int, np.ndarray] = field(default_factory=dict)
     fields: dict[str, str] = field(default_factory=dict)
     packed: str | None = None
     color_factor: float = 1.0
+    encoding: str = "utf-8"
+
+    def types(self) -> dict[str, str]:
+        """Part -> numpy type code."""
+        return {part: each.code for each in self.layout for part in each.parts}
 
 
 def read_pcd(path: Path) -> PointCloud:
     """Reads a PCD; packed ``rgb`` becomes three columns, fields of k values ``name_0`` ...
 
+    Fields that only fill up a row (``_``) become no columns; they are written again.
+
     Raises:
         InputError: a broken header, a body cut short, no x, y, z.
     """
     with path.open("rb") as stream:
-        header = _read_header(stream, path)
-        fields = _fields(header, path)
-        count = header.number("WIDTH") * header.number("HEIGHT", 1)
-        count = header.number("POINTS", count)
-        kind = header.words("DATA")[0]
+        header = read_header(stream, path)
+        fields, count, kind = header.fields(), header.points, header.kind
         if kind == "ascii":
             raw = _read_ascii(stream, path, fields, count)
         else:
-            body, blocks = stream.read(), None
-            if kind == "binary_compressed":
-                body = _decompress(body, path)
-                blocks = [int(each) for each in _counts(header)]
-            raw = _read_binary(body, path, fields, count, blocks)
-    axes = axis_names(list(raw), path, "field")
-    points = np.stack([raw.pop(name).astype(np.float64) for name in axes], axis=1)
+            raw = _read_binary(stream, path, fields, count, planar=kind == "binary_compressed")
     source = PcdSource(
         "ascii" if kind == "ascii" else "binary",
         " ".join(header.words("VIEWPOINT", "0 0 0 1 0 0 0")),
         (header.number("WIDTH", count), header.number("HEIGHT", 1)),
-        dict(fields),
-        dict(zip(AXES, axes, strict=True)),
+        fields,
+        encoding=header.encoding,
     )
+    for place, each in enumerate(fields):
+        if each.padding:
+            parts = [raw.pop(part) for part in each.parts]
+            source.padding[place] = np.stack(parts, axis=1) if parts else np.empty((count, 0), "u1")
+    axes = axis_names(list(raw), path, "field")
+    points = np.stack([raw.pop(name).astype(np.float64) for name in axes], axis=1)
+    source.fields = dict(zip(AXES, axes, strict=True))
     columns: dict[str, np.ndarray] = {}
     packed = next((name for name in _PACKED if name in raw and raw[name].dtype.itemsize == 4), None)
     if packed is not None and not {"red", "green", "blue", "r", "g", "b"} & set(raw):
@@ -101,42 +109,28 @@ def read_pcd(path: Path) -> PointCloud:
 def write_pcd(path: Path, cloud: PointCloud) -> None:
     """Writes a PCD, binary unless the input was ascii; new colors are packed as PCL does.
 
+    Fields of several values are put together again, those that only fill up a row come back.
+
     Raises:
         InputError: a column type that PCD does not have.
     """
     source = cloud.source if isinstance(cloud.source, PcdSource) else PcdSource(packed="rgb")
-    columns = {axis: np.ascontiguousarray(cloud.points[:, i]) for i, axis in enumerate(AXES)}
-    for name, column in cloud.columns.items():
-        columns[unique_name(name, columns)] = column
-    if source.packed is not None and all(name in columns for name in COLORS):
-        bits = np.zeros(len(cloud), np.uint32)
-        for name, shift in zip(COLORS, (16, 8, 0), strict=True):
-            bits |= color_property(columns.pop(name)).astype(np.uint32) << np.uint32(shift)
-        if source.types and "alpha" in columns and "alpha" not in source.types:
-            bits |= color_property(columns.pop("alpha")).astype(np.uint32) << np.uint32(24)
-        # As text a float would lose bits: alpha 255 makes it NaN.
-        columns[source.packed] = bits if source.kind == "ascii" else bits.view(np.float32)
-    position = {name: index for index, name in enumerate(source.types)}
-
-    def place(name: str) -> int:
-        return position.get(source.fields.get(name, name), len(position))
-
-    arrays: dict[str, np.ndarray] = {}
-    for name in sorted(columns, key=place):
-        own = source.fields.get(name, name)
-        written = unique_name("_".join(own.split()) or "_", arrays)
-        arrays[written] = _stored(name, columns[name], source.types.get(own), source)
-    codes = [array.dtype.str[1:] for array in arrays.values()]
+    stored = _stored_fields(_columns(cloud, source), source, len(cloud))
     width, height = source.shape
     if width * height != len(cloud):
         width, height = len(cloud), 1
+    layout = [
+        PcdField(name, values[0].dtype.str[1:], len(values), ())
+        for name, values in stored
+        if values
+    ]
     lines = [
         "# .PCD v0.7 - Point Cloud Data file format",
         "VERSION 0.7",
-        f"FIELDS {' '.join(arrays)}",
-        f"SIZE {' '.join(code[1:] for code in codes)}",
-        f"TYPE {' '.join(code[0].upper() for code in codes)}",
-        f"COUNT {' '.join('1' for _ in codes)}",
+        f"FIELDS {' '.join(each.name for each in layout)}",
+        f"SIZE {' '.join(each.code[1:] for each in layout)}",
+        f"TYPE {' '.join(each.code[0].upper() for each in layout)}",
+        f"COUNT {' '.join(str(each.count) for each in layout)}",
         f"WIDTH {width}",
         f"HEIGHT {height}",
         f"VIEWPOINT {source.viewpoint}",
@@ -144,111 +138,107 @@ def write_pcd(path: Path, cloud: PointCloud) -> None:
         f"DATA {source.kind}",
         "",
     ]
+    text = "\n".join(lines)
     with path.open("wb") as stream:
-        stream.write("\n".join(lines).encode())
+        try:
+            stream.write(text.encode(source.encoding))
+        except UnicodeEncodeError:  # a new column's name is beyond Latin-1
+            stream.write(text.encode())
         if source.kind == "ascii":
-            write_rows(stream, list(arrays.values()), " ")
+            write_rows(stream, [array for _, values in stored for array in values], " ")
+            return
+        rows = np.empty(len(cloud), row_type(layout))
+        held = (values for _, values in stored if values)
+        for place, values in enumerate(held):
+            for index, array in enumerate(values):
+                rows[str(place)][:, index] = array
+        stream.write(rows.data)
+
+
+def _columns(cloud: PointCloud, source: PcdSource) -> dict[str, np.ndarray]:
+    """x, y, z and the columns, colors packed where the source packs them."""
+    columns = {axis: np.ascontiguousarray(cloud.points[:, i]) for i, axis in enumerate(AXES)}
+    for name, column in cloud.columns.items():
+        columns[unique_name(name, columns)] = column
+    if source.packed is not None and all(name in columns for name in COLORS):
+        bits = np.zeros(len(cloud), np.uint32)
+        for name, shift in zip(COLORS, (16, 8, 0), strict=True):
+            bits |= color_property(columns.pop(name)).astype(np.uint32) << np.uint32(shift)
+        if source.layout and "alpha" in columns and "alpha" not in source.types():
+            bits |= color_property(columns.pop("alpha")).astype(np.uint32) << np.uint32(24)
+        # As text a float would lose bits: alpha 255 makes it NaN.
+        columns[source.packed] = bits if source.kind == "ascii" else bits.view(np.float32)
+    return columns
+
+
+def _stored_fields(
+    columns: dict[str, np.ndarray], source: PcdSource, count: int
+) -> list[tuple[str, list[np.ndarray]]]:
+    """(name, its values [N] each) of every field to write, the input's own first."""
+    types = source.types()
+    column_of = {part: column for column, part in source.fields.items()}
+    taken = {each.name for each in source.layout if each.count != 1} | {PADDING}
+    fields: list[tuple[str, list[np.ndarray]]] = []
+
+    def add(name: str) -> None:
+        own = source.fields.get(name, name)
+        written = unique_name("_".join(own.split()) or "_", taken)
+        taken.add(written)
+        fields.append((written, [_stored(name, columns.pop(name), types.get(own), source)]))
+
+    for place, each in enumerate(source.layout):
+        if each.padding:
+            values = source.padding[place]
+            if len(values) != count:
+                values = np.zeros((count, each.count), each.code)
+            fields.append((PADDING, list(values.T)))
+            continue
+        names = [column_of.get(part, part) for part in each.parts]
+        held = [name for name in names if name in columns]
+        parts = [_stored(name, columns[name], each.code, source) for name in held]
+        if each.count > 1 and len(held) == each.count and len({p.dtype for p in parts}) == 1:
+            fields.append((each.name, parts))
+            for name in held:
+                del columns[name]
         else:
-            types = [(name, "<" + array.dtype.str[1:]) for name, array in arrays.items()]
-            packed = np.empty(len(cloud), types)
-            for name, array in arrays.items():
-                packed[name] = array
-            stream.write(packed.data)
-
-
-@dataclass
-class _Header:
-    path: Path
-    entries: dict[str, list[str]]
-
-    def words(self, key: str, default: str | None = None) -> list[str]:
-        words = self.entries.get(key) or (default or "").split()
-        if not words:
-            raise InputError(f"{self.path}: its header has no {key} line")
-        return words
-
-    def number(self, key: str, default: int | None = None) -> int:
-        word = self.words(key, None if default is None else str(default))[0]
-        if not word.isascii() or not word.isdigit():
-            raise InputError(f"{self.path}: its header says {key} {word[:40]!r}, no count")
-        return int(word)
-
-
-def _read_header(stream: BinaryIO, path: Path) -> _Header:
-    entries: dict[str, list[str]] = {}
-    while "DATA" not in entries:
-        line = stream.readline(_LONGEST_HEADER)
-        if not line.endswith(b"\n") or stream.tell() > _LONGEST_HEADER:
-            raise InputError(f"{path} is not a PCD file: its header has no DATA line")
-        words = line.decode("utf-8", errors="replace").split()
-        if words and not words[0].startswith("#"):
-            key = words[0].upper()
-            entries["FIELDS" if key == "COLUMNS" else key] = words[1:]  # COLUMNS: before 0.6
-    header = _Header(path, entries)
-    kind = header.words("DATA")[0]
-    if kind not in _KINDS:
-        raise InputError(f"{path}: unknown DATA {kind[:40]!r}; known: {', '.join(_KINDS)}")
-    return header
-
-
-def _fields(header: _Header, path: Path) -> list[tuple[str, str]]:
-    """One (name, type) a value; COUNT k makes ``name_0`` ... ``name_{k-1}``."""
-    names, counts = header.words("FIELDS"), _counts(header)
-    sizes, types = header.words("SIZE"), header.words("TYPE")
-    if not len(names) == len(sizes) == len(types) == len(counts):
-        raise InputError(f"{path}: FIELDS, SIZE, TYPE and COUNT have different lengths")
-    fields: list[tuple[str, str]] = []
-    taken: set[str] = set()
-    for name, size, kind, count in zip(names, sizes, types, counts, strict=True):
-        code = f"{kind.lower()}{size}"
-        if code not in ("u1", "u2", "u4", "u8", "i1", "i2", "i4", "i8", "f4", "f8"):
-            raise InputError(f"{path}: field {name!r} has type {kind} of {size} bytes")
-        if not count.isascii() or not count.isdigit() or int(count) > 10_000:
-            raise InputError(f"{path}: field {name!r} has COUNT {count[:40]!r}")
-        check_column_count(len(fields) + int(count), path)
-        for index in range(int(count)):
-            part = unique_name(name if count == "1" else f"{name}_{index}", taken)
-            taken.add(part)
-            fields.append((part, code))
+            for name in held:
+                add(name)
+    for name in list(columns):
+        add(name)
     return fields
 
 
-def _counts(header: _Header) -> list[str]:
-    return header.words("COUNT", " ".join("1" for _ in header.words("FIELDS")))
-
-
 def _read_ascii(
-    stream: BinaryIO, path: Path, fields: list[tuple[str, str]], count: int
+    stream: BinaryIO, path: Path, fields: list[PcdField], count: int
 ) -> dict[str, np.ndarray]:
     lines = [line for line in stream.read().splitlines() if line.strip()]
     if len(lines) < count:
         raise _cut_short(path, count, len(lines))
-    return parse_table(lines[:count], fields, path)
+    flat = [(part, each.code) for each in fields for part in each.parts]
+    return parse_table(lines[:count], flat, path)
 
 
 def _read_binary(
-    body: bytes,
-    path: Path,
-    fields: list[tuple[str, str]],
-    count: int,
-    blocks: list[int] | None,
+    stream: BinaryIO, path: Path, fields: list[PcdField], count: int, planar: bool
 ) -> dict[str, np.ndarray]:
-    """Values of each field; ``blocks``: one block a field, of so many values a point, not rows."""
-    dtype = np.dtype([(name, "<" + code) for name, code in fields])
+    """Rows, or (``planar``) a block for each field, the values of a point side by side in it."""
+    body = np.fromfile(stream, np.uint8)
+    dtype = row_type(fields)
+    if planar:
+        body = _decompress(body, path, count * dtype.itemsize)
     if len(body) < count * dtype.itemsize:
         raise _cut_short(path, count, len(body) // max(dtype.itemsize, 1))
-    if blocks is None:
-        rows = np.frombuffer(body, dtype, count)
-        return {name: rows[name] for name, _ in fields}
-    raw, start, at = {}, 0, 0
-    for width in blocks:
-        if width == 0:
-            continue
-        block = np.frombuffer(body, "<" + fields[at][1], count * width, start)
-        for index, (name, _) in enumerate(fields[at : at + width]):
-            raw[name] = block.reshape(count, width)[:, index]
-        start += block.nbytes
-        at += width
+    raw: dict[str, np.ndarray] = {}
+    rows = body[: count * dtype.itemsize].view(dtype)
+    start = 0
+    for place, each in enumerate(fields):
+        if planar:
+            end = start + count * dtype[str(place)].itemsize
+            values = body[start:end].view("<" + each.code).reshape(count, each.count)
+            start = end
+        else:
+            values = rows[str(place)]
+        raw.update((part, values[:, index]) for index, part in enumerate(each.parts))
     return raw
 
 
@@ -258,38 +248,17 @@ def _cut_short(path: Path, promised: int, held: int) -> InputError:
     )
 
 
-def _decompress(body: bytes, path: Path) -> bytes:
-    """LZF (Lehmann's liblzf): literal runs and back references, a Python loop over tokens."""
-    sizes = np.frombuffer(body[:8], "<u4")
-    if len(sizes) < 2 or len(body) - 8 < sizes[0]:
+def _decompress(body: np.ndarray, path: Path, needed: int) -> np.ndarray:
+    """The body of a binary_compressed file: both sizes, then LZF."""
+    packed, size = struct.unpack("<II", body[:8].tobytes().ljust(8, b"\0"))
+    if len(body) < 8 + packed and needed:
         raise InputError(f"{path} is cut short: its compressed body is not whole")
-    source, size = memoryview(body)[8 : 8 + int(sizes[0])], int(sizes[1])
-    out = bytearray()
-    at = 0
-    while at < len(source) and len(out) <= size:
-        control = source[at]
-        at += 1
-        if control < 32:
-            out += source[at : at + control + 1]
-            at += control + 1
-            continue
-        length = control >> 5
-        if length == 7:
-            length += source[at]
-            at += 1
-        distance = ((control & 31) << 8 | source[at]) + 1
-        at += 1
-        start = len(out) - distance
-        if start < 0:
-            raise InputError(f"{path} is damaged: a reference before the start of its body")
-        length += 2
-        if distance >= length:
-            out += out[start : start + length]
-        else:  # overlapping: the last bytes repeat
-            out += (out[start:] * (length // distance + 1))[:length]
-    if len(out) != size:
-        raise InputError(f"{path} is damaged: {len(out)} bytes decompressed, {size} promised")
-    return bytes(out)
+    if size < needed:
+        raise InputError(f"{path} is cut short: {size} bytes of {needed} for its points")
+    try:
+        return lzf_decompress(body[8 : 8 + packed], size)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged: {error}") from error
 
 
 def _stored(name: str, column: np.ndarray, wanted: str | None, source: PcdSource) -> np.ndarray:

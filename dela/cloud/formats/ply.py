@@ -22,64 +22,10 @@ from dela.cloud.formats.columns import (
     native,
     unique_name,
 )
-from dela.cloud.formats.text import parse_table, write_rows
+from dela.cloud.formats.ply_header import ORDERS, TYPE_NAMES, Element, Property, read_header
+from dela.cloud.formats.rows import parse_table, write_rows
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
-
-_ORDERS = {"ascii": "", "binary_little_endian": "<", "binary_big_endian": ">"}
-_TYPES = {
-    "char": "i1",
-    "int8": "i1",
-    "uchar": "u1",
-    "uint8": "u1",
-    "short": "i2",
-    "int16": "i2",
-    "ushort": "u2",
-    "uint16": "u2",
-    "int": "i4",
-    "int32": "i4",
-    "uint": "u4",
-    "uint32": "u4",
-    "float": "f4",
-    "float32": "f4",
-    "double": "f8",
-    "float64": "f8",
-}
-_TYPE_NAMES = {
-    "i1": "char",
-    "u1": "uchar",
-    "i2": "short",
-    "u2": "ushort",
-    "i4": "int",
-    "u4": "uint",
-    "f4": "float",
-    "f8": "double",
-}
-_LONGEST_HEADER = 1 << 20
-
-
-@dataclass
-class _Property:
-    name: str
-    dtype: str
-    count_dtype: str | None = None  # of a list property
-
-
-@dataclass
-class _Element:
-    name: str
-    count: int
-    properties: list[_Property] = field(default_factory=list)
-
-    def lines(self, count: int | None = None) -> list[str]:
-        """The element as the header states it."""
-        lines = [f"element {self.name} {self.count if count is None else count}"]
-        for each in self.properties:
-            kind = _TYPE_NAMES[each.dtype]
-            if each.count_dtype is not None:
-                kind = f"list {_TYPE_NAMES[each.count_dtype]} {kind}"
-            lines.append(f"property {kind} {each.name}")
-        return lines
 
 
 @dataclass
@@ -93,16 +39,18 @@ class PlySource:
         count: number of vertices, on which the other elements' indices rely.
         types: property -> numpy type code, in the file's order.
         properties: column (or x, y, z) -> property.
+        encoding: of the header.
     """
 
     order: str = "binary_little_endian"
     comments: list[str] = field(default_factory=list)
-    before: tuple[list[_Element], bytes] = field(default_factory=lambda: ([], b""))
-    after: tuple[list[_Element], bytes] = field(default_factory=lambda: ([], b""))
+    before: tuple[list[Element], bytes] = field(default_factory=lambda: ([], b""))
+    after: tuple[list[Element], bytes] = field(default_factory=lambda: ([], b""))
     count: int = 0
     types: dict[str, str] = field(default_factory=dict)
     properties: dict[str, str] = field(default_factory=dict)
     color_factor: float = 1.0
+    encoding: str = "utf-8"
 
 
 def read_ply(path: Path) -> PointCloud:
@@ -114,7 +62,8 @@ def read_ply(path: Path) -> PointCloud:
         InputError: a header that breaks the rules (with its line), a body cut short, no x, y, z.
     """
     with path.open("rb") as stream:
-        order, comments, elements = _read_header(stream, path)
+        header = read_header(stream, path)
+        order, elements = header.order, header.elements
         at = next((i for i, each in enumerate(elements) if each.name == "vertex"), None)
         if at is None:
             names = ", ".join(each.name for each in elements) or "none"
@@ -124,7 +73,7 @@ def read_ply(path: Path) -> PointCloud:
         if order == "ascii":
             raw, before, after = _read_ascii(stream, path, elements, at)
         else:
-            raw, before, after = _read_binary(stream, path, elements, at, _ORDERS[order])
+            raw, before, after = _read_binary(stream, path, elements, at, ORDERS[order])
     points = np.stack([raw.pop(name).astype(np.float64) for name in (x, y, z)], axis=1)
     types = {}
     for each in vertex.properties:
@@ -139,13 +88,14 @@ def read_ply(path: Path) -> PointCloud:
     factor = colors_to_255(columns)
     source = PlySource(
         order,
-        comments,
+        header.comments,
         (elements[:at], before),
         (elements[at + 1 :], after),
         vertex.count,
         types,
         properties,
         factor,
+        header.encoding,
     )
     return PointCloud(points, columns, source)
 
@@ -172,93 +122,38 @@ def write_ply(path: Path, cloud: PointCloud) -> None:
         own = source.properties.get(name)
         written = unique_name("_".join((own or _default_name(name)).split()) or "_", arrays)
         arrays[written] = _stored(name, column, source.types.get(own) if own else None, source)
-    vertex = _Element("vertex", len(cloud))
-    vertex.properties = [_Property(name, array.dtype.str[1:]) for name, array in arrays.items()]
+    vertex = Element("vertex", len(cloud))
+    vertex.properties = [Property(name, array.dtype.str[1:]) for name, array in arrays.items()]
     same = source.count == len(cloud)
     before, after = (part if same else ([], b"") for part in (source.before, source.after))
     lines = ["ply", f"format {source.order} 1.0", *source.comments]
     for element in (*before[0], vertex, *after[0]):
         lines += element.lines()
-    header = "\n".join([*lines, "end_header", ""]).encode("utf-8", errors="surrogateescape")
+    header = "\n".join([*lines, "end_header", ""])
     with path.open("wb") as stream:
-        stream.write(header)
+        try:
+            stream.write(header.encode(source.encoding))
+        except UnicodeEncodeError:  # a new column's name is beyond Latin-1
+            stream.write(header.encode())
         stream.write(before[1])
         if source.order == "ascii":
             write_rows(stream, list(arrays.values()), " ")
         else:
-            order = _ORDERS[source.order]
-            packed = np.empty(
-                len(cloud), [(name, order + array.dtype.str[1:]) for name, array in arrays.items()]
-            )
-            for name, array in arrays.items():
-                packed[name] = array
+            order = ORDERS[source.order]
+            values = list(arrays.values())
+            types = [(str(place), order + each.dtype.str[1:]) for place, each in enumerate(values)]
+            packed = np.empty(len(cloud), types)
+            for place, array in enumerate(values):
+                packed[str(place)] = array
             stream.write(packed.data)
         stream.write(after[1])
-
-
-def _read_header(stream: BinaryIO, path: Path) -> tuple[str, list[str], list[_Element]]:
-    if stream.readline(16).rstrip() != b"ply":
-        raise InputError(f"{path} is not a PLY file: its first line is not 'ply'")
-    order = ""
-    comments: list[str] = []
-    elements: list[_Element] = []
-    number = 1
-    while True:
-        number += 1
-        raw = stream.readline(_LONGEST_HEADER)
-        if not raw.endswith(b"\n") or stream.tell() > _LONGEST_HEADER:
-            raise InputError(f"{path}: its header has no end_header line")
-        line = raw.decode("utf-8", errors="surrogateescape").rstrip("\r\n")
-        words = line.split()
-        if not words:
-            continue
-        try:
-            match words[0]:
-                case "end_header":
-                    break
-                case "comment" | "obj_info":
-                    comments.append(line)
-                case "format":
-                    order = words[1]
-                    if order not in _ORDERS:
-                        raise InputError(
-                            f"{path}, line {number}: unknown format {order!r}; "
-                            f"known: {', '.join(_ORDERS)}"
-                        )
-                case "element":
-                    elements.append(_Element(words[1], int(words[2])))
-                    if elements[-1].count < 0:
-                        raise ValueError
-                case "property":
-                    elements[-1].properties.append(_property(words))
-                case _:
-                    raise ValueError
-        except (IndexError, ValueError, KeyError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"{path}, line {number}: {line[:80]!r} is not a PLY header") from error
-    if not order:
-        raise InputError(f"{path}: its header has no format line")
-    for element in elements:
-        names = [each.name for each in element.properties]
-        check_column_count(len(names), path)
-        twice = {name for name in names if names.count(name) > 1}
-        if twice:
-            raise InputError(f"{path}: property {min(twice)!r} of {element.name} is there twice")
-    return order, comments, elements
-
-
-def _property(words: list[str]) -> _Property:
-    if words[1] == "list":
-        return _Property(words[4], _TYPES[words[3]], _TYPES[words[2]])
-    return _Property(words[2], _TYPES[words[1]])
 
 
 _Body = tuple[dict[str, np.ndarray], bytes, bytes]
 
 
 def _read_binary(
-    stream: BinaryIO, path: Path, elements: list[_Element], at: int, order: str
+    stream: BinaryIO, path: Path, elements: list[Element], at: int, order: str
 ) -> _Body:
     body = np.fromfile(stream, dtype=np.uint8)
     start = 0
@@ -280,26 +175,33 @@ def _read_binary(
     if len(body) - end < rest:
         raise InputError(f"{path} is cut short: {elements[-1].name} elements are missing")
     raw: dict[str, np.ndarray] = {}
-    for each in vertex.properties:
-        values = rows[each.name]
+    taken = {each.name for each in vertex.properties}
+    for place, each in enumerate(vertex.properties):
+        values = rows[str(place)]
         if each.count_dtype is None:
             raw[each.name] = values
             continue
-        if (rows[f"count of {each.name}"] != values.shape[1]).any():
+        if (rows[f"count {place}"] != values.shape[1]).any():
             raise _varying(path, each)
-        for index in range(values.shape[1]):
-            raw[unique_name(f"{each.name}_{index}", raw)] = values[:, index]
+        for index, name in enumerate(_parts(each, values.shape[1], taken)):
+            raw[name] = values[:, index]
     return raw, body[:start].tobytes(), body[end:].tobytes()
 
 
-def _row_type(vertex: _Element, body: np.ndarray, start: int, order: str, path: Path) -> np.dtype:
-    """The vertex row as a structured type, list lengths taken from the first row."""
+def _row_type(vertex: Element, body: np.ndarray, start: int, order: str, path: Path) -> np.dtype:
+    """The vertex row as a structured type, list lengths taken from the first row.
+
+    Members are named by the number of their property, a list's length ``count 7``.
+    """
     fields: list[tuple] = []
-    for each in vertex.properties:
+    offset, values = start, 0
+    for place, each in enumerate(vertex.properties):
+        kind = np.dtype(order + each.dtype)
         if each.count_dtype is None:
-            fields.append((each.name, order + each.dtype))
+            fields.append((str(place), kind))
+            offset += kind.itemsize
+            values += 1
             continue
-        offset = start + np.dtype(fields).itemsize
         count_type = np.dtype(order + each.count_dtype)
         first = body[offset : offset + count_type.itemsize]
         length = 0
@@ -307,13 +209,24 @@ def _row_type(vertex: _Element, body: np.ndarray, start: int, order: str, path: 
             length = int(first.view(count_type)[0])
         if not 0 <= length <= len(body):
             raise _varying(path, each)
-        check_column_count(len(vertex.properties) + length, path)
-        fields.append((f"count of {each.name}", count_type))
-        fields.append((each.name, order + each.dtype, (length,)))
+        values += length
+        check_column_count(values, path)
+        fields.append((f"count {place}", count_type))
+        fields.append((str(place), kind, (length,)))
+        offset += count_type.itemsize + length * kind.itemsize
     return np.dtype(fields)
 
 
-def _end_of_element(body: np.ndarray, start: int, element: _Element, order: str, path: Path) -> int:
+def _parts(each: Property, length: int, taken: set[str]) -> list[str]:
+    """A name for each value of a list, none of them taken so far."""
+    names = []
+    for index in range(length):
+        names.append(unique_name(f"{each.name}_{index}", taken))
+        taken.add(names[-1])
+    return names
+
+
+def _end_of_element(body: np.ndarray, start: int, element: Element, order: str, path: Path) -> int:
     """Where the element's body ends; lists make every row a length of its own."""
     if all(each.count_dtype is None for each in element.properties):
         end = start + element.count * sum(np.dtype(p.dtype).itemsize for p in element.properties)
@@ -335,7 +248,7 @@ def _end_of_element(body: np.ndarray, start: int, element: _Element, order: str,
     return end
 
 
-def _read_ascii(stream: BinaryIO, path: Path, elements: list[_Element], at: int) -> _Body:
+def _read_ascii(stream: BinaryIO, path: Path, elements: list[Element], at: int) -> _Body:
     lines = [line for line in stream.read().splitlines(keepends=True) if line.strip()]
     first = sum(each.count for each in elements[:at])
     vertex = elements[at]
@@ -349,16 +262,17 @@ def _read_ascii(stream: BinaryIO, path: Path, elements: list[_Element], at: int)
     rows = lines[first : first + vertex.count]
     fields: list[tuple[str, str]] = []
     words = rows[0].split() if rows else []
-    counts: dict[str, tuple[_Property, int]] = {}
+    counts: dict[str, tuple[Property, int]] = {}
+    taken = {each.name for each in vertex.properties}
     for each in vertex.properties:
         if each.count_dtype is None:
             fields.append((each.name, each.dtype))
             continue
-        counts[f"count of {each.name}"] = (each, _list_length(words, len(fields), path, each))
+        length = _list_length(words, len(fields), path, each)
+        check_column_count(len(fields) + length, path)
+        counts[f"count of {each.name}"] = (each, length)
         fields.append((f"count of {each.name}", each.count_dtype))
-        taken = [name for name, _ in fields]
-        for index in range(counts[f"count of {each.name}"][1]):
-            fields.append((unique_name(f"{each.name}_{index}", taken), each.dtype))
+        fields += [(name, each.dtype) for name in _parts(each, length, taken)]
     table = parse_table(rows, fields, path)
     for name, (each, length) in counts.items():
         if (table.pop(name) != length).any():
@@ -366,18 +280,17 @@ def _read_ascii(stream: BinaryIO, path: Path, elements: list[_Element], at: int)
     return table, b"".join(lines[:first]), b"".join(lines[first + vertex.count :])
 
 
-def _list_length(words: list[bytes], at: int, path: Path, each: _Property) -> int:
+def _list_length(words: list[bytes], at: int, path: Path, each: Property) -> int:
     try:
         length = int(words[at]) if words else 0
     except (IndexError, ValueError):
         length = -1
     if not 0 <= length <= len(words):
         raise _varying(path, each)
-    check_column_count(at + length, path)
     return length
 
 
-def _varying(path: Path, each: _Property) -> InputError:
+def _varying(path: Path, each: Property) -> InputError:
     return InputError(
         f"{path}: the vertices' list property {each.name!r} varies in length; "
         "write it as scalar properties"
@@ -408,7 +321,7 @@ def _stored(name: str, column: np.ndarray, wanted: str | None, source: PlySource
     if name in AXES:
         single = lossless(column, np.dtype(np.float32))
         return column if single is None else single
-    if column.dtype.str[1:] in _TYPE_NAMES:
+    if column.dtype.str[1:] in TYPE_NAMES:
         return column
     for code in {"b": ("u1",), "f": ("f4", "f8")}.get(column.dtype.kind, ("i4", "u4", "f8")):
         fitting = lossless(column, np.dtype(code))

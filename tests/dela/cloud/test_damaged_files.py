@@ -18,8 +18,9 @@ from dela.cloud.formats.ply import PlySource
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 
+GENERAL = [suffix for suffix, form in FORMATS.items() if form.any_columns]
 VARIANTS = {
-    **{suffix[1:]: (suffix, None) for suffix in FORMATS},
+    **{suffix[1:]: (suffix, None) for suffix in GENERAL},
     "ascii ply": (".ply", PlySource("ascii")),
     "big-endian ply": (".ply", PlySource("binary_big_endian")),
     "ascii pcd": (".pcd", PcdSource("ascii")),
@@ -60,7 +61,7 @@ def test_file_cut_anywhere(tmp_path: Path, variant: str) -> None:
     data = path.read_bytes()
     cut = tmp_path / f"cut{path.suffix}"
     generator = np.random.default_rng(1)
-    is_text = path.suffix in (".txt", ".csv", ".xyz", ".asc")
+    is_text = path.suffix in (".txt", ".csv", ".xyz", ".asc", ".pts")
     for length in [0, 1, len(data) // 2, *generator.integers(0, len(data) - 1, 40)]:
         cut.write_bytes(data[:length])
         cloud = _read(cut)
@@ -198,7 +199,7 @@ def test_text_tables(tmp_path: Path) -> None:
     _words(path, "1_0 2 3\n", "line 1")
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", GENERAL)
 def test_empty_and_non_finite_clouds_are_left_to_the_caller(tmp_path: Path, suffix: str) -> None:
     write_cloud(tmp_path / f"a{suffix}", PointCloud(np.zeros((0, 3))))
     assert len(read_cloud(tmp_path / f"a{suffix}")) == 0

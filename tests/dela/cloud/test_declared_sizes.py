@@ -94,24 +94,24 @@ def test_array_header_that_claims_more_than_is_there(tmp_path: Path, suffix: str
 
 
 def test_more_columns_than_any_scan_has(tmp_path: Path) -> None:
-    names = [f"c{index}" for index in range(5000)]
+    names = [f"c{index}" for index in range(70_000)]
     header = "ply\nformat ascii 1.0\nelement vertex 0\n"
     files = {
         "wide.npy": None,
         "wide.ply": header + "".join(f"property float {n}\n" for n in names) + "end_header\n",
         "wide.pcd": (
-            "VERSION 0.7\nFIELDS x y z c\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 5000\n"
+            "VERSION 0.7\nFIELDS x y z c\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 70000\n"
             "WIDTH 0\nHEIGHT 1\nPOINTS 0\nDATA binary\n"
         ),
-        "wide.txt": " ".join(["1"] * 5000) + "\n",
+        "wide.txt": " ".join(["1"] * 70_000) + "\n",
     }
     for name, text in files.items():
         path = tmp_path / name
         if text is None:
-            np.save(path, np.zeros((2, 5000), np.float32))
+            np.save(path, np.zeros((2, 70_000), np.float32))
         else:
             path.write_text(text)
-        with pytest.raises(InputError, match="columns, more than 2000"):
+        with pytest.raises(InputError, match="columns, more than 65536"):
             read_cloud(path)
 
 

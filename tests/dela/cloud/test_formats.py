@@ -24,13 +24,14 @@ from dela.cloud.formats import (
 from dela.cloud.formats.pcd import PcdSource
 from dela.cloud.formats.ply import PlySource
 from dela.cloud.point_cloud import PointCloud
-from dela.errors import InputError
+from dela.errors import InputError, ScanWarning
 
 FILE_SETTINGS = settings(
     max_examples=25,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+GENERAL = [suffix for suffix, form in FORMATS.items() if form.any_columns]
 DTYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "f4", "f8"]
 
 
@@ -77,14 +78,14 @@ def _same_columns(left: PointCloud, right: PointCloud, exact_types: bool) -> Non
             assert other.dtype == column.dtype, name
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", GENERAL)
 @FILE_SETTINGS
 @given(cloud=clouds())
 def test_any_cloud_comes_back(tmp_path: Path, suffix: str, cloud: PointCloud) -> None:
     path = tmp_path / f"a{suffix}"
     assert write_cloud(path, cloud, overwrite=True) == path
     again = read_cloud(path)
-    is_text = suffix in (".txt", ".csv", ".xyz", ".asc")
+    is_text = suffix in (".txt", ".csv", ".xyz", ".asc", ".pts")
     if suffix in (".las", ".laz"):
         np.testing.assert_allclose(again.points, cloud.points, rtol=0, atol=5.1e-5)
     else:
@@ -102,7 +103,7 @@ def test_any_cloud_comes_back(tmp_path: Path, suffix: str, cloud: PointCloud) ->
     _same_columns(cloud, again, exact_types=not is_text)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", GENERAL)
 @FILE_SETTINGS
 @given(cloud=clouds())
 def test_second_writing_gives_the_same_bytes(
@@ -110,13 +111,13 @@ def test_second_writing_gives_the_same_bytes(
 ) -> None:
     first, second = tmp_path / f"a{suffix}", tmp_path / f"b{suffix}"
     write_cloud(first, cloud, overwrite=True)
-    if suffix in (".txt", ".csv", ".xyz", ".asc"):  # types settle with the first reading
+    if suffix in (".txt", ".csv", ".xyz", ".asc", ".pts"):  # types settle with the first reading
         write_cloud(first, read_cloud(first), overwrite=True)
     write_cloud(second, read_cloud(first), overwrite=True)
     assert first.read_bytes() == second.read_bytes()
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", GENERAL)
 def test_selection_and_new_columns_are_written(tmp_path: Path, suffix: str) -> None:
     cloud = PointCloud(np.arange(30.0).reshape(10, 3), {"intensity": np.arange(10, dtype="u2")})
     write_cloud(tmp_path / f"a{suffix}", cloud)
@@ -131,7 +132,7 @@ def test_selection_and_new_columns_are_written(tmp_path: Path, suffix: str) -> N
     assert again.columns["classification"].tolist() == [6, 2, 5]
 
 
-@pytest.mark.parametrize("source", FORMATS)
+@pytest.mark.parametrize("source", GENERAL)
 @pytest.mark.parametrize("target", [".laz", ".ply", ".pcd", ".npz", ".npy", ".csv"])
 def test_every_format_converts_to_every_other(tmp_path: Path, source: str, target: str) -> None:
     generator = np.random.default_rng(0)
@@ -431,16 +432,20 @@ def test_cloudcompare_names_become_canonical_and_go_back(tmp_path: Path) -> None
 def test_npy_columns_by_position(tmp_path: Path) -> None:
     rooms = np.array([[1.5, 2, 3, 255, 0, 128, 4], [4, 5, 6, 1, 2, 3, 12]])
     np.save(tmp_path / "a.npy", rooms)
-    cloud = read_cloud(tmp_path / "a.npy")
+    with pytest.warns(ScanWarning, match="x,y,z,column_3"):
+        assert list(read_cloud(tmp_path / "a.npy").columns) == [f"column_{i}" for i in range(3, 7)]
+    cloud = read_cloud(tmp_path / "a.npy", "x,y,z,red,green,blue,label")
     assert list(cloud.columns) == ["red", "green", "blue", "label"]
     assert cloud.columns["label"].tolist() == [4, 12]
     assert cloud.columns["label"].dtype == np.int32
     write_cloud(tmp_path / "b.npy", cloud)
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), rooms)
     np.save(tmp_path / "c.npy", np.array([[0, 0, 0, 0.6, 0, -0.8]]))
-    assert list(read_cloud(tmp_path / "c.npy").columns) == ["normal_x", "normal_y", "normal_z"]
+    with pytest.warns(ScanWarning, match="normal_x,normal_y,normal_z"):
+        assert list(read_cloud(tmp_path / "c.npy").columns) == ["normal_x", "normal_y", "normal_z"]
     np.save(tmp_path / "d.npy", np.asfortranarray(np.arange(20.0, dtype=">f4").reshape(4, 5)))
-    cloud = read_cloud(tmp_path / "d.npy")
+    with pytest.warns(ScanWarning, match="column_3,column_4"):
+        cloud = read_cloud(tmp_path / "d.npy")
     assert cloud.points[1].tolist() == [5, 6, 7]
     assert list(cloud.columns) == ["column_3", "column_4"]
     assert cloud.columns["column_4"].dtype.isnative
@@ -529,8 +534,7 @@ def test_pcd_compressed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "columns"),
     [
-        ("a.txt", "1 2 3 10 20 30\n4 5 6 11 21 31\n", ["red", "green", "blue"]),
-        ("a.txt", "1 2 3 10 20 30 4\n4 5 6 11 21 31 5", ["red", "green", "blue", "label"]),
+        ("a.txt", "#x y z r g b\n1 2 3 10 20 30\n4 5 6 11 21 31\n", ["red", "green", "blue"]),
         ("a.csv", "X,Y,Z,Intensity\n1,2,3,9\n4,5,6,8\n", ["intensity"]),
         ("a.csv", "id;x;y;z\n7;1;2;3\n7;4;5;6\n", ["id"]),
         ("a.asc", "//X Y Z R G B\n1 2 3 1 2 3\n\n4 5 6 7 8 9\n", ["red", "green", "blue"]),
@@ -568,6 +572,14 @@ def test_folders_and_files_are_found(tmp_path: Path) -> None:
         find_scans([])
 
 
+def test_columns_stored_beside_their_points_are_no_scans(tmp_path: Path) -> None:
+    for name in ("a/coord.npy", "a/color.npy", "a/segment.npy", "b/color.npy"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = [str(path.relative_to(tmp_path)) for path in find_scans([tmp_path])]
+    assert found == ["a/coord.npy", "b/color.npy"]
+
+
 def test_a_million_points_read_in_array_time(tmp_path: Path) -> None:
     """Processor time, so that busy machines do not matter; a Python loop takes seconds."""
     generator = np.random.default_rng(0)
@@ -592,7 +604,7 @@ def test_ply_source_can_be_given_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / "a.ply").read_text().startswith("ply\nformat ascii 1.0\ncomment from us\n")
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", GENERAL)
 def test_every_format_says_where_its_labels_go_and_keeps_them_there(tmp_path: Path, suffix: str):
     form = format_of(f"scan{suffix}")
     limits = np.iinfo(form.label_dtype)
@@ -602,7 +614,7 @@ def test_every_format_says_where_its_labels_go_and_keeps_them_there(tmp_path: Pa
     np.testing.assert_array_equal(again.columns[form.label_column], labels)
 
 
-@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("suffix", GENERAL)
 def test_extents_told_by_a_header_are_those_of_the_points(tmp_path: Path, suffix: str):
     points = np.array([[0.5, 2.0, -3.0], [1.5, -2.0, 4.0]])
     extent = read_extent(write_cloud(tmp_path / f"scan{suffix}", PointCloud(points, {})))

@@ -15,7 +15,7 @@ from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.families.dela.config import PRESETS
 from dela.model.contract import AttributeInfo
-from dela.scan.attributes import compute_attributes, height_above_ground
+from dela.scan.attributes import compute_attributes, has_attributes, height_above_ground
 
 
 def test_columns_are_scaled_in_the_given_order() -> None:
@@ -224,3 +224,22 @@ def test_airborne_tiles_against_their_own_ground_class(lidar_dir: Path) -> None:
         # Tall blocks fill two of the tiles: their roofs stand 16 m high.
         assert 2 < np.median(building) < 18, path.name
         assert 0.1 < np.median(heights[classes == 3]) < 0.5, path.name
+
+
+def test_points_that_lack_an_attribute_are_told_apart() -> None:
+    columns = {
+        "intensity": np.array([1.0, np.nan, np.inf, 2.0]),
+        "other": np.array([np.nan] * 4),
+        "label": np.arange(4),
+        "height": np.array([np.nan] * 4),
+        "category": np.array([0.0, 1.0, 0.0, np.nan]),
+    }
+    cloud = PointCloud(np.zeros((4, 3)), columns)
+    for names, expected in (
+        (["intensity", "height", "label"], [True, False, True, True]),
+        (["category_0", "category_1"], [True, True, True, False]),
+        (["missing"], [True] * 4),
+        ([], [True] * 4),
+    ):
+        infos = [AttributeInfo(name) for name in names]
+        assert has_attributes(cloud, infos).tolist() == expected

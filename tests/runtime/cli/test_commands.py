@@ -492,3 +492,50 @@ def test_prediction_runs_where_torch_cannot_be_imported(network, scan, tmp_path)
             "which is not installed",
             "pip install 'dela[train]'",
         )
+
+
+def test_columns_are_named_on_every_command_that_reads(run, network, tmp_path):
+    cloud = make_cloud()
+    names = [*"xyz", *cloud.columns]
+    table = np.column_stack([cloud.points, *cloud.columns.values()])
+    path, named = tmp_path / "scan.npy", ("--columns", ",".join(names))
+    np.save(path, table)
+    code, _, error = run("predict", path, "-m", network.onnx)
+    assert code == 1 and "--columns" in error
+    code, out, error = run("predict", path, "-m", network.onnx, *named, "--json")
+    assert code == 0, error
+    expected = Predictor(load_backend(network.onnx)).predict(cloud).labels
+    labelled = read_cloud(json.loads(out)["results"][0]["output"])
+    np.testing.assert_array_equal(labelled.columns["label"], expected)
+    for words in (
+        ("verify", network.onnx, "--checkpoint", network.checkpoint, "-i", path),
+        ("bench", network.onnx, "-i", path, "--repeat", 1, "--warmup", 0),
+        ("info", path),
+        ("view", path, "--width", 300),
+    ):
+        assert run(*words, *named)[0] == 0
+        code, _, error = run(*words, "--columns", "x,y", *(["--overwrite"] * (words[0] == "view")))
+        assert code == 1 and "z missing" in error
+
+
+def test_kitti_scans_are_labelled_in_files_of_their_own(run, network, tmp_path):
+    cloud = make_cloud()
+    names = ["x", "y", "z", *cloud.columns]
+    near = cloud.points - cloud.points.min(axis=0)
+    values = np.column_stack([near, *cloud.columns.values()]).astype("<f4")
+    for name in ("000000", "000001"):
+        values.tofile(tmp_path / f"{name}.bin")
+    named = ("--columns", ",".join(names))
+    code, _, error = run("predict", tmp_path, "-m", network.onnx, *named)
+    assert code == 0, error
+    again = PointCloud(
+        values[:, :3], dict(zip(cloud.columns, values[:, 3:].T.astype(float), strict=True))
+    )
+    expected = Predictor(load_backend(network.onnx)).predict(again).labels
+    for name in ("000000", "000001"):
+        np.testing.assert_array_equal(np.fromfile(tmp_path / f"{name}.label", "<u4"), expected)
+    words = ("predict", tmp_path / "000000.bin", "-m", network.onnx, *named, "-o")
+    assert_failed_in_words(run(*words, tmp_path / "b.bin"), "a .bin holds no labels")
+    code, _, error = run(*words, tmp_path / "b.ply")
+    assert code == 0, error
+    np.testing.assert_array_equal(read_cloud(tmp_path / "b.ply").columns["label"], expected)

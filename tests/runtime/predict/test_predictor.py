@@ -214,3 +214,23 @@ def test_classification_gives_the_cloud_one_label(classifier, name):
         result = predictor.predict(make_cloud(count, (1, 1, 1)), votes=2)
         assert result.labels.shape == (count,) and len(np.unique(result.labels)) == 1
         assert len(np.unique(result.confidence)) == 1
+
+
+def test_points_without_an_attribute_are_refused_or_left_unlabelled(network):
+    predictor = Predictor(load_backend(network.onnx))
+    cloud = make_cloud()
+    name = next(info.name for info in predictor.config.input_columns if info.name in cloud.columns)
+    missing = np.zeros(len(cloud), bool)
+    missing[[3, 700, 3999]] = True
+    expected = predictor.predict(cloud.select(~missing))
+    cloud.columns[name] = cloud.columns[name].astype(np.float32)
+    cloud.columns[name][missing] = np.nan
+    with pytest.raises(InputError, match=r"3 NaN values of 4000.*\n?.*--drop-invalid"):
+        predictor.predict(cloud)
+    found = predictor.predict(cloud, drop_invalid=True)
+    assert found.invalid == 3
+    assert (found.labels[missing] == -1).all()
+    np.testing.assert_array_equal(found.labels[~missing], expected.labels)
+    cloud.columns[name][:] = np.nan
+    with pytest.raises(InputError, match="all 4,000 points have NaN"):
+        predictor.predict(cloud, drop_invalid=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,7 +15,7 @@ torch = pytest.importorskip("torch")
 from dela.artifacts.checkpoint import save_checkpoint  # noqa: E402
 from dela.cli.main import run_command  # noqa: E402
 from dela.cloud.formats import read_cloud, write_cloud  # noqa: E402
-from dela.errors import InputError  # noqa: E402
+from dela.errors import ConfigError, InputError  # noqa: E402
 from dela.export import export_onnx  # noqa: E402
 from dela.families import create_model  # noqa: E402
 from dela.training.run.folder import to_toml  # noqa: E402
@@ -182,3 +183,38 @@ def torch_config(checkpoint):
     from dela.artifacts.checkpoint import load_checkpoint
 
     return load_checkpoint(checkpoint).config
+
+
+def nameless_copy(scan, folder):
+    """The scan as an array without names, and the names of its columns."""
+    cloud = read_cloud(scan)
+    path = folder / f"{scan.stem}.npy"
+    np.save(path, np.column_stack([cloud.points, *cloud.columns.values()]))
+    return path, ["x", "y", "z", *cloud.columns]
+
+
+def test_nameless_columns_are_named_on_the_command_line(model, tiny_scans, tmp_path, capsys):
+    path, names = nameless_copy(tiny_scans / "val.ply", tmp_path)
+    expected = scored(capsys, model[1], tiny_scans / "val.ply")
+    assert scored(capsys, model[1], path, "--columns", ",".join(names)) == expected
+    with pytest.raises(InputError, match="z missing"):
+        run_command(["eval", str(model[1]), str(path), "--columns", "x,y"])
+    with pytest.raises(SystemExit):
+        run_command(["eval", str(model[0]), "--columns", "x,y,z"])
+
+
+def test_nameless_columns_are_named_in_the_configuration(
+    model, tiny_config, tiny_scans, tmp_path, capsys
+):
+    expected = scored(capsys, model[1], "--config", model[2], "--split", "val")
+    names = [nameless_copy(tiny_scans / f"{name}.ply", tmp_path)[1] for name in ("train", "val")]
+    data = dataclasses.replace(
+        tiny_config.data, root=str(tmp_path), train=("train.npy",), val=("val.npy",)
+    )
+    assert names[0] == names[1]
+    data = dataclasses.replace(data, columns=tuple(names[0]))
+    config = tmp_path / "named.toml"
+    config.write_text(to_toml(dataclasses.replace(tiny_config, data=data)), encoding="utf-8")
+    assert scored(capsys, model[1], "--config", config, "--split", "val") == expected
+    with pytest.raises(ConfigError, match=r"data\.columns: columns x,y: z missing"):
+        dataclasses.replace(data, columns=("x", "y"))

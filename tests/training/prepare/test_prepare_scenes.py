@@ -409,6 +409,20 @@ def test_folders_store_what_the_configuration_wants(tmp_path):
         ]
 
 
+def test_folders_of_nameless_columns_take_their_names_from_the_configuration(tmp_path):
+    config, clouds = raw_layouts.write_folder(tmp_path, points=300)
+    cloud = clouds["c.npz"]
+    names = ["x", "y", "z", *cloud.columns]
+    np.save(tmp_path / "c.npy", np.column_stack([cloud.points, *cloud.columns.values()]))
+    expected = folder.read(by_name(folder.plan(tmp_path, Options(config=config)))["c"])
+    text = config.read_text().replace("c.npz", "c.npy")
+    config.write_text(text.replace("[data]\n", f"[data]\ncolumns = {names}\n", 1))
+    record = folder.read(by_name(folder.plan(tmp_path, Options(config=config)))["c"])
+    assert sorted(record.columns) == sorted(expected.columns)
+    for name, column in expected.columns.items():
+        assert np.array_equal(record.columns[name], column), name
+
+
 def test_folders_need_a_fitting_configuration(tmp_path):
     config, clouds = raw_layouts.write_folder(tmp_path, points=300)
     with pytest.raises(InputError, match="needs --config"):

@@ -70,8 +70,8 @@ def read(unit: Unit) -> Record:
         InputError: a damaged file, a missing column, or label values outside the class map.
     """
     path = unit.files[0]
-    cloud = read_cloud(path)
     data = read_dataclass(DataConfig, unit.facts["data"], "data")
+    cloud = read_cloud(path, data.columns or None)
     names = [name for name in unit.facts["columns"] if name != HEIGHT_ABOVE_GROUND]
     missing = [name for name in (*names, data.label) if name not in cloud.columns]
     if missing:
@@ -97,7 +97,9 @@ def read(unit: Unit) -> Record:
 
 def _label_facts(data: DataConfig) -> dict[str, object]:
     """What of ``[data]`` decides the labels; the rest may change without preparing anew."""
+    named = {"columns": list(data.columns)} if data.columns else {}
     return {
+        **named,
         "label": data.label,
         "classes": [asdict(info) for info in data.classes],
         "ignore": list(data.ignore),
