@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 CHILD = """
 import os, resource, sys, time
 
-def stop(path):
+def stop(path, columns=None):
     used = resource.getrusage(resource.RUSAGE_SELF)
     print(time.monotonic(), used.ru_utime + used.ru_stime, made[0], flush=True)
     os._exit(0)
