@@ -211,8 +211,13 @@ class _Labelling:
             print_json(
                 {"model": str(self.model), "results": self.results, "failures": self.failures}
             )
-        elif self.results:
+            return
+        if self.results:
             _show(self.results, self.scores)
+        if self.failures:
+            from dela.runtime.cli.tables import failures_table
+
+            console().print(failures_table(self.failures))
 
 
 def _targets(scans: Sequence[Path], output: Path | None) -> list[tuple[Path, Path]]:

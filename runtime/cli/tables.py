@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dela.cli.console import bare_table, styled, table
+from dela.text import cut
 
 if TYPE_CHECKING:  # rich is imported once something is drawn
     from rich.table import Table
@@ -29,6 +30,15 @@ def predictions_table(results: Sequence[dict[str, Any]]) -> Table:
             str(result["tiles"]),
             *(f"{seconds[phase]:.2f} s" for phase in ("read", "pyramid", "network", "write")),
         )
+    return drawn
+
+
+def failures_table(failures: Sequence[dict[str, str]]) -> Table:
+    """One row per scan that was not labelled, and why."""
+    drawn = table("failed", "why", left=2)
+    for failure in failures:
+        scan, error = failure["input"], failure["error"]
+        drawn.add_row(scan, cut(error.removeprefix(f"{scan}: ").removeprefix(f"{scan} ")))
     return drawn
 
 

