@@ -273,6 +273,8 @@ def _check_readable(path: Path) -> None:
         raise InputError(f"{path} is a folder; name a scan file in it")
     if not path.exists():
         raise InputError(f"{path} does not exist")
+    if not path.is_file():  # opening a pipe would wait for somebody to write
+        raise InputError(f"{path} is a pipe or a device; write what it gives into a file first")
     try:
         with path.open("rb"):
             pass
