@@ -6,6 +6,7 @@ import copy
 import io
 import logging
 import struct
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,7 +25,7 @@ from dela.cloud.formats.columns import (
     unique_name,
 )
 from dela.cloud.point_cloud import PointCloud
-from dela.errors import InputError
+from dela.errors import InputError, ScanWarning
 
 # What laspy logs comes as an InputError too; without a handler Python would print it beside.
 logging.getLogger("laspy").addHandler(logging.NullHandler())
@@ -81,6 +82,7 @@ def read_las(path: Path) -> PointCloud:
         header.point_count = count
         if header.are_points_compressed and header.point_count:
             _check_chunks(path, header)
+        _tell_unread_points(path, header)
         names = list(header.point_format.dimension_names)
         check_column_count(len(names), path)
         record = reader.read_points(-1)
@@ -230,6 +232,27 @@ def _check_structure(path: Path) -> int:
             f"{path} is cut short: its header promises {count} points, {whole} are there"
         )
     return count
+
+
+def _tell_unread_points(path: Path, header: Any) -> None:
+    """Warns where a LAS holds more points than its header says; what follows them is no point."""
+    if header.are_points_compressed:
+        return
+    start, end = header.offset_to_point_data, path.stat().st_size
+    for other in (
+        getattr(header, "start_of_first_evlr", 0),
+        getattr(header, "start_of_waveform_data_packet_record", 0),
+    ):
+        if other >= start:
+            end = min(end, other)
+    held = (end - start) // header.point_format.size
+    if held > header.point_count:
+        warnings.warn(
+            f"{path}: its header says {header.point_count} points, {held} are there; the others "
+            "are left out (a program that repairs headers, lasinfo -repair, counts them again)",
+            ScanWarning,
+            stacklevel=3,
+        )
 
 
 def _check_chunks(path: Path, header: Any) -> None:

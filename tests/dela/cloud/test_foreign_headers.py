@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from dela.cloud.formats import read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
-from dela.errors import InputError
+from dela.errors import InputError, ScanWarning
 
 _HEADER = (
     "VERSION 0.7\nFIELDS x y z own\nSIZE 4 4 4 4\nTYPE F F F F\nCOUNT 1 1 1 3\n"
@@ -76,6 +77,34 @@ def test_header_bytes_outside_ascii_survive(tmp_path: Path, suffix: str) -> None
     path.write_bytes(data)
     written = write_cloud(tmp_path / f"again{suffix}", read_cloud(path))
     assert written.read_bytes()[26:90] == names
+
+
+@pytest.mark.parametrize("records", [0, 1])
+def test_more_points_than_the_header_says_are_told(tmp_path: Path, records: int) -> None:
+    """What stands behind the points, an extended record here, is none of them."""
+    import laspy
+
+    las = laspy.LasData(laspy.LasHeader(point_format=6, version="1.4"))
+    las.x, las.y, las.z = np.random.default_rng(5).normal(size=(3, 50))
+    las.evlrs = laspy.vlrs.vlrlist.VLRList()
+    for _ in range(records):
+        las.evlrs.append(laspy.VLR("somebody", 1, "", bytes(1000)))
+    path = tmp_path / "scan.las"
+    las.write(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(read_cloud(path)) == 50
+    data = bytearray(path.read_bytes())
+    data[107:111] = (20).to_bytes(4, "little")
+    data[247:255] = (20).to_bytes(8, "little")
+    path.write_bytes(data)
+    with pytest.warns(ScanWarning, match="its header says 20 points, 50 are there"):
+        assert len(read_cloud(path)) == 20
+
+
+def test_field_case_of_a_count_too_small(field_dir: Path) -> None:
+    with pytest.warns(ScanWarning, match="says 100 points, 500 are there"):
+        assert len(read_cloud(field_dir / "las" / "header_count_too_small.las")) == 100
 
 
 def test_array_with_a_row_for_each_coordinate(tmp_path: Path) -> None:
