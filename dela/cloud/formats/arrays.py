@@ -171,8 +171,9 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> PointCloud:
     """Reads an NPZ: ``points`` (or ``xyz``, ``coord`` ...) [N, 3+], or ``x``, ``y``, ``z`` [N].
 
     Arrays [N] are columns; ``colors``/``rgb`` and ``normals`` [N, 3] are split into theirs, other
-    [N, k] into ``name_0`` ...; the rest is kept for writing. ``names`` are those of the columns of
-    ``points``, x, y and z first.
+    [N, k] into ``name_0`` ...; the rest is kept for writing. A structured array with x, y and z
+    counts as an array for each of its fields, and is written so. ``names`` are those of the
+    columns of ``points``, x, y and z first.
 
     Raises:
         InputError: no coordinates, other names than columns, pickled objects, a damaged archive.
@@ -183,6 +184,7 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> PointCloud:
     with np.load(path, allow_pickle=False) as data:
         found = {name: data[name] for name in data.files}
     arrays = {name: array for name, array in found.items() if isinstance(array, np.ndarray)}
+    _spread_fields(arrays)
     source = NpzSource(compressed=compressed)
     raw: dict[str, np.ndarray] = {}
     points = _take_points(path, arrays, source, raw, names)
@@ -196,6 +198,17 @@ def read_npz(path: Path, names: Sequence[str] | None = None) -> PointCloud:
         check_colors(columns, path)
     source.color_factor = colors_to_255(columns)
     return PointCloud(points, columns, source)
+
+
+def _spread_fields(arrays: dict[str, np.ndarray]) -> None:
+    """Puts the fields of the first structured array with x, y and z in its place."""
+    for name, array in arrays.items():
+        fields = array.dtype.names or ()
+        if array.ndim == 1 and set(AXES) <= {part.lower() for part in fields}:
+            del arrays[name]
+            for part in fields:
+                arrays[unique_name(part, arrays)] = np.ascontiguousarray(array[part])
+            return
 
 
 def _check_members(archive: zipfile.ZipFile, path: Path) -> None:

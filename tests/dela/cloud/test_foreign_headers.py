@@ -116,3 +116,27 @@ def test_array_with_a_row_for_each_coordinate(tmp_path: Path) -> None:
             read_cloud(tmp_path / name)
     np.save(tmp_path / "right.npy", table[:, :9])
     assert len(read_cloud(tmp_path / "right.npy")) == 3
+
+
+def test_a_structured_array_in_an_archive_is_its_fields(tmp_path: Path) -> None:
+    kind = [("x", "f8"), ("y", "f8"), ("z", "f8"), ("intensity", "u2"), ("label", "i4")]
+    rng = np.random.default_rng(6)
+    table = np.zeros(40, kind)
+    for axis in "xyz":
+        table[axis] = rng.normal(size=40) + 5e5
+    table["intensity"], table["label"] = rng.integers(0, 60_000, 40), rng.integers(0, 5, 40)
+    np.savez(tmp_path / "scan.npz", cloud=table, label=np.arange(40))
+    cloud = read_cloud(tmp_path / "scan.npz")
+    for index, axis in enumerate("xyz"):
+        np.testing.assert_array_equal(cloud.points[:, index], table[axis])
+    np.testing.assert_array_equal(cloud.columns["intensity"], table["intensity"])
+    np.testing.assert_array_equal(cloud.columns["label"], np.arange(40))  # the archive's own
+    np.testing.assert_array_equal(cloud.columns["label_"], table["label"])
+    again = read_cloud(write_cloud(tmp_path / "again.npz", cloud))
+    np.testing.assert_array_equal(again.points, cloud.points)
+    assert again.columns.keys() == cloud.columns.keys()
+
+
+def test_field_case_of_a_structured_array(field_dir: Path) -> None:
+    cloud = read_cloud(field_dir / "npy" / "struct.npz")
+    assert len(cloud) == 300 and cloud.columns.keys() == {"intensity"}
