@@ -34,7 +34,13 @@ from dela.runtime.cli.options import (
     WarmUp,
     warm_up,
 )
-from dela.runtime.predict.labelled import classes_of_codes, column_of, score, with_prediction
+from dela.runtime.predict.labelled import (
+    check_target,
+    classes_of_codes,
+    column_of,
+    score,
+    with_prediction,
+)
 from dela.runtime.predict.predictor import MAX_POINTS, Prediction, Predictor
 from dela.scan.context import ContextFiles
 from dela.scan.tiles import context_width
@@ -168,12 +174,13 @@ class _Labelling:
         start = time.perf_counter()
         cloud = read_cloud(scan, self.columns)
         read = time.perf_counter() - start
+        classes = self.predictor.config.classes
+        check_target(cloud, classes, target, self.passes["drop_invalid"])
         known = self._known(cloud)
         prediction = self._predict(scan, cloud)
         start = time.perf_counter()
         write_cloud(target, with_prediction(cloud, prediction, target), self.overwrite)
         write = time.perf_counter() - start
-        classes = self.predictor.config.classes
         result = _result(scan, target, prediction, classes)
         result["seconds"] = {"read": read, **prediction.seconds, "write": write}
         if known is not None:

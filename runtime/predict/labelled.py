@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dela.cloud.formats import Format, format_of
+from dela.cloud.formats import Format, format_of, write_cloud
 from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.model.contract import ClassInfo
@@ -44,6 +45,41 @@ def with_prediction(cloud: PointCloud, prediction: Prediction, path: Path) -> Po
     columns[CONFIDENCE] = prediction.confidence.astype(np.float32)
     source = cloud.source
     return PointCloud(cloud.points, columns, source)
+
+
+def check_target(
+    cloud: PointCloud, classes: Sequence[ClassInfo], path: Path, drop_invalid: bool = False
+) -> None:
+    """Whether the result of a scan can be written, before a network runs over it.
+
+    A few of its points, one for every class and one without, are written to a file that is thrown
+    away: a format's limits on codes, names, versions and header are those of its writer.
+
+    Args:
+        cloud: as read.
+        classes: of the network.
+        path: the file to write later.
+        drop_invalid: points without finite coordinates are written too, unlabelled.
+
+    Raises:
+        InputError: what the format cannot hold.
+    """
+    if not len(cloud):
+        return
+    known = np.array([*range(len(classes)), UNLABELLED])
+    rows = np.arange(len(known)) % len(cloud)
+    if drop_invalid:
+        gaps = np.flatnonzero(~np.isfinite(cloud.points).all(axis=1))
+        rows[-1:] = gaps[:1] if len(gaps) else rows[-1:]
+    codes = np.array([*(info.code for info in classes), UNLABELLED], np.int32)
+    confidence = np.ones(len(known), np.float32)
+    answer = Prediction(known, codes, confidence, None, voxels=0, tiles=0, invalid=0)
+    with tempfile.TemporaryDirectory() as folder:
+        rehearsed = Path(folder) / path.name
+        try:
+            write_cloud(rehearsed, with_prediction(cloud.select(rows), answer, path))
+        except InputError as error:
+            raise InputError(str(error).replace(str(rehearsed), str(path))) from error
 
 
 def _check_codes(labels: np.ndarray, form: Format, path: Path) -> None:
