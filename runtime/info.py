@@ -138,7 +138,7 @@ def _scan(path: Path, names: str | None) -> dict[str, Any]:
         result["highest"] = [round(float(value), 3) for value in high]
         area = float(np.prod((high - low)[:2]))
         if area > 0:
-            result["points_per_square_metre"] = round(len(inside) / area, 2)
+            result["points_per_square_metre"] = float(f"{len(inside) / area:.3g}")
     result["columns"] = {
         name: {
             "dtype": str(column.dtype),

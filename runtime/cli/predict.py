@@ -48,6 +48,7 @@ from dela.scores.confusion import Confusion
 from dela.text import cut
 
 LABELLED = "_labelled"
+_TOLD_CODES = 8
 
 Scans = Annotated[list[Path], typer.Argument(help="Scans, or folders of them.")]
 Output = Annotated[
@@ -176,7 +177,7 @@ class _Labelling:
         read = time.perf_counter() - start
         classes = self.predictor.config.classes
         check_target(cloud, classes, target, self.passes["drop_invalid"])
-        known = self._known(cloud)
+        known = self._known(scan, cloud)
         prediction = self._predict(scan, cloud)
         start = time.perf_counter()
         write_cloud(target, with_prediction(cloud, prediction, target), self.overwrite)
@@ -185,18 +186,29 @@ class _Labelling:
         result["seconds"] = {"read": read, **prediction.seconds, "write": write}
         if known is not None:
             result["scores"] = self._score(known, prediction)
+            result["unscored"] = int(np.count_nonzero(known < 0))
         if drawing is not None:
             title = scan.name
             _draw(drawing, title, cloud, (known, prediction.classes), classes, self.overwrite)
             result["picture"] = str(drawing)
         return result
 
-    def _known(self, cloud: PointCloud) -> np.ndarray | None:
+    def _known(self, scan: Path, cloud: PointCloud) -> np.ndarray | None:
         """[N] true class of each point, -1 for none, where a column of them was named."""
         if self.truth is None:
             return None
         codes = column_of(cloud, self.truth)
-        return classes_of_codes(codes, self.predictor.config.classes, self.aliases)
+        known = classes_of_codes(codes, self.predictor.config.classes, self.aliases)
+        unknown = codes[known < 0]
+        if len(unknown):
+            found = np.unique(unknown)
+            told = ", ".join(map(str, found[:_TOLD_CODES].tolist()))
+            more = ", ..." if len(found) > _TOLD_CODES else ""
+            note(
+                f"note: {scan}: {len(unknown):,} points are not scored: no class has their true "
+                f"code ({told}{more}); --map FROM=TO gives them one"
+            )
+        return known
 
     def _predict(self, scan: Path, cloud: PointCloud) -> Prediction:
         around = None

@@ -141,6 +141,21 @@ def test_true_codes_can_be_mapped_to_classes(run, network, scan, tmp_path):
     assert_failed_in_words(run(*words, "--map", "0=99", "--overwrite"), "99")
 
 
+def test_true_codes_without_a_class_are_told(run, network, tmp_path):
+    cloud = make_cloud(600)
+    codes = np.full(600, 5, np.int32)
+    codes[:30], codes[30:40] = 9, -1
+    scan = write_cloud(
+        tmp_path / "scan.ply", PointCloud(cloud.points, {**cloud.columns, "truth": codes})
+    )
+    words = ["predict", scan, "-m", network.onnx, "-o", tmp_path / "out.ply", "--json"]
+    code, out, error = run(*words, "--truth", "truth")
+    assert code == 0 and json.loads(out)["results"][0]["unscored"] == 40
+    assert "40 points are not scored: no class has their true code (-1, 9); --map" in error
+    code, _, error = run(*words, "--truth", "truth", "--map", "9=5", "--map=-1=5", "--overwrite")
+    assert code == 0 and "not scored" not in error
+
+
 def test_predict_a_folder_passes_over_results_and_survives_a_bad_file(run, network, tmp_path):
     folder = tmp_path / "scans"
     folder.mkdir()
@@ -542,3 +557,9 @@ def test_kitti_scans_are_labelled_in_files_of_their_own(run, network, tmp_path):
     code, _, error = run(*words, tmp_path / "b.ply")
     assert code == 0, error
     np.testing.assert_array_equal(read_cloud(tmp_path / "b.ply").columns["label"], expected)
+
+
+def test_info_tells_the_density_of_sparse_scans(run, tmp_path):
+    scan = write_cloud(tmp_path / "scan.npz", PointCloud(np.eye(3) * 1000, {}))
+    code, out, _ = run("info", scan, "--json")
+    assert code == 0 and json.loads(out)["points_per_square_metre"] == 3e-6
