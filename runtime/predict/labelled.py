@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dela.cloud.formats import Format, format_of, write_cloud
+from dela.cloud.formats import Format, format_of, read_cloud, write_cloud
 from dela.cloud.point_cloud import PointCloud
-from dela.errors import InputError
+from dela.errors import InputError, ScanWarning
 from dela.model.contract import ClassInfo
 from dela.runtime.predict.predictor import UNLABELLED, Prediction
 from dela.scores.confusion import IGNORED, Confusion
@@ -52,8 +53,9 @@ def check_target(
 ) -> None:
     """Whether the result of a scan can be written, before a network runs over it.
 
-    A few of its points, one for every class and one without, are written to a file that is thrown
-    away: a format's limits on codes, names, versions and header are those of its writer.
+    A few of its points, one for every class and one without, are written to a file that is read
+    back and thrown away: a format's limits on codes, names, versions and header are those of its
+    writer and its reader.
 
     Args:
         cloud: as read.
@@ -78,6 +80,10 @@ def check_target(
         rehearsed = Path(folder) / path.name
         try:
             write_cloud(rehearsed, with_prediction(cloud.select(rows), answer, path))
+            if not format_of(path).labels_only:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", ScanWarning)  # told when the scan was read
+                    read_cloud(rehearsed)
         except InputError as error:
             raise InputError(str(error).replace(str(rehearsed), str(path))) from error
 

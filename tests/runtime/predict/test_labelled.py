@@ -12,6 +12,7 @@ from dela.cloud.point_cloud import PointCloud
 from dela.errors import InputError
 from dela.model.contract import ClassInfo
 from dela.runtime.backends.onnx_runtime import OnnxRuntimeBackend
+from dela.runtime.predict import labelled
 from dela.runtime.predict.labelled import check_target
 from small_networks import make_cloud
 
@@ -52,6 +53,19 @@ def test_points_without_coordinates_go_into_no_las(tmp_path):
     with pytest.raises(InputError, match="finite"):
         check_target(cloud, (GROUND,), tmp_path / "out.las", drop_invalid=True)
     check_target(cloud, (GROUND,), tmp_path / "out.ply", drop_invalid=True)
+
+
+def test_a_result_that_could_not_be_read_again_is_refused(tmp_path, monkeypatch):
+    """As headers of damaged files can have it, which a library writes as they are."""
+
+    def write(path, cloud):
+        path.write_bytes(b"ply\nformat binary_little_endian 1.0\nelement vertex 9\n")
+
+    monkeypatch.setattr(labelled, "write_cloud", write)
+    target = tmp_path / "out.ply"
+    with pytest.raises(InputError, match="no end_header line") as caught:
+        check_target(make_cloud(50), (GROUND,), target)
+    assert str(target) in str(caught.value)
 
 
 @pytest.mark.parametrize("points", [0, 1, 2])
